@@ -1,0 +1,45 @@
+# `make` alone lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test export lab docs clean
+
+help:       ## list the targets
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ' *## *' '{split($$1, a, ":"); printf "make %-10s %s\n", a[1], $$2}'
+
+setup: $(VENV)/.done ## create .venv with the tested versions (about 2 minutes, 2 GB; a second call does nothing)
+
+$(VENV)/.done: settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d: set PYTHON=/path/to/python3.11" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the tested versions into $(VENV) (about 2 minutes, 2 GB)"
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[run,dev]'
+	@$(BIN)/python -c 'import torch, transformers, wandb, papermill, nbdev, papers_lib'
+	@touch $@
+
+reproduce: setup ## run every paper at preset tiny, write the scoreboard, print its path last
+	$(BIN)/papers run all --preset tiny --jobs 2
+	@$(BIN)/papers scoreboard
+
+test: setup ## check the export and the notebooks, lint, run every test
+	$(BIN)/python tests/check_export.py
+	$(BIN)/ruff check papers_lib nbs data_prep tests setup.py
+	WANDB_MODE=disabled OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests
+
+export: setup ## write papers_lib/ from the notebooks and clean them
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+lab: setup ## open the notebooks in JupyterLab on 127.0.0.1
+	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=nbs
+
+docs: setup ## build the site from the committed outputs into _site/
+	$(BIN)/sphinx-build -q -b html -c nbs -D root_doc=toc nbs _site
+	@echo _site/toc.html
+
+clean: ## remove what the targets made (never results/ and never the cache)
+	rm -rf $(VENV) runs _site _proc _docs papers_lib.egg-info .pytest_cache .ruff_cache .hypothesis
