@@ -61,20 +61,19 @@ def _as_bias(mask, bias, dtype):
     return (bias if mask is None else bias.masked_fill(~mask, -torch.inf)).to(dtype)
 
 # %% ../../nbs/nn/05_attention.ipynb #f8809d72
-@lru_cache(maxsize=1)
-def _compiled_flex():
+@lru_cache(maxsize=2)
+def _compiled_flex(device):
     from torch.nn.attention.flex_attention import flex_attention
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention, dynamic=False if device == 'cpu' else None)   # torch 2.13: dynamic C++ does not build
+
 
 # %% ../../nbs/nn/05_attention.ipynb #1c986bd8
-def _block_mask(mask, t, s, device):
+def _block_mask(mask, b, h, t, s, device):
     "FlexAttention's list of blocks for a mask; kept with the mask, since building it costs more than one attention."
     from torch.nn.attention.flex_attention import create_block_mask
-    if not isinstance(mask, Mask):
-        m = mask if mask.ndim > 2 else mask[None]
-        m = (m if m.ndim == 4 else m[:, None]).expand(-1, -1, t, s)              # (b or 1, h or 1, t, s)
-        nb, nh = m.shape[:2]
-        return create_block_mask(lambda b, h, q, k: m[b % nb, h % nh, q, k], None if nb == 1 else nb, None if nh == 1 else nh, t, s, device)
+    if isinstance(mask, Tensor):
+        m = _bool_mask(mask, t, s, device).expand(b, h, t, s)
+        return create_block_mask(lambda i, j, q, k: m[i, j, q, k], b, h, t, s, device)
     key = (t, s, str(device))
     if key not in mask._blocks:
         mask._blocks[key] = create_block_mask(mask.flex(max(s - t, 0)), mask.n_batch, None, t, s, device)
@@ -86,10 +85,10 @@ def _flex(q, k, v, mask, bias, scale, dropout):
     if q.device.type == 'cpu' and any(x.requires_grad for x in (q, k, v)):
         raise ValueError("impl='flex' has no backward pass on a CPU: detach the inputs or use 'sdpa'")
     (b, h, t, _), s = q.shape, k.shape[2]
-    blocks = None if mask is None else _block_mask(mask, t, s, q.device)
+    blocks = None if mask is None else _block_mask(mask, b, h, t, s, q.device)
     table = None if bias is None else bias.expand(b, h, t, s)
     add = None if bias is None else lambda score, b, h, i, j: score + table[b, h, i, j]
-    return _compiled_flex()(q, k, v, score_mod=add, block_mask=blocks, scale=scale, enable_gqa=h != k.shape[1])
+    return _compiled_flex(q.device.type)(q, k, v, score_mod=add, block_mask=blocks, scale=scale, enable_gqa=h != k.shape[1])
 
 # %% ../../nbs/nn/05_attention.ipynb #08c2b4ef
 _impls = {'auto': _sdpa, 'sdpa': _sdpa, 'plain': _plain, 'flex': _flex}
@@ -201,7 +200,8 @@ class SelfAttention(nn.Module):
     def heads(self, x:Float[Tensor, 'b t d'])->tuple[Float[Tensor, 'b h t k'], ...]:
         "Project to queries, keys and values, split into heads."
         b, t, d = x.shape
-        return self.qkv(x).view(b, t, 3, self.n_head, d // self.n_head).transpose(1, 3).unbind(2)   # 3 x (b, h, t, k)
+        q, k, v = self.qkv(x).view(b, t, 3, self.n_head, d // self.n_head).unbind(2)                # 3 x (b, t, h, k)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                              # 3 x (b, h, t, k)
 
     def forward(self, x:Float[Tensor, 'b t d'], mask=None, cache:KVCache|None=None, layer:int=0)->Float[Tensor, 'b t d']:
         q, k, v = self.heads(x)

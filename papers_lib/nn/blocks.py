@@ -97,13 +97,15 @@ def _count(keep, past, t, device):
     if keep is None: return torch.arange(past, past + t, device=device)
     return (keep.cumsum(1) - 1).clamp_(min=0)[:, past:past + t]                 # padding: any position will do, 0
 
+_causal = causal()
+
 def _settle(mask, keep, past, t, device):
     "Bring the mask into the form that costs least in each layer: None, `causal()` or one dense tensor."
     if keep is not None: keep = keep[:, :past + t]
     if mask is None and t == 1: return keep if keep is None else keep[:, None]  # the last query sees all: (b, 1, s)
-    if mask is None and keep is None and not past: return causal()
+    if mask is None and keep is None and not past: return _causal
     if isinstance(mask, Tensor): return mask if keep is None else mask & keep[:, None]
-    mask = causal() if mask is None else mask
+    mask = _causal if mask is None else mask
     return (mask if keep is None else mask & padding(keep)).dense(t, past + t, past, device)
 
 # %% ../../nbs/nn/06_blocks.ipynb #4aef9969
