@@ -8,7 +8,6 @@ import shutil
 from functools import lru_cache
 import torch
 from torch import Tensor, nn
-from torch.nn import Linear
 from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
 
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 __all__ = ['attention_weights', 'attend', 'available', 'KVCache', 'advance', 'keep', 'reorder', 'expand', 'SelfAttention']
 
 # %% ../../nbs/nn/05_attention.ipynb #9a0a41b3
+from .linear import Linear
 from .masks import Mask, causal
 
 # %% ../../nbs/nn/05_attention.ipynb #cae5ec52

@@ -6,7 +6,6 @@
 from __future__ import annotations
 import torch
 from torch import Tensor, nn
-from torch.nn import Linear
 from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
 
@@ -16,6 +15,7 @@ __all__ = ['MLP', 'Block', 'Decoder', 'prefill', 'step']
 # %% ../../nbs/nn/06_blocks.ipynb #84d5db6d
 from .activations import activations
 from .attention import KVCache, SelfAttention
+from .linear import Linear
 from .masks import Mask, causal, padding
 from .norms import LayerNorm
 
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
     )->Float[Tensor, 'b t d']:
         "Compute the final hidden state of each token, ready for `head`."
         t, past = ids.shape[1], 0 if cache is None else cache.length
-        if past + t > self.n_ctx: raise ValueError(f'sequence of {past + t} tokens: the model reads at most n_ctx={self.n_ctx}')
+        if positions is None and past + t > self.n_ctx: raise ValueError(f'sequence of {past + t} tokens: the model reads at most n_ctx={self.n_ctx}')
         keep = None if cache is None else cache.keep(t)                         # (b, past + t), or None
         if positions is None: positions = _count(keep, past, t, ids.device)
         x, mask = self.embed(ids, positions), _settle(mask, keep, past, t, ids.device)
