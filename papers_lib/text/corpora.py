@@ -29,7 +29,8 @@ class WriteFailed(OSError):
 # %% ../../nbs/text/02_corpora.ipynb #a60903f8
 @contextmanager
 def atomic_folder(
-    path:str|Path,    # the folder's final place; must not exist
+    path:str|Path,          # the folder's final place
+    replace:bool=False,     # put it in the place of one that exists; else that is an error
 ):
     "Give a temporary folder that takes its place at the end of the block; on any error it is removed."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,10 +39,12 @@ def atomic_folder(
         yield tmp
         for file in tmp.rglob('*'):
             if file.is_file(): _flush(file)
+        if replace and path.exists(): os.replace(path, tmp.with_name(tmp.name + '-old'))
         os.replace(tmp, path)
     except OSError as e:
         raise WriteFailed(e.errno, f'{path} could not be written ({e.strerror}): nothing was kept; free some space or choose another folder') from e
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    finally:
+        for leftover in (tmp, tmp.with_name(tmp.name + '-old')): shutil.rmtree(leftover, ignore_errors=True)
 
 def _flush(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
