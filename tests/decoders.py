@@ -13,7 +13,7 @@ from papers_lib.nn.positions import LearnedPositions
 @dataclass(frozen=True)
 class Config:
     n_vocab:int = 61
-    n_ctx:int = 48
+    ctx_len:int = 48
     d_model:int = 32
     n_head:int = 2
     n_layer:int = 2
@@ -23,7 +23,7 @@ class Tiny(Decoder):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        self.tok_emb, self.pos_emb = nn.Embedding(cfg.n_vocab, cfg.d_model), LearnedPositions(cfg.n_ctx, cfg.d_model)
+        self.tok_emb, self.pos_emb = nn.Embedding(cfg.n_vocab, cfg.d_model), LearnedPositions(cfg.ctx_len, cfg.d_model)
         self.blocks = nn.ModuleList(Block(cfg.d_model, cfg.n_head, 4 * cfg.d_model, dropout=.1) for _ in range(cfg.n_layer))
         self.ln_f, self.head = LayerNorm(cfg.d_model), Linear(cfg.d_model, cfg.n_vocab, bias=False)
         self.head.weight = self.tok_emb.weight
@@ -43,7 +43,7 @@ def as_transformers(model):
     "Copy the weights into GPT2LMHeadModel, whose Conv1D holds them transposed."
     from transformers import GPT2Config, GPT2LMHeadModel
     c = model.cfg
-    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=c.n_vocab, n_positions=c.n_ctx, n_embd=c.d_model, n_layer=c.n_layer, n_head=c.n_head,
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=c.n_vocab, n_positions=c.ctx_len, n_embd=c.d_model, n_layer=c.n_layer, n_head=c.n_head,
                                         bos_token_id=None, eos_token_id=None, pad_token_id=0)).eval()
     names = {'blocks': 'h', 'ln1': 'ln_1', 'ln2': 'ln_2', 'qkv': 'c_attn', 'out': 'c_proj', 'fc': 'c_fc', 'proj': 'c_proj', 'tok_emb': 'wte'}
     theirs_by_name = dict(theirs.transformer.named_parameters())

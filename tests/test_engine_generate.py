@@ -126,7 +126,7 @@ def test_stream_is_generate_and_lazy(model):
 
 
 def test_long_batches_with_packed_weights_say_the_same():
-    model = tiny(n_vocab=20000, n_ctx=80, d_model=32)          # the head is big enough to be packed
+    model = tiny(n_vocab=20000, ctx_len=80, d_model=32)          # the head is big enough to be packed
     rows = generate(model, [[1, 2], [3, 4], [5, 6], [7, 8]], 64)
     assert rows == [generate(model, [[2 * i + 1, 2 * i + 2]], 64)[0] for i in range(4)]
     assert model.head._packed is None
@@ -140,7 +140,7 @@ def test_mode_is_restored_and_dropout_is_off(model):
 
 
 @pytest.mark.parametrize('call,words', [
-    (lambda m: generate(m, [[1] * 40], 9), '40 tokens and 9 new ones do not fit into a context of n_ctx=48'),
+    (lambda m: generate(m, [[1] * 40], 9), '40 tokens and 9 new ones do not fit into a context of ctx_len=48'),
     (lambda m: generate(m, [[1], []], 3), 'a prompt is empty'),
     (lambda m: generate(m, [], 3), 'empty'),
     (lambda m: generate(m, [[1]], 0), 'max_tokens=0'),

@@ -48,7 +48,7 @@ def test_one_token_candidates_cost_nothing(model):
 
 
 def test_more_nodes_than_the_context_has_places(model):
-    candidates = [[a, b, 3] for a in range(12) for b in range(12)]                      # 156 nodes, n_ctx 48
+    candidates = [[a, b, 3] for a in range(12) for b in range(12)]                      # 156 nodes, ctx_len 48
     for ours, c in zip(score(model, [1] * 45, candidates), candidates): np.testing.assert_allclose(ours, full_text(model, [1] * 45, c), atol=1e-5)
 
 
@@ -69,7 +69,7 @@ def test_trie_keeps_every_node_once_and_parents_first():
 @pytest.mark.parametrize('prompt,candidates,words', [
     ([], [[1]], 'the prompt is empty'),
     ([1], [[1], []], 'candidate 1 is empty'),
-    ([1] * 40, [[1], [1] * 10], 'candidate 1: a prompt of 40 tokens and 10 more do not fit .* n_ctx=48'),
+    ([1] * 40, [[1], [1] * 10], 'candidate 1: a prompt of 40 tokens and 10 more do not fit .* ctx_len=48'),
 ])
 def test_score_faults(model, prompt, candidates, words):
     with pytest.raises(ValueError, match=words): score(model, prompt, candidates)
@@ -150,6 +150,6 @@ def test_first_token_needs_something_before_it(model):
     assert len(token_nll(model, [5], 8, 8)) == 0
 
 
-@pytest.mark.parametrize('ctx_len,stride,words', [(49, 8, 'n_ctx=48'), (16, 17, 'stride=17'), (16, 0, 'stride=0')])
+@pytest.mark.parametrize('ctx_len,stride,words', [(49, 8, 'ctx_len=48'), (16, 17, 'stride=17'), (16, 0, 'stride=0')])
 def test_nll_faults(model, ctx_len, stride, words):
     with pytest.raises(ValueError, match=words): token_nll(model, [1, 2, 3], ctx_len, stride)

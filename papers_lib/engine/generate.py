@@ -29,9 +29,9 @@ def left_pad(
 # %% ../../nbs/engine/04_generate.ipynb #32e1375e
 def _check_room(model, n_prompt, n_new):
     if n_new < 1: raise ValueError(f'max_tokens={n_new}: must be at least 1')
-    n_ctx = model.cfg.n_ctx
-    if n_prompt + n_new > n_ctx:
-        raise ValueError(f'a prompt of {n_prompt} tokens and {n_new} new ones do not fit into a context of n_ctx={n_ctx}')
+    ctx_len = model.cfg.ctx_len
+    if n_prompt + n_new > ctx_len:
+        raise ValueError(f'a prompt of {n_prompt} tokens and {n_new} new ones do not fit into a context of ctx_len={ctx_len}')
 
 # %% ../../nbs/engine/04_generate.ipynb #965f1a07
 def next_probs(
@@ -107,7 +107,7 @@ def _until(tokens, stop): return tokens[:next((i for i, t in enumerate(tokens) i
 
 # %% ../../nbs/engine/04_generate.ipynb #b04a0422
 def generate(
-    model:torch.nn.Module,          # anything with `prefill`, `step` and `cfg.n_ctx`
+    model:torch.nn.Module,          # anything with `prefill`, `step` and `cfg.ctx_len`
     prompts:Sequence[Sequence[int]]|Int[Tensor, "b t"], # token ids, of any lengths
     max_tokens:int,                 # new tokens a row, at most
     *,

@@ -65,9 +65,9 @@ def _check(model, prompt_ids, candidates):
     if not len(prompt_ids): raise ValueError('the prompt is empty: give at least one token, such as end-of-text')
     for i, c in enumerate(candidates):
         if not len(c): raise ValueError(f'candidate {i} is empty: it has no token to score')
-        if len(prompt_ids) + len(c) > model.cfg.n_ctx + 1:
+        if len(prompt_ids) + len(c) > model.cfg.ctx_len + 1:
             raise ValueError(f'candidate {i}: a prompt of {len(prompt_ids)} tokens and {len(c)} more do not fit into a context of '
-                             f'n_ctx={model.cfg.n_ctx} (the last token is not read)')
+                             f'ctx_len={model.cfg.ctx_len} (the last token is not read)')
 
 # %% ../../nbs/engine/05_score.ipynb #ba0ea8b5
 def _node_logp(model, cache, n_prompt, tokens, parents, where):
@@ -152,14 +152,14 @@ def _row_nll(model, h, targets, rows=1024):
 def token_nll(
     model:torch.nn.Module,   # a decoder: `hidden`, `head`
     ids:Sequence[int],       # tokens of the text
-    ctx_len:int,             # input tokens a window, at most the model's `n_ctx`
+    ctx_len:int,             # input tokens a window, at most the model's `ctx_len`
     stride:int,              # tokens that a window advances, at most `ctx_len`
     *,
     eot:int|None=None,       # token put before the text, so that its first token is scored; None: `ids[0]` is only read
     batch_tokens:int=4096,   # input tokens in one pass
 )->np.ndarray:               # nats of each scored token: len(ids) of them with `eot`, else len(ids) - 1
     "Score every token of a text once, in overlapping windows."
-    if ctx_len > model.cfg.n_ctx: raise ValueError(f'ctx_len={ctx_len}: the model reads at most n_ctx={model.cfg.n_ctx} tokens')
+    if ctx_len > model.cfg.ctx_len: raise ValueError(f'ctx_len={ctx_len}: the model reads at most ctx_len={model.cfg.ctx_len} tokens')
     where = next(model.parameters()).device
     x = torch.as_tensor(np.asarray(ids, dtype=np.int64))
     if eot is not None: x = torch.cat([torch.tensor([eot]), x])

@@ -67,9 +67,9 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     "Run a stack of blocks from token ids to logits. A paper supplies `embed`, `blocks`, `ln_f` and `head`."
     @property
-    def n_ctx(self)->int:
+    def ctx_len(self)->int:
         "Longest sequence, tokens: the rows of the position table."
-        return self.pos_emb.n_ctx
+        return self.pos_emb.ctx_len
 
     def hidden(self,
         ids:Int[Tensor, 'b t'],             # tokens
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
     )->Float[Tensor, 'b t d']:
         "Compute the final hidden state of each token, ready for `head`."
         t, past = ids.shape[1], 0 if cache is None else cache.length
-        if positions is None and past + t > self.n_ctx: raise ValueError(f'sequence of {past + t} tokens: the model reads at most n_ctx={self.n_ctx}')
+        if positions is None and past + t > self.ctx_len: raise ValueError(f'sequence of {past + t} tokens: the model reads at most ctx_len={self.ctx_len}')
         keep = None if cache is None else cache.keep(t)                         # (b, past + t), or None
         if positions is None: positions = _count(keep, past, t, ids.device)
         x, mask = self.embed(ids, positions), _settle(mask, keep, past, t, ids.device)

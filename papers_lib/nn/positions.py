@@ -15,31 +15,31 @@ from jaxtyping import Float, Int
 class LearnedPositions(nn.Module):
     "Look up one learned vector for each position."
     def __init__(self,
-        n_ctx:int,   # rows of the table: the longest sequence, tokens
+        ctx_len:int,   # rows of the table: the longest sequence, tokens
         d:int,       # width of a vector
     ):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_ctx, d))
+        self.weight = nn.Parameter(torch.empty(ctx_len, d))
         nn.init.normal_(self.weight, std=0.02)
 
     @property
-    def n_ctx(self)->int: return len(self.weight)
+    def ctx_len(self)->int: return len(self.weight)
 
     def forward(self, positions:Int[Tensor, '*b t'])->Float[Tensor, '*b t d']:
         n = len(self.weight)
         if positions.shape[-1] > n and positions.max() >= n:      # many tokens may share few places, as in `score`
-            raise ValueError(f'sequence of {positions.shape[-1]} tokens: the position table has n_ctx={n} rows')
+            raise ValueError(f'sequence of {positions.shape[-1]} tokens: the position table has ctx_len={n} rows')
         return F.embedding(positions, self.weight)
 
-    def extra_repr(self): return f'n_ctx={self.n_ctx}, d={self.weight.shape[1]}'
+    def extra_repr(self): return f'ctx_len={self.ctx_len}, d={self.weight.shape[1]}'
 
 # %% ../../nbs/nn/03_positions.ipynb #c02a685a
 def sinusoidal(
-    n_ctx:int,   # positions
+    ctx_len:int,   # positions
     d:int,       # width of a vector, even
-)->Float[Tensor, 'n_ctx d']:
+)->Float[Tensor, 'ctx_len d']:
     "Build the table of sines and cosines of 'Attention is all you need'."
     if d % 2: raise ValueError(f'd={d}: sinusoidal positions need an even width')
     rate = 10000. ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)         # (d/2) radians a token
-    angle = torch.arange(n_ctx, dtype=torch.float64)[:, None] * rate           # (n_ctx, d/2)
+    angle = torch.arange(ctx_len, dtype=torch.float64)[:, None] * rate           # (ctx_len, d/2)
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1).float()      # sin and cos interleaved
