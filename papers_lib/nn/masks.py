@@ -78,8 +78,8 @@ def show(self,
     m = self.dense(t, s, s - t if q_offset is None else q_offset).cpu()
     m = m[row] if m.ndim == 3 else m
     if ax is None: ax = plt.subplots(figsize=(1.8, 1.8))[1]
-    ax.imshow(m, cmap='Blues', vmin=0, vmax=1.4)
-    ax.set(xticks=torch.arange(s + 1) - .5, yticks=torch.arange(t + 1) - .5, xticklabels=[], yticklabels=[])
+    ax.imshow(m.numpy(), cmap='Blues', vmin=0, vmax=1.4)
+    ax.set(xticks=[i - .5 for i in range(s + 1)], yticks=[i - .5 for i in range(t + 1)], xticklabels=[], yticklabels=[])
     ax.set_title(self.name, fontsize=8)
     ax.grid(color='white', lw=1); ax.tick_params(length=0)
     return ax
