@@ -299,8 +299,8 @@ def last_word(
         target = tok.encode(' ' + word)
         rows.append((i, ([tok.eot] + tok.encode(context) + target)[-limit - 1:], len(target)))
     rows.sort(key=lambda r: len(r[1]))
-    for start in range(0, len(rows), batch_size):
-        part = rows[start:start + batch_size]
+    for first in range(0, len(rows), batch_size):
+        part = rows[first:first + batch_size]
         width = max(len(ids) for _, ids, _ in part) - 1
         x = torch.tensor([(ids[:-1] + [tok.eot] * width)[:width] for _, ids, _ in part], device=dev)   # right padding: causal, harmless
         h = model.hidden(x)                                                                            # (b, t, d)

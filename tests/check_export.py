@@ -23,6 +23,13 @@ def untagged(nbs):
         if sum('parameters' in c['metadata'].get('tags', []) for c in cells) != 1: yield path.name
 
 
+def failed(nbs):
+    "Notebooks that hold the output of an error."
+    for path in sorted(nbs.rglob('*.ipynb')):
+        outputs = [o for c in json.loads(path.read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', [])]
+        if any(o['output_type'] == 'error' for o in outputs): yield path.relative_to(nbs)
+
+
 def main():
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp) / 'copy'
@@ -37,6 +44,7 @@ def main():
                  for p in differing(copy / 'papers_lib', root / 'papers_lib', '*.py')]
         wrong += [f'nbs/{p} is not clean: run `make export`' for p in differing(copy / 'nbs', root / 'nbs', '*.ipynb')]
     wrong += [f'nbs/{name}: exactly one cell must be tagged `parameters`' for name in untagged(root / 'nbs')]
+    wrong += [f'nbs/{name} holds an error: run it again' for name in failed(root / 'nbs')]
     print('\n'.join(wrong) or 'papers_lib/ equals a fresh export, notebooks are clean')
     sys.exit(bool(wrong))
 

@@ -3,12 +3,11 @@ import gzip, json, math, os
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np, pytest, torch
+import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-from papers_lib.gpt2 import (ESCAPE, GPT2, GPT2Config, Detokenizer, detokenizers, from_hf, hf_name, last_word, parity, quiz, residual_variance, runs,
-                             scrambled, sizes, word_perplexity)
+from papers_lib.gpt2 import (ESCAPE, GPT2, GPT2Config, detokenizers, parity, residual_variance, scrambled, sizes)
 
 cfg = GPT2Config(n_vocab=97, ctx_len=32, d_model=48, n_layer=3, n_head=4)
 ids = torch.randint(97, (2, 20), generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from papers_lib.nn.activations import activations, gelu, gelu_tanh
 from papers_lib.nn.attention import KVCache, SelfAttention, attend, attention_weights, available
 from papers_lib.nn.blocks import MLP, Block, Decoder
-from papers_lib.nn.masks import Mask, banded, causal, documents, full, padding, prefix
+from papers_lib.nn.masks import banded, causal, documents, full, padding, prefix
 from papers_lib.nn.norms import LayerNorm
 from papers_lib.nn.positions import LearnedPositions, sinusoidal
 
