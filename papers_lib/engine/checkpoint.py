@@ -4,7 +4,7 @@
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #647a08d9
 from __future__ import annotations
-import json, os, random, re, shutil, warnings
+import errno, json, os, random, re, shutil, warnings
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 import numpy as np, torch
@@ -34,6 +34,11 @@ def load_strict(
     return model
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #6be74249
+def _write(tensors, path):
+    "Write tensors; the library's own error becomes the OSError that it is."
+    try: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+    except SafetensorError as e: raise OSError(errno.EIO, str(e)) from None
+
 def save_model(
     folder:str|Path,      # replaced if it exists
     model:nn.Module,      # has a dataclass `cfg`
@@ -43,7 +48,7 @@ def save_model(
     folder = Path(folder)
     with atomic_folder(folder, replace=True) as tmp:
         (tmp / 'config.json').write_text(json.dumps(dict(model_type=type(model).__name__, **asdict(model.cfg)), indent=1))
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, tmp / 'model.safetensors')
+        _write(model.state_dict(), tmp / 'model.safetensors')
         if tokenizer is not None: tokenizer.save(tmp)
         seal(tmp)
     return folder
@@ -93,8 +98,8 @@ def save_state(
     rng, rng_plain = rng_state()
     tensors = {f'opt.{i}.{name}': torch.as_tensor(v).cpu().contiguous() for i, state in moments.items() for name, v in state.items()} | rng
     with atomic_folder(path, replace=True) as tmp:
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, tmp / 'model.safetensors')
-        save_file(tensors, tmp / 'train_state.safetensors')
+        _write(model.state_dict(), tmp / 'model.safetensors')
+        _write(tensors, tmp / 'train_state.safetensors')
         (tmp / 'train_state.json').write_text(json.dumps(dict(step=step, rng=rng_plain, **plain)))
         seal(tmp)
     for old in checkpoints(folder)[:-keep]: shutil.rmtree(old, ignore_errors=True)
