@@ -8,7 +8,7 @@ import numpy as np, pytest, torch
 from papers_lib.engine.checkpoint import checkpoints, latest, load_model, save_model
 from papers_lib.engine.train import IGNORE, Diverged, TrainConfig, fit, lm_loss, param_groups
 from papers_lib.gpt2 import GPT2, GPT2Config
-from papers_lib.text.corpora import CorruptFile, TokenBatches, WriteFailed
+from papers_lib.text.corpora import CorruptFile, TokenBatches
 
 cfg = GPT2Config(n_vocab=61, ctx_len=16, d_model=32, n_layer=2, n_head=2, dropout=0.1)
 train = TrainConfig(n_step=12, batch_size=8, lr=1e-2, n_warmup=3, log_every=4)
