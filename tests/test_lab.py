@@ -1,0 +1,232 @@
+"Data, presets, results, scoreboard: what is found, what is refused, what is shown."
+import gzip, hashlib, http.server, json, os, shutil, socket, subprocess, sys, threading, time, zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from papers_lib.engine.stats import Row
+from papers_lib.lab import data, results
+from papers_lib.lab.presets import RunSpec, apply_overrides
+from papers_lib.lab.results import publish, published, read_results, write_results
+from papers_lib.lab.scoreboard import readme_table, scoreboard, update_readme
+from papers_lib.text.corpora import CorruptFile
+
+TEXT = b'one\ntwo\n'
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    "An empty cache and mirror, and a registry with one small set, `toy`."
+    monkeypatch.setenv('PAPERS_CACHE', str(tmp_path / 'cache')); monkeypatch.setenv('PAPERS_MIRROR', str(tmp_path / 'mirror'))
+    (tmp_path / 'mirror/toy').mkdir(parents=True)
+    data._checked.cache_clear(); data.unreachable.clear()
+    monkeypatch.setitem(data.registry, 'toy', toy())
+    yield tmp_path
+    data._checked.cache_clear(); data.unreachable.clear()
+
+
+def toy(official='', **kw): return data.DataSet('CC0', {'train.txt': data.File(hashlib.sha256(TEXT).hexdigest(), 2, 'train.txt.gz', official, **kw)})
+def mirror(place, raw=TEXT): (place / 'mirror/toy/train.txt.gz').write_bytes(gzip.compress(raw))
+
+
+def test_mirror_then_cache(place):
+    mirror(place)
+    first = data.get('toy'); assert str(first) == 'toy@mirror' and first.path('train.txt').read_bytes() == TEXT
+    shutil.rmtree(place / 'mirror'); assert data.get('toy') == first
+    with pytest.raises(ValueError, match="toy has no 'test.txt'"): first.path('test.txt')
+
+
+def test_every_place_is_named_when_a_set_is_nowhere(place):
+    with pytest.raises(data.NotFound, match=r'mirror: not there; official: not there; embedded: not there.*PAPERS_MIRROR'): data.get('toy')
+    assert not data.available('toy')
+
+
+def test_unknown_name_gets_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'wikitext2'"): data.get('wikitext-2')
+
+
+@pytest.mark.parametrize('harm, words', [(lambda raw: raw[:-9], 'train.txt.gz.*truncated or altered'), (lambda raw: gzip.compress(b'other'), 'toy/train.txt from mirror.*not the one')])
+def test_a_harmed_mirror_is_refused_and_leaves_nothing(place, harm, words):
+    path = place / 'mirror/toy/train.txt.gz'; path.write_bytes(harm(gzip.compress(TEXT)))
+    with pytest.raises(CorruptFile, match=words): data.get('toy')
+    assert [p.name for p in (place / 'cache/data').iterdir() if p.is_dir()] == []
+    mirror(place); assert data.get('toy').path('train.txt').exists()
+
+
+def test_an_altered_cache_is_named(place):
+    mirror(place); path = data.get('toy').path('train.txt'); path.write_bytes(b'one\ntwx\n'); data._checked.cache_clear()
+    with pytest.raises(CorruptFile, match='train.txt.*altered.*remove'): data.get('toy')
+
+
+@pytest.fixture
+def server(place, monkeypatch):
+    "A site on loopback: /whole serves the text, /archive a zip, /part promises more than it sends; Range is answered."
+    asked = []
+    archive = place / 'a.zip'
+    with zipfile.ZipFile(archive, 'w') as z: z.writestr('../inside/train.txt', TEXT)
+
+    class Site(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args): pass
+        def do_GET(self):
+            asked.append((self.path, self.headers.get('Range')))
+            body = archive.read_bytes() if self.path == '/archive' else TEXT
+            at = int((self.headers.get('Range') or 'bytes=0-')[6:-1])
+            if self.path == '/missing': return self.send_error(404)
+            self.send_response(206 if at else 200); self.send_header('Content-Length', str(len(body) - at)); self.end_headers()
+            self.wfile.write(body[at:at + 3] if self.path == '/part' and not at else body[at:])
+
+    httpd = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Site); threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield lambda path: f'http://127.0.0.1:{httpd.server_port}{path}', asked
+    httpd.shutdown()
+
+
+def test_official_address_and_archive_that_names_a_path_outside(place, server, monkeypatch):
+    url, _ = server
+    monkeypatch.setitem(data.registry, 'toy', toy(url('/whole'))); assert str(data.get('toy')) == 'toy@official'
+    shutil.rmtree(place / 'cache')
+    monkeypatch.setitem(data.registry, 'toy', toy(url('/archive!../inside/train.txt'))); assert data.get('toy').path('train.txt').read_bytes() == TEXT
+    assert not list(place.rglob('inside'))
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(place, server):
+    url, asked = server
+    with pytest.raises(CorruptFile, match='stopped at 3 bytes; run again'): data.download(url('/part'), place / 'f')
+    assert data.download(url('/part'), place / 'f').read_bytes() == TEXT and asked[-1][1] == 'bytes=3-'
+    with pytest.raises(data.NotFound, match='404'): data.download(url('/missing'), place / 'g')
+    assert not (place / 'g').exists()
+
+
+def test_an_unreachable_host_costs_its_three_seconds_once(place, monkeypatch):
+    silent = socket.socket(); silent.bind(('127.0.0.1', 0)); silent.listen(1)          # accepts, never answers
+    url = f'http://127.0.0.1:{silent.getsockname()[1]}/f'
+    began = time.monotonic()
+    with pytest.raises(data.NotFound, match='cannot be reached'): data.download(url, place / 'f')
+    assert 2 < time.monotonic() - began < 5
+    began = time.monotonic()
+    with pytest.raises(data.NotFound, match='cannot be reached'): data.download(url, place / 'f')
+    assert time.monotonic() - began < 0.2
+    silent.close()
+
+
+@pytest.mark.skipif(not os.environ.get('PAPERS_MIRROR'), reason='needs PAPERS_MIRROR')
+@pytest.mark.parametrize('name', [n for n, s in data.registry.items() if not s.embedded])
+def test_mirrored_sets_have_their_records(tmp_path, monkeypatch, name):
+    monkeypatch.setenv('PAPERS_CACHE', str(tmp_path))
+    for file, spec in data.registry[name].files.items():
+        raw = data.get(name).path(file).read_bytes()
+        assert (len(json.loads(raw)) if file.endswith('.json') else len(raw.splitlines())) == spec.records, file
+
+
+def test_books_are_whole_and_small(place):
+    got = data.get('books'); assert str(got) == 'books@embedded'
+    for file, spec in data.registry['books'].files.items(): assert len(list(data.documents('books', file[:-4]))) == spec.records
+    folder = Path(data.__file__).parent / 'books'
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= 2 * 2**20 and (folder / 'LICENSE').exists()
+
+
+def test_tokens_are_made_once_and_harm_is_named(place):
+    corpus = data.lm_corpus('books', 300)
+    path = corpus.train.folder / '00000.bin'; before = path.stat().st_mtime_ns
+    assert corpus.tokenizer.n_vocab == 300 and data.lm_corpus('books', 300).train.folder == corpus.train.folder and path.stat().st_mtime_ns == before
+    with open(path, 'r+b') as f: f.truncate(10)
+    with pytest.raises(CorruptFile, match='00000.bin'): data.lm_corpus('books', 300)
+
+
+# presets
+
+@dataclass(frozen=True)
+class Toy:
+    lr:float = 1.; n:int = 2; name:str|None = None; widths:tuple = (1, 2)
+    def __post_init__(self):
+        if self.n < 1: raise ValueError(f'Toy.n={self.n}: must be at least 1')
+
+
+spec = RunSpec(Toy(), Toy(), Toy(), Toy())
+
+
+def test_overrides_change_one_field_and_keep_its_type():
+    new = apply_overrides(spec, '{"train.lr": 3, "model.name": "a", "claims.widths": [4, 5]}')
+    assert (new.train, new.model, new.claims) == (Toy(lr=3.), Toy(name='a'), Toy(widths=(4, 5))) and isinstance(new.train.lr, float) and spec.train == Toy()
+
+
+@pytest.mark.parametrize('text, words', [('{', 'not JSON'), ('[1]', 'must be an object'), ('{"lr": 1}', "override 'lr': must be model.X"), ('{"train.lrr": 1}', "did you mean 'lr'"),
+                                         ('{"train.n": 1.5}', 'must be'), ('{"train.n": true}', 'must be'), ('{"train.n": 0}', 'Toy.n=0'), ('{"optimizer.lr": 1}', 'must be model.X')])
+def test_bad_overrides_name_the_field(text, words):
+    with pytest.raises(ValueError, match=words): apply_overrides(spec, text)
+
+
+# results and the scoreboard
+
+def claim(**kw): return Row(**dict(paper='toy', kind='claim', id='C1', statement='A < B & "C" <script>', metric='gain', ours=1., ci95=[.5, 1.5], values=[1.], n_seeds=3, rule='greater', margin=0.) | kw)
+
+
+@pytest.fixture
+def repo(tmp_path, monkeypatch):
+    "A small repository with a finished run."
+    (tmp_path / 'nbs').mkdir(); (tmp_path / 'settings.ini').write_text(''); (tmp_path / 'README.md').write_text('# x\n<!-- papers:begin -->\nOUTDATED\n<!-- papers:end -->\nend\n')
+    nb = dict(cells=[dict(cell_type='markdown', source='# Toy paper\n\n> Nobody, 2020', metadata={})], metadata={}, nbformat=4, nbformat_minor=5)
+    (tmp_path / 'nbs/01_toy.ipynb').write_text(json.dumps(nb))
+    for args in (['init', '-q'], ['add', '.'], ['-c', 'user.name=t', '-c', 'user.email=t@t', 'commit', '-qm', 'x']): subprocess.run(['git', *args], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / 'runs/toy/cpu/1'
+    write_results(folder / 'results.json', [claim(), Row('toy', 'table', 'T1', why='no data')], results.provenance('cpu', [0, 1, 2], time.time()))
+    (folder / 'status.json').write_text(json.dumps(dict(paper='toy', preset='cpu', status='finished')))
+    (folder / 'toy.ipynb').write_text('{}')
+    return folder
+
+
+def test_published_rows_reach_the_table_the_readme_and_the_page(repo):
+    path = publish(repo); root = path.parents[1]
+    assert path.name == 'toy.cpu.json' and published('toy').rows[0].verdict == 'holds' and 'not attempted: no data' in str(published('toy'))
+    update_readme(); text = (root / 'README.md').read_text()
+    assert readme_table() in text and 'OUTDATED' not in text and text.endswith('end\n') and '**holds**' in text
+    page = scoreboard().read_text()
+    assert '<script>' not in page.split('</thead>')[1].split('</tbody>')[0] and 'A &lt; B &amp; &quot;C&quot;' in page and 'src=' not in page and 'http' not in page
+    assert 'href="toy/cpu/1/toy.ipynb"' in page
+    update_readme(); assert (root / 'README.md').read_text() == text
+
+
+def test_a_hand_edited_verdict_is_refused_everywhere(repo):
+    path = publish(repo); path.write_text(path.read_text().replace('"holds"', '"fails"'))
+    for look in (lambda: read_results(path), lambda: published('toy'), scoreboard, readme_table):
+        with pytest.raises(ValueError, match="toy.cpu.json: row C1 says 'fails', its numbers say 'holds'"): look()
+    path.write_text(path.read_text().replace('"fails"', '"holds"').replace('"margin"', '"margins"'))
+    with pytest.raises(ValueError, match="row 'C1': field"): read_results(path)
+    path.write_text('{"schema": 2}')
+    with pytest.raises(ValueError, match='schema 1'): read_results(path)
+
+
+@pytest.mark.parametrize('change, words', [(dict(overrides='{"train.lr": 1}'), 'overridden'), (dict(claims='C1'), 'only'), (dict(dirty=True), 'commit')])
+def test_what_must_not_be_published(repo, change, words):
+    d = json.loads((repo / 'results.json').read_text()); d['provenance'] |= change; (repo / 'results.json').write_text(json.dumps(d))
+    with pytest.raises(ValueError, match=words): publish(repo)
+    assert not (repo.parents[3] / 'results').exists()
+
+
+def test_a_failed_run_and_a_dirty_tree_are_not_published(repo):
+    (repo / 'status.json').write_text(json.dumps(dict(paper='toy', preset='cpu', status='failed')))
+    with pytest.raises(ValueError, match='only a finished one'): publish(repo)
+    (repo / 'status.json').write_text(json.dumps(dict(paper='toy', preset='cpu', status='finished'))); (repo.parents[3] / 'settings.ini').write_text('x')
+    with pytest.raises(ValueError, match='commit, run again'): publish(repo)
+
+
+def test_rows_that_stand_twice_or_are_no_number(tmp_path):
+    with pytest.raises(ValueError, match='C1 stand more than once'): write_results(tmp_path / 'r', [claim(), claim()], {})
+    with pytest.raises(ValueError, match='ci95'): write_results(tmp_path / 'r', [claim(ci95=[0, float('nan')])], {})
+    assert not (tmp_path / 'r').exists()
+
+
+# the package
+
+def test_import_is_quick_and_needs_neither_torch_nor_notebooks():
+    code = ("import time; t = time.perf_counter(); import papers_lib, sys; took = time.perf_counter() - t\n"
+            "print(took, [m for m in ('torch', 'nbdev', 'IPython', 'wandb', 'papermill', 'matplotlib') if m in sys.modules])")
+    took, loaded = min(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split(' ', 1) for _ in range(3))
+    assert float(took) < 0.3 and loaded.strip() == '[]'
+
+
+def test_library_needs_no_notebook_software():
+    code = ("import sys\nfor m in ('nbdev', 'IPython', 'wandb', 'papermill', 'matplotlib', 'nbformat', 'fastcore', 'jupyterlab'): sys.modules[m] = None\n"
+            "import papers_lib.gpt2, papers_lib.lab.cli, papers_lib.lab.scoreboard, papers_lib.lab.plots, papers_lib.lab.runner")
+    subprocess.run([sys.executable, '-c', code], check=True)
