@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/06_runner.ipynb #feb188f8
 from __future__ import annotations
-import ast, atexit, concurrent.futures, dataclasses, difflib, hashlib, importlib, inspect, json, multiprocessing, os, re, signal, subprocess, sys, time, traceback
+import ast, atexit, concurrent.futures, dataclasses, difflib, hashlib, importlib, inspect, inspect, json, multiprocessing, os, re, signal, subprocess, sys, time, traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
@@ -97,8 +97,16 @@ class Run:
         return t
 
     def map(self, fn:Callable, configs:list[dict])->list[dict]:
-        "Compute variants, or take them from the cache."
-        return map_variants(fn, configs, workers=1 if self.device == 'cuda' else None)
+        "Compute variants, or take them from the cache; other processes import `fn`, so it must be exported as it stands here."
+        return map_variants(_exported(fn, self.paper), configs, workers=1 if self.device == 'cuda' else None)
+
+def _exported(fn, paper):
+    "Find a notebook's function in the paper's module."
+    if fn.__module__ != '__main__': return fn
+    theirs = getattr(importlib.import_module(f'papers_lib.{paper}'), fn.__name__, None)
+    if theirs is None or _skeleton(inspect.getsource(theirs)) != _skeleton(inspect.getsource(fn)):
+        raise ValueError(f'{fn.__name__} is not what papers_lib.{paper} exports: run `make export`, then restart the kernel')
+    return theirs
 
 # %% ../../nbs/lab/06_runner.ipynb #b990e6f2
 def add(self, row:Row)->Row:
