@@ -1,0 +1,167 @@
+"Headless runs: what is refused, what fails, what survives."
+import json, signal, subprocess, sys, time
+from pathlib import Path
+
+import nbformat, pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from papers_lib.lab.cli import TEMPLATE
+from papers_lib.lab.runner import BadRequest, check, code_hash, run_notebooks, variant
+
+PARAMETERS = """preset = 'tiny'
+seed = 0
+n_seeds = 0
+claims = 'all'
+device = 'cpu'
+wandb_mode = 'offline'
+out_dir = ''
+overrides = '{}'"""
+START = '''
+from dataclasses import dataclass
+from papers_lib.engine.stats import mean_t
+from papers_lib.lab.presets import RunSpec
+from papers_lib.lab.runner import start
+@dataclass(frozen=True)
+class Toy:
+    lr:float = 1.
+run = start('toy', {'tiny': RunSpec(Toy(), Toy(), Toy(), Toy())}, {'C1': ('One is more than none', 'greater', 0.)}, preset=preset, seed=seed,
+            n_seeds=n_seeds, claims=claims, device=device, wandb_mode=wandb_mode, out_dir=out_dir, overrides=overrides)
+'''
+TRACKED = "t = run.tracker('main', lr=run.spec.train.lr); t.log(dict(loss=1.), 1)"
+FINISH = "run.finish(why='tiny')"
+
+
+@pytest.fixture
+def repo(tmp_path, monkeypatch):
+    "Make notebooks in a repository of their own."
+    (tmp_path / 'settings.ini').write_text(''); (tmp_path / 'nbs').mkdir(); monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PAPERS_CACHE', str(tmp_path / 'cache')); monkeypatch.setenv('WANDB_MODE', 'offline')
+
+    def add(name, *cells, number=1, tag='parameters'):
+        first = new_code_cell(PARAMETERS, metadata=dict(tags=[tag] if tag else []))
+        nb = new_notebook(cells=[first, *map(new_code_cell, cells)], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+        nbformat.write(nb, tmp_path / f'nbs/{number:02d}_{name}.ipynb')
+    add.root = tmp_path
+    return add
+
+
+def run(repo, names=('all',), **kw): return {s['paper']: s for s in run_notebooks(list(names), root=repo.root, report=lambda line: None, **kw)}
+
+
+def wandb_ended_well(folder):
+    "Tell whether each W&B run of a folder ended with exit code 0, by the tool's own reader."
+    found = [json.loads(line) for path in Path(folder).glob('wandb/offline-run-*/*.wandb')
+             for line in subprocess.run(['wandb', 'leet', 'inspect', '--json', str(path)], capture_output=True, text=True).stdout.splitlines() if line.startswith('{')]
+    assert any(r['type'] == 'run' for r in found)
+    return any(r['type'] == 'exit' and r['exit'].get('exit_code', 0) == 0 for r in found)
+
+
+def test_a_failing_notebook_is_marked_and_the_others_finish(repo):
+    repo('bad', START, TRACKED, "raise RuntimeError('too bad')", FINISH)
+    repo('good', START, TRACKED, FINISH, number=2)
+    repo('dead', START, TRACKED, 'import os, signal, time; time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)', number=3)
+    repo('slow', START, TRACKED, 'import time; time.sleep(60)', number=4)
+    repo('silent', START, number=5)
+    done = run(repo, jobs=2, timeout=15)
+    assert {n: s['status'] for n, s in done.items()} == dict(bad='failed', good='finished', dead='failed', slow='failed', silent='failed')
+    assert 'RuntimeError: too bad' in done['bad']['error'] and done['bad']['cell'] >= 3
+    assert 'kernel died' in done['dead']['error'] and 'longer than 15 s' in done['slow']['error'] and 'without writing results.json' in done['silent']['error']
+    for name, s in done.items():
+        folder = Path(s['folder'])
+        assert (folder / 'results.json').exists() == (name == 'good') and (folder / 'run.log').exists()
+        assert json.loads((folder / 'status.json').read_text())['status'] == s['status']
+        if name in ('good', 'bad', 'dead'): assert wandb_ended_well(folder) == (name == 'good'), name
+    rows = json.loads((Path(done['good']['folder']) / 'results.json').read_text())['rows']
+    assert [(r['id'], r['verdict'], r['why']) for r in rows] == [('C1', 'not attempted', 'tiny')]
+
+
+def test_parameters_and_overrides_arrive(repo):
+    repo('toy', START, "assert seed == 7 and run.spec.train.lr == 3. and run.seeds == [7, 8]", FINISH)
+    s = run(repo, parameters=dict(seed=7, n_seeds=2, overrides='{"train.lr": 3}'))['toy']
+    assert s['status'] == 'finished', s
+    assert json.loads((Path(s['folder']) / 'provenance.json').read_text())['overrides'] == '{"train.lr": 3}'
+
+
+@pytest.mark.parametrize('names, preset, parameters, words', [
+    (['toi'], 'tiny', {}, "unknown paper 'toi', did you mean 'toy'"), (['toy'], 'tini', {}, "unknown preset 'tini', did you mean 'tiny'"),
+    (['toy'], 'tiny', dict(sed=1), "no parameter 'sed', did you mean 'seed'")])
+def test_what_cannot_be_started_is_refused_before_anything_starts(repo, names, preset, parameters, words):
+    repo('toy', START, FINISH)
+    with pytest.raises(BadRequest, match=words): run_notebooks(names, preset, parameters=parameters, root=repo.root)
+    assert not (repo.root / 'runs').exists()
+
+
+def test_a_lost_parameters_tag_is_refused(repo):
+    repo('toy', START, FINISH, tag=None)
+    with pytest.raises(BadRequest, match="01_toy.ipynb: no cell is tagged 'parameters'"): check(['toy'], 'tiny', {}, repo.root)
+
+
+def test_two_runs_at_once_keep_apart(repo):
+    repo('toy', START, FINISH)
+    code = f"from papers_lib.lab.runner import run_notebooks; print(run_notebooks(['toy'], root=__import__('pathlib').Path({str(repo.root)!r}), report=lambda l: None)[0]['folder'])"
+    both = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    folders = {p.communicate()[0].strip() for p in both}
+    assert len(folders) == 2 and all((Path(f) / 'results.json').exists() for f in folders)
+
+
+def test_ctrl_c_keeps_what_is_finished(repo):
+    repo('good', START, FINISH)
+    repo('long', START, TRACKED, 'import time; time.sleep(120)', number=2)
+    p = subprocess.Popen([str(Path(sys.executable).parent / 'papers'), 'run', 'all'], cwd=repo.root, stderr=subprocess.PIPE, text=True)
+    for line in p.stderr:
+        if 'long: started' in line: break
+    for _ in range(200):
+        if list(repo.root.glob('runs/long/tiny/*/wandb/*/*.wandb')): break
+        time.sleep(0.1)
+    p.send_signal(signal.SIGINT); _, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and 'finished runs are kept' in err
+    assert list(repo.root.glob('runs/good/tiny/*/results.json'))
+    assert json.loads(next(repo.root.glob('runs/long/tiny/*/status.json')).read_text())['status'] == 'interrupted'
+
+
+def papers(*args, cwd=None): return subprocess.run([str(Path(sys.executable).parent / 'papers'), *args], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('args, words', [
+    (['run', 'gpt22'], "unknown paper 'gpt22', did you mean 'gpt2'"), (['run', 'gpt2', '--preset', 'cpuu'], "did you mean 'cpu'"),
+    (['run', 'gpt2', '--set', 'train.lrr=1'], "did you mean 'lr'"), (['run', 'gpt2', '--set', 'model.n_head=5'], 'GPT2Config.n_head=5: must divide'),
+    (['run', 'gpt2', '--set', 'claims=C99'], "no claim 'C99'"), (['run', 'gpt2', '--set', 'seed'], 'write key=value'), (['data', 'get', 'boks'], "did you mean 'books'"),
+    (['bench', 'gtp2'], "did you mean 'gpt2'"), (['new', 'GPT-9'], 'lower-case letters and digits')])
+def test_the_command_line_names_what_is_wrong(args, words):
+    p = papers(*args)
+    assert p.returncode == 2 and words in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
+
+
+def test_commands_for_programs():
+    assert 'gpt2' in [r['name'] for r in json.loads(papers('list', '--json').stdout)]
+    assert {'books', 'wikitext2'} <= {r['name'] for r in json.loads(papers('data', '--json').stdout)}
+    assert any(what == 'torch' for what, *_ in json.loads(papers('doctor', '--json').stdout))
+    plan = json.loads(papers('run', 'gpt2', '--preset', 'paper', '--dry-run').stdout)['gpt2']
+    assert plan['parameters'] == 1_557_611_200
+
+
+def test_new_lays_down_a_notebook_that_exports_and_runs(repo):
+    assert papers('new', 'toy', cwd=repo.root).returncode == 0 and 'there already' in papers('new', 'toy', cwd=repo.root).stderr
+    nb = nbformat.read(repo.root / 'nbs/01_toy.ipynb', 4); nbformat.validate(nb)
+    assert sum('parameters' in c.metadata.get('tags', []) for c in nb.cells) == 1 and TEMPLATE.count('\n## ') == sum(c.source.startswith('## ') for c in nb.cells)
+    s = run(repo)['toy']
+    assert s['status'] == 'finished', s
+
+
+def counted(*, path):
+    with open(path, 'a') as f: f.write('x')
+    return dict(n=1)
+
+
+def test_a_variant_is_computed_once_and_a_damaged_one_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('PAPERS_CACHE', str(tmp_path)); log = tmp_path / 'log'
+    for _ in range(3): assert variant(counted, dict(path=str(log))) == dict(n=1)
+    assert log.read_text() == 'x'
+    kept = next((tmp_path / 'variants').glob('*.json')); kept.write_text(kept.read_text()[:20])
+    variant(counted, dict(path=str(log))); assert log.read_text() == 'xx' and 'damaged' in capsys.readouterr().err
+    monkeypatch.setattr('papers_lib.lab.runner.code_hash', lambda module: 'changed')
+    variant(counted, dict(path=str(log))); assert log.read_text() == 'xxx'
+
+
+def test_code_hash_is_of_the_code():
+    assert code_hash('papers_lib.gpt2') == code_hash('papers_lib.gpt2') != code_hash('papers_lib.lab.presets')
