@@ -1,0 +1,46 @@
+"README's commands and its example are the ones that work."
+import re, shlex, subprocess, sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from papers_lib.lab.cli import app
+from papers_lib.lab.scoreboard import readme_table
+
+root = Path(__file__).resolve().parents[1]
+readme = (root / 'README.md').read_text(encoding='utf-8')
+blocks = re.findall(r'```(\w+)\n(.*?)```', readme, re.S)
+commands = [line.split('#')[0].strip() for kind, body in blocks if kind == 'bash' for line in body.splitlines()] + re.findall(r'`(papers [^`]+|make [a-z]+)`', readme)
+
+
+def test_it_opens_with_the_two_commands():
+    assert [c for c in commands if c.startswith('make')][:2] == ['make reproduce', 'make test']
+
+
+@pytest.mark.parametrize('command', sorted({c for c in commands if c.startswith('make')}))
+def test_targets_exist_and_explain_themselves(command):
+    target = command.split()[1]
+    assert re.search(rf'^{target}:.*## \w', (root / 'Makefile').read_text(), re.M)
+
+
+@pytest.mark.parametrize('command', sorted({c for c in commands if c.startswith('papers ')}))
+def test_command_lines_are_understood(command):
+    name, *rest = shlex.split(command)[1:]
+    told = CliRunner().invoke(app, [name, '--help'], env=dict(COLUMNS='200')).output
+    assert 'Usage' in told
+    for option in (r for r in rest if r.startswith('--')): assert option in re.sub(r'\x1b\[[0-9;]*m', '', told), option
+
+
+def test_the_example_runs():
+    example, = (body for kind, body in blocks if kind == 'python')
+    out = subprocess.run([sys.executable, '-c', example], capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r'\[\[\d+(, \d+){4}\]\]\n', out)
+
+
+def test_links_lead_somewhere():
+    for link in re.findall(r'\]\((?!http)([^)#]+)\)', readme): assert (root / link).exists(), link
+
+
+def test_the_table_is_the_one_the_results_give():
+    assert readme.split('<!-- papers:begin -->\n')[1].split('<!-- papers:end -->')[0].strip() == readme_table()
