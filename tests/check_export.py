@@ -1,5 +1,5 @@
 "Say whether papers_lib/ is a fresh export and every notebook is clean; print what differs and exit 1 if not."
-import filecmp, json, os, shutil, subprocess, sys, tempfile
+import filecmp, json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
@@ -23,11 +23,12 @@ def untagged(nbs):
         if sum('parameters' in c['metadata'].get('tags', []) for c in cells) != 1: yield path.name
 
 
-def failed(nbs):
-    "Notebooks that hold the output of an error."
+def unfit(nbs):
+    "Notebooks whose outputs are no fit reading."
     for path in sorted(nbs.rglob('*.ipynb')):
         outputs = [o for c in json.loads(path.read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', [])]
-        if any(o['output_type'] == 'error' for o in outputs): yield path.relative_to(nbs)
+        if any(o['output_type'] == 'error' for o in outputs): yield f'{path.relative_to(nbs)} holds an error'
+        if re.search(r'(?<![\w.])/(home|root|Users|work|tmp)/', json.dumps(outputs)): yield f'{path.relative_to(nbs)} shows a path of the machine it ran on'
 
 
 def main():
@@ -44,7 +45,7 @@ def main():
                  for p in differing(copy / 'papers_lib', root / 'papers_lib', '*.py')]
         wrong += [f'nbs/{p} is not clean: run `make export`' for p in differing(copy / 'nbs', root / 'nbs', '*.ipynb')]
     wrong += [f'nbs/{name}: exactly one cell must be tagged `parameters`' for name in untagged(root / 'nbs')]
-    wrong += [f'nbs/{name} holds an error: run it again' for name in failed(root / 'nbs')]
+    wrong += [f'nbs/{what}: run it again' for what in unfit(root / 'nbs')]
     print('\n'.join(wrong) or 'papers_lib/ equals a fresh export, notebooks are clean')
     sys.exit(bool(wrong))
 

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/06_runner.ipynb #feb188f8
 from __future__ import annotations
-import ast, atexit, concurrent.futures, dataclasses, difflib, hashlib, importlib, inspect, inspect, json, multiprocessing, os, re, signal, subprocess, sys, time, traceback
+import ast, concurrent.futures, hashlib, importlib, inspect, json, multiprocessing, os, signal, subprocess, sys, time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial

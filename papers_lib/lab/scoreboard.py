@@ -108,9 +108,10 @@ def _line(paper, id, preset, pub, loc, page):
     if loc:
         folder = Path(os.path.relpath(loc[2], page.parent))
         link = ''.join(f' <a href="{html.escape(str(folder / f"{paper}.{kind}"))}">{what}</a>' for kind, what in (('html', 'page'), ('ipynb', 'notebook')) if (loc[2] / f'{paper}.{kind}').exists())
+    how = ' · '.join(filter(None, (row.dataset, row.protocol)))
     verdict_names = '|'.join({x[0].verdict for x in (pub, loc) if x})
     return (f'<tr data-paper="{html.escape(paper)}" data-kind="{row.kind}" data-verdict="{html.escape(verdict_names)}"><td>{html.escape(paper)}</td><td>{html.escape(id)}</td><td>{preset}</td>'
-            f'<td class=s>{html.escape(row.statement or row.metric)}<small>{html.escape(row.metric if row.statement else "")}</small><small>{html.escape(row.dataset)} · {html.escape(row.protocol)}</small></td>'
+            f'<td class=s>{html.escape(row.statement or row.metric)}<small>{html.escape(row.metric if row.statement else "")}</small><small>{html.escape(how)}</small></td>'
             f'<td class=n data-v="{"" if row.paper_value is None else row.paper_value}">{number(row.paper_value)}<small>{html.escape(row.paper_ref)}</small></td>'
             + _cell(*(pub or (None, None))) + (_cell(loc[0], loc[1], link) if loc else _cell(None, None)) + '</tr>')
 
@@ -130,7 +131,7 @@ def scoreboard(
     keys = sorted(found, key=lambda k: (k[0], order[(found[k][0] or found[k][1])[0].kind], k[1], k[2]))
     options = lambda values: '<option value="">all</option>' + ''.join(f'<option>{html.escape(v)}</option>' for v in sorted(set(values)))
     rows = [(found[k][0] or found[k][1])[0] for k in keys]
-    heads = ('paper', 'row', 'preset', 'what is held against the paper', 'paper', 'published', 'verdict', 'this machine', 'verdict')
+    heads = ('paper', 'row', 'preset', 'what is held against the paper', "paper's value", 'published', 'verdict', 'this machine', 'verdict')
     page = f'''<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width"><title>Scoreboard</title><style>{_style}</style>
 <h1>Scoreboard</h1><p>Every number of a paper that was tried here, with its interval and the verdict that one function computes from it. Published rows and this machine's newest runs stand side by side.</p>
 <div class=bar><input id=q type=search placeholder="filter by any word" aria-label="filter by any word"><label>paper <select id=paper>{options(k[0] for k in keys)}</select></label>
