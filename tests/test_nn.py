@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from papers_lib.nn.activations import activations, gelu, gelu_tanh
 from papers_lib.nn.attention import KVCache, SelfAttention, attend, attention_weights, available
 from papers_lib.nn.blocks import MLP, Block, Decoder
+from papers_lib.nn.linear import Linear
 from papers_lib.nn.masks import banded, causal, documents, full, padding, prefix
 from papers_lib.nn.norms import LayerNorm
 from papers_lib.nn.positions import LearnedPositions, sinusoidal
@@ -383,3 +384,12 @@ def test_compiled_decoder_equals_eager_without_a_graph_break(model, ids):
     ours = [p.grad.clone() for p in model.parameters()]
     model.zero_grad(); model(ids).square().mean().backward()
     for a, p in zip(ours, model.parameters()): close(a, p.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_a_compiled_linear_leaves_the_kernel_to_the_compiler():
+    seen = []
+    def backend(graph, inputs): seen.append(graph.code); return graph
+    layer, x = Linear(1024, 512), torch.randn(64, 1024)
+    y = torch.compile(layer, backend=backend, fullgraph=True)(x)
+    assert len(seen) == 1 and 'linear' in seen[0] and 'mkldnn' not in seen[0] and '_Product' not in seen[0] and 'autograd_function' not in seen[0]
+    assert torch.allclose(y, layer(x), atol=1e-4)

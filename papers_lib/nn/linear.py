@@ -46,7 +46,7 @@ def linear_impls()->list[str]: # names that `linear` accepts besides 'auto'
 def _pick(x, w):
     big = w.numel() >= 2**19 or x.numel() * w.shape[0] >= 2**21   # elements to read, or multiply-adds to do
     fits = _op is not None and big and x.dtype is w.dtype is torch.float32 and x.device.type == 'cpu'
-    return 'onednn' if fits and not torch.is_autocast_enabled('cpu') else 'blas'
+    return 'onednn' if fits and not (torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling()) else 'blas'
 
 # %% ../../nbs/nn/00_linear.ipynb #a2be56bb
 def linear(
