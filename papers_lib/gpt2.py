@@ -522,7 +522,7 @@ def demo_run(*, seed:int, share:float, model:dict, train:dict, data:dict, n_cont
     model, train, data = configs(model, train, data)
     corpus = lab_data.lm_corpus(data.name, n_vocab=data.n_vocab); tok = corpus.tokenizer
     docs = list(demonstrated(lab_data.documents(data.name, 'train'), share, seed))
-    tokens = np.concatenate([[*ids, tok.eot] for ids in tok.encode_batch(docs)])
+    tokens = np.concatenate([[*ids, tok.eot] for ids in tok.encode_batches(docs)])
     torch.manual_seed(seed); net = GPT2(replace(model, n_vocab=tok.n_vocab))
     fit(net, TokenBatches(tokens, model.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed))
     contexts = [' '.join(d.split()[:15]) for d in list(lab_data.documents(data.name, 'valid'))[:n_context]]

@@ -1,13 +1,14 @@
 "GPT-2: what a cell cannot say. Properties, parity with transformers, faults."
 import gzip, json, math, os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-from papers_lib.gpt2 import (ESCAPE, GPT2, GPT2Config, detokenizers, parity, residual_variance, scrambled, sizes)
+from papers_lib.gpt2 import (ESCAPE, GPT2, GPT2Config, capacity_run, demo_run, depth_run, detokenizers, parity, residual_variance, runs, scrambled,
+                             sizes, token_run)
 
 cfg = GPT2Config(n_vocab=97, ctx_len=32, d_model=48, n_layer=3, n_head=4)
 ids = torch.randint(97, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -139,3 +140,12 @@ def test_detokenizers_invert_the_real_sets(name, file):
     out = [d.detokenize(line) for line in lines]
     assert [d.retokenize(line) for line in out] == lines
     assert sum(line.count(ESCAPE) for line in out) < 0.01 * sum(len(line.split()) for line in lines)
+
+
+@pytest.mark.parametrize('fn, more, key', [
+    (capacity_run, dict(n_word=100, n_passage=5), 'bpb_clean'), (depth_run, {}, 'loss'),
+    (token_run, dict(n_vocab=257, flops=1e9), 'bpb'), (demo_run, dict(share=0.5, n_context=1), 'choice')])
+def test_every_variant_of_the_claims_runs_and_answers_in_json(fn, more, key):
+    spec = runs['tiny']
+    out = fn(seed=0, model=asdict(replace(spec.model, n_layer=1)), data=asdict(spec.data), train=asdict(replace(spec.train, n_step=2, n_warmup=0)), **more)
+    assert math.isfinite(out[key]) and json.loads(json.dumps(out)) == out
