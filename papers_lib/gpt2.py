@@ -76,7 +76,7 @@ class GPT2Config:
         for name, ok in (('placement', ('pre', 'post')), ('residual_init', ('scaled', 'plain'))):
             if getattr(self, name) not in ok: raise ValueError(f'GPT2Config.{name}={getattr(self, name)!r}: must be one of {ok}')
 
-# %% ../nbs/04_gpt2.ipynb #c4a93f1c
+# %% ../nbs/04_gpt2.ipynb #f29e1c95
 class GPT2(Decoder):
     "Decoder-only Transformer: Pre-LN blocks, learned positions, tied output (section 2.3)."
     def __init__(self, cfg:GPT2Config):
@@ -88,7 +88,7 @@ class GPT2(Decoder):
         self.blocks = nn.ModuleList(
             Block(cfg.d_model, cfg.n_head, 4 * cfg.d_model, act='gelu_tanh', placement=cfg.placement,
                   dropout=cfg.dropout, eps=cfg.eps) for _ in range(cfg.n_layer))
-        self.ln_f = LayerNorm(cfg.d_model, cfg.eps) if cfg.placement == 'pre' else nn.Identity()
+        self.norm_f = LayerNorm(cfg.d_model, cfg.eps) if cfg.placement == 'pre' else nn.Identity()
         self.init_weights()
 
     def embed(self, ids:Int[Tensor, 'b t'], positions:Int[Tensor, '*b t'])->Float[Tensor, 'b t d']:
@@ -125,14 +125,14 @@ def n_params(model:nn.Module)->int:
     "Count parameters, a tied matrix once."
     return sum(p.numel() for p in model.parameters())
 
-# %% ../nbs/04_gpt2.ipynb #0c3acbf8
+# %% ../nbs/04_gpt2.ipynb #4cf825a3
 _conv1d = ('attn.qkv', 'attn.out', 'mlp.fc', 'mlp.proj')   # stored (in, out) in the public layout
 
 def hf_name(
     name:str,   # a parameter of our GPT2, e.g. 'blocks.3.attn.qkv.weight'
 )->str:         # its name in a public checkpoint, without the 'transformer.' prefix
     "Translate a parameter's name into the public layout."
-    for ours, theirs in (('tok_emb', 'wte'), ('pos_emb', 'wpe'), ('blocks.', 'h.'), ('.ln1', '.ln_1'), ('.ln2', '.ln_2'),
+    for ours, theirs in (('tok_emb', 'wte'), ('pos_emb', 'wpe'), ('blocks.', 'h.'), ('.norm1', '.ln_1'), ('.norm2', '.ln_2'), ('norm_f', 'ln_f'),
                          ('attn.qkv', 'attn.c_attn'), ('attn.out', 'attn.c_proj'), ('mlp.fc', 'mlp.c_fc'), ('mlp.proj', 'mlp.c_proj')):
         name = name.replace(ours, theirs)
     return name

@@ -119,7 +119,7 @@ def test_stop_tokens_end_rows_one_by_one(model):
 def test_stream_is_generate_and_lazy(model):
     assert list(stream(model, [3, 1], 12, temperature=1., seed=4)) == generate(model, [[3, 1]], 12, temperature=1., seed=4)[0]
     calls = []
-    hook = model.ln_f.register_forward_hook(lambda *_: calls.append(1))
+    hook = model.norm_f.register_forward_hook(lambda *_: calls.append(1))
     next(stream(model, [3, 1], 12))
     hook.remove()
     assert len(calls) == 1
