@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 # %% auto #0
 __all__ = ['sizes', 'layouts', 'LLaMAConfig', 'LLaMA', 'init_weights', 'their_names', 'assemble', 'dissemble', 'config_from_hf',
-           'from_hf', 'to_hf', 'scrambled', 'join_shards', 'from_meta']
+           'from_hf', 'to_hf', 'scrambled', 'join_shards', 'from_meta', 'read_gguf', 'config_from_gguf', 'from_gguf']
 
 # %% ../nbs/08_llama.ipynb #f7044da2
 from .nn.activations import gated_width, gates
@@ -24,8 +24,9 @@ from .nn.linear import Linear, linear
 from .nn.norms import norms
 from .nn.positions import LearnedPositions, convert_rope, rope
 
-# %% ../nbs/08_llama.ipynb #2234c2fd
-from .engine.checkpoint import check_keys, load_model, save_model
+# %% ../nbs/08_llama.ipynb #dbed3388
+from .text.corpora import CorruptFile
+from .engine.checkpoint import check_keys
 from .engine.generate import generate
 from .lab import data as lab_data
 
@@ -269,3 +270,52 @@ def from_meta(
     return assemble(cfg, join_shards([load_file(f) for f in files]), 'meta')
 
 LLaMA.from_meta = from_meta
+
+# %% ../nbs/08_llama.ipynb #72fa23fc
+def read_gguf(
+    path:str|Path,
+)->tuple[dict, dict[str, Tensor]]:   # metadata; tensors in float32 by GGUF's names
+    "Read a GGUF file and undo its quantisation."
+    from gguf import GGUFReader, dequantize
+    path = Path(path)
+    if not path.exists(): raise lab_data.NotFound(f'{path}: there is no such file')
+    try:
+        reader = GGUFReader(path)
+        short = [t.name for t in reader.tensors if t.data.nbytes != t.n_bytes]
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as e: raise CorruptFile(f'{path}: no GGUF file, or a truncated one ({e})') from None
+    if short: raise CorruptFile(f'{path}: truncated, {short[0]} is not all there')
+    tensors = {}
+    for t in reader.tensors:
+        try: tensors[t.name] = torch.from_numpy(np.array(dequantize(t.data, t.tensor_type)))
+        except NotImplementedError: raise ValueError(f'{path}: {t.name} has type {t.tensor_type.name}, which cannot be read') from None
+    return {k: f.contents() for k, f in reader.fields.items()}, tensors
+
+# %% ../nbs/08_llama.ipynb #709a55fb
+def config_from_gguf(
+    meta:dict,   # of a GGUF file
+)->LLaMAConfig:
+    "Read the sizes; another architecture and numbers that contradict one another are refused."
+    if (arch := meta.get('general.architecture')) != 'llama': raise ValueError(f'general.architecture={arch!r}: not a LLaMA')
+    get = lambda name, other=None: meta.get(f'llama.{name}', other)
+    d, h = get('embedding_length'), get('attention.head_count')
+    if (scaling := get('rope.scaling.type', 'none')) != 'none': raise ValueError(f'llama.rope.scaling.type={scaling!r}: this LLaMA has none')
+    if (k := get('rope.dimension_count', d // h)) != d // h: raise ValueError(f'llama.rope.dimension_count={k} contradicts embedding_length={d} / head_count={h}')
+    n = len(meta['tokenizer.ggml.tokens'])
+    if get('vocab_size', n) != n: raise ValueError(f'llama.vocab_size={get("vocab_size")} contradicts a tokenizer of {n} tokens')
+    return LLaMAConfig(n_vocab=n, ctx_len=get('context_length'), d_model=d, n_layer=get('block_count'), n_head=h, n_kv_head=get('attention.head_count_kv', h),
+                       d_ff=get('feed_forward_length'), rope_base=get('rope.freq_base', 10000.), eps=get('attention.layer_norm_rms_epsilon'))
+
+# %% ../nbs/08_llama.ipynb #ebc19cfb
+@staticmethod
+def from_gguf(
+    path:str|Path,
+)->LLaMA:            # float32, in evaluation mode; what the file says of itself besides its weights is in `meta`
+    "Load a LLaMA from a GGUF file."
+    meta, tensors = read_gguf(path)
+    tensors.pop('rope_freqs.weight', None)
+    cfg = replace(config_from_gguf(meta), tied='output.weight' not in tensors)
+    model = assemble(cfg, tensors, 'gguf')
+    model.meta = meta
+    return model
+
+LLaMA.from_gguf = from_gguf
