@@ -26,9 +26,8 @@ __all__ = ['sizes', 'ESCAPE', 'detokenizers', 'statements', 'runs', 'lexicon', '
            'cpu_flags', 'peak_memory', 'bench_memory', 'bench_generate', 'bench_score', 'full_text_score', 'bench',
            'public_model', 'reference_rows']
 
-# %% ../nbs/04_gpt2.ipynb #c4d0e552
+# %% ../nbs/04_gpt2.ipynb #55288411
 from .nn.blocks import Block, Decoder
-from .nn.linear import linear
 from .nn.norms import LayerNorm
 from .nn.positions import LearnedPositions
 
@@ -76,7 +75,7 @@ class GPT2Config:
         for name, ok in (('placement', ('pre', 'post')), ('residual_init', ('scaled', 'plain'))):
             if getattr(self, name) not in ok: raise ValueError(f'GPT2Config.{name}={getattr(self, name)!r}: must be one of {ok}')
 
-# %% ../nbs/04_gpt2.ipynb #f29e1c95
+# %% ../nbs/04_gpt2.ipynb #663ddcaf
 class GPT2(Decoder):
     "Decoder-only Transformer: Pre-LN blocks, learned positions, tied output (section 2.3)."
     def __init__(self, cfg:GPT2Config):
@@ -95,11 +94,12 @@ class GPT2(Decoder):
         "h_0: token plus position embedding, no scaling."
         return self.drop(self.tok_emb(ids) + self.pos_emb(positions))
 
-    def head(self, h:Float[Tensor, '*n d'])->Float[Tensor, '*n v']:
-        "Logits: the token embedding used again, transposed (tied), no bias."
-        return linear(h, self.tok_emb.weight)
+    @property
+    def head_weight(self)->Float[Tensor, 'v d']:
+        "Logits are products with the token embedding, used again (tied), no bias."
+        return self.tok_emb.weight
 
-# %% ../nbs/04_gpt2.ipynb #c0aca984
+# %% ../nbs/04_gpt2.ipynb #16e56d19
 @torch.no_grad()
 def init_weights(self):
     "Draw the weights of section 2.3: N(0, 0.02), residual outputs divided by sqrt(2 n_layer)."
@@ -108,7 +108,7 @@ def init_weights(self):
         elif p.dim() >= 2: nn.init.normal_(p, std=0.01 if name.startswith('pos_emb') else 0.02)
     if self.cfg.residual_init == 'scaled':
         for block in self.blocks:
-            for linear in (block.attn.out, block.mlp.proj): linear.weight /= math.sqrt(2 * self.cfg.n_layer)
+            for layer in (block.attn.out, block.mlp.proj): layer.weight /= math.sqrt(2 * self.cfg.n_layer)
 
 GPT2.init_weights = init_weights
 

@@ -18,10 +18,10 @@ __all__ = ['sizes', 'layouts', 'LLaMAConfig', 'LLaMA', 'init_weights', 'their_na
            'from_hf', 'to_hf', 'scrambled', 'join_shards', 'from_meta', 'read_gguf', 'config_from_gguf', 'from_gguf',
            'gguf_tokenizer', 'render', 'LocalLLM', 'weights_hash', 'complete', 'loglik', 'chat']
 
-# %% ../nbs/08_llama.ipynb #f7044da2
+# %% ../nbs/08_llama.ipynb #359e04b5
 from .nn.activations import gated_width, gates
 from .nn.blocks import Block, Decoder
-from .nn.linear import Linear, linear
+from .nn.linear import Linear
 from .nn.norms import norms
 from .nn.positions import LearnedPositions, convert_rope, rope
 
@@ -68,7 +68,7 @@ class LLaMAConfig:
     @property
     def inner(self)->int: return self.d_ff or gated_width(self.d_model)
 
-# %% ../nbs/08_llama.ipynb #89ad5faf
+# %% ../nbs/08_llama.ipynb #79717fca
 class LLaMA(Decoder):
     "Decoder-only Transformer: RMSNorm before each half, SwiGLU, rotary positions, no biases (section 2.2)."
     def __init__(self, cfg:LLaMAConfig):
@@ -93,8 +93,8 @@ class LLaMA(Decoder):
     def turns(self, positions:Int[Tensor, '*b t'])->Float[Tensor, '*b t k/2 2']|None:
         return rope(positions, self.cfg.d_head, self.cfg.rope_base) if self.cfg.positions == 'rope' else None
 
-    def head(self, h:Float[Tensor, '*n d'])->Float[Tensor, '*n v']:
-        return linear(h, self.tok_emb.weight if self.output is None else self.output.weight)
+    @property
+    def head_weight(self)->Float[Tensor, 'v d']: return self.tok_emb.weight if self.output is None else self.output.weight
 
 # %% ../nbs/08_llama.ipynb #4301e928
 @torch.no_grad()

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from papers_lib.nn.blocks import Block, Decoder
-from papers_lib.nn.linear import Linear
 from papers_lib.nn.norms import LayerNorm
 from papers_lib.nn.positions import LearnedPositions
 
@@ -25,8 +24,10 @@ class Tiny(Decoder):
         self.cfg = cfg
         self.tok_emb, self.pos_emb = nn.Embedding(cfg.n_vocab, cfg.d_model), LearnedPositions(cfg.ctx_len, cfg.d_model)
         self.blocks = nn.ModuleList(Block(cfg.d_model, cfg.n_head, 4 * cfg.d_model, dropout=.1) for _ in range(cfg.n_layer))
-        self.norm_f, self.head = LayerNorm(cfg.d_model), Linear(cfg.d_model, cfg.n_vocab, bias=False)
-        self.head.weight = self.tok_emb.weight
+        self.norm_f = LayerNorm(cfg.d_model)
+
+    @property
+    def head_weight(self): return self.tok_emb.weight
 
     def embed(self, ids, positions): return self.tok_emb(ids) + self.pos_emb(positions)
 

@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float, Int
 # %% auto #0
 __all__ = ['MLP', 'Block', 'Decoder', 'prefill', 'step']
 
-# %% ../../nbs/nn/06_blocks.ipynb #5e1d8181
+# %% ../../nbs/nn/06_blocks.ipynb #f6db8bd7
 from .activations import activations, gates
 from .attention import KVCache, SelfAttention
-from .linear import Linear
+from .linear import Linear, linear
 from .masks import Mask, banded, causal, padding
 from .norms import norms
 
@@ -71,14 +71,18 @@ class Block(nn.Module):
         x = self.norm1(x + self.attn(x, mask, cache, layer, turns))
         return self.norm2(x + self.mlp(x))
 
-# %% ../../nbs/nn/06_blocks.ipynb #b9c83a5c
+# %% ../../nbs/nn/06_blocks.ipynb #4a150624
 class Decoder(nn.Module):
-    "Run a stack of blocks from token ids to logits. A paper supplies `embed`, `blocks`, `norm_f` and `head`."
+    "Run a stack of blocks from token ids to logits. A paper supplies `embed`, `blocks`, `norm_f` and `head_weight` (v, d)."
     windows = ()     # attention window of each layer, tokens, None where it sees all; empty: all layers see all
     @property
     def ctx_len(self)->int:
         "Longest sequence, tokens: the rows of the position table."
         return self.pos_emb.ctx_len
+
+    def head(self, h:Float[Tensor, '*n d'])->Float[Tensor, '*n v']:
+        "Logits: the rows of `head_weight` times the hidden state, no bias."
+        return linear(h, self.head_weight)
 
     def turns(self, positions:Int[Tensor, '*b t'])->Float[Tensor, '*b t k/2 2']|None:
         "Turns of queries and keys at these positions; None where positions do not rotate."
