@@ -26,9 +26,8 @@ __all__ = ['sizes', 'ESCAPE', 'detokenizers', 'statements', 'runs', 'lexicon', '
            'cpu_flags', 'peak_memory', 'bench_memory', 'bench_generate', 'bench_score', 'full_text_score', 'bench',
            'public_model', 'reference_rows']
 
-# %% ../nbs/04_gpt2.ipynb #c4d0e552
+# %% ../nbs/04_gpt2.ipynb #55288411
 from .nn.blocks import Block, Decoder
-from .nn.linear import linear
 from .nn.norms import LayerNorm
 from .nn.positions import LearnedPositions
 
@@ -76,7 +75,7 @@ class GPT2Config:
         for name, ok in (('placement', ('pre', 'post')), ('residual_init', ('scaled', 'plain'))):
             if getattr(self, name) not in ok: raise ValueError(f'GPT2Config.{name}={getattr(self, name)!r}: must be one of {ok}')
 
-# %% ../nbs/04_gpt2.ipynb #c4a93f1c
+# %% ../nbs/04_gpt2.ipynb #663ddcaf
 class GPT2(Decoder):
     "Decoder-only Transformer: Pre-LN blocks, learned positions, tied output (section 2.3)."
     def __init__(self, cfg:GPT2Config):
@@ -88,18 +87,19 @@ class GPT2(Decoder):
         self.blocks = nn.ModuleList(
             Block(cfg.d_model, cfg.n_head, 4 * cfg.d_model, act='gelu_tanh', placement=cfg.placement,
                   dropout=cfg.dropout, eps=cfg.eps) for _ in range(cfg.n_layer))
-        self.ln_f = LayerNorm(cfg.d_model, cfg.eps) if cfg.placement == 'pre' else nn.Identity()
+        self.norm_f = LayerNorm(cfg.d_model, cfg.eps) if cfg.placement == 'pre' else nn.Identity()
         self.init_weights()
 
     def embed(self, ids:Int[Tensor, 'b t'], positions:Int[Tensor, '*b t'])->Float[Tensor, 'b t d']:
         "h_0: token plus position embedding, no scaling."
         return self.drop(self.tok_emb(ids) + self.pos_emb(positions))
 
-    def head(self, h:Float[Tensor, '*n d'])->Float[Tensor, '*n v']:
-        "Logits: the token embedding used again, transposed (tied), no bias."
-        return linear(h, self.tok_emb.weight)
+    @property
+    def head_weight(self)->Float[Tensor, 'v d']:
+        "Logits are products with the token embedding, used again (tied), no bias."
+        return self.tok_emb.weight
 
-# %% ../nbs/04_gpt2.ipynb #c0aca984
+# %% ../nbs/04_gpt2.ipynb #16e56d19
 @torch.no_grad()
 def init_weights(self):
     "Draw the weights of section 2.3: N(0, 0.02), residual outputs divided by sqrt(2 n_layer)."
@@ -108,7 +108,7 @@ def init_weights(self):
         elif p.dim() >= 2: nn.init.normal_(p, std=0.01 if name.startswith('pos_emb') else 0.02)
     if self.cfg.residual_init == 'scaled':
         for block in self.blocks:
-            for linear in (block.attn.out, block.mlp.proj): linear.weight /= math.sqrt(2 * self.cfg.n_layer)
+            for layer in (block.attn.out, block.mlp.proj): layer.weight /= math.sqrt(2 * self.cfg.n_layer)
 
 GPT2.init_weights = init_weights
 
@@ -125,14 +125,14 @@ def n_params(model:nn.Module)->int:
     "Count parameters, a tied matrix once."
     return sum(p.numel() for p in model.parameters())
 
-# %% ../nbs/04_gpt2.ipynb #0c3acbf8
+# %% ../nbs/04_gpt2.ipynb #4cf825a3
 _conv1d = ('attn.qkv', 'attn.out', 'mlp.fc', 'mlp.proj')   # stored (in, out) in the public layout
 
 def hf_name(
     name:str,   # a parameter of our GPT2, e.g. 'blocks.3.attn.qkv.weight'
 )->str:         # its name in a public checkpoint, without the 'transformer.' prefix
     "Translate a parameter's name into the public layout."
-    for ours, theirs in (('tok_emb', 'wte'), ('pos_emb', 'wpe'), ('blocks.', 'h.'), ('.ln1', '.ln_1'), ('.ln2', '.ln_2'),
+    for ours, theirs in (('tok_emb', 'wte'), ('pos_emb', 'wpe'), ('blocks.', 'h.'), ('.norm1', '.ln_1'), ('.norm2', '.ln_2'), ('norm_f', 'ln_f'),
                          ('attn.qkv', 'attn.c_attn'), ('attn.out', 'attn.c_proj'), ('mlp.fc', 'mlp.c_fc'), ('mlp.proj', 'mlp.c_proj')):
         name = name.replace(ours, theirs)
     return name

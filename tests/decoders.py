@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from papers_lib.nn.blocks import Block, Decoder
-from papers_lib.nn.linear import Linear
 from papers_lib.nn.norms import LayerNorm
 from papers_lib.nn.positions import LearnedPositions
 
@@ -25,8 +24,10 @@ class Tiny(Decoder):
         self.cfg = cfg
         self.tok_emb, self.pos_emb = nn.Embedding(cfg.n_vocab, cfg.d_model), LearnedPositions(cfg.ctx_len, cfg.d_model)
         self.blocks = nn.ModuleList(Block(cfg.d_model, cfg.n_head, 4 * cfg.d_model, dropout=.1) for _ in range(cfg.n_layer))
-        self.ln_f, self.head = LayerNorm(cfg.d_model), Linear(cfg.d_model, cfg.n_vocab, bias=False)
-        self.head.weight = self.tok_emb.weight
+        self.norm_f = LayerNorm(cfg.d_model)
+
+    @property
+    def head_weight(self): return self.tok_emb.weight
 
     def embed(self, ids, positions): return self.tok_emb(ids) + self.pos_emb(positions)
 
@@ -45,7 +46,7 @@ def as_transformers(model):
     c = model.cfg
     theirs = GPT2LMHeadModel(GPT2Config(vocab_size=c.n_vocab, n_positions=c.ctx_len, n_embd=c.d_model, n_layer=c.n_layer, n_head=c.n_head,
                                         bos_token_id=None, eos_token_id=None, pad_token_id=0)).eval()
-    names = {'blocks': 'h', 'ln1': 'ln_1', 'ln2': 'ln_2', 'qkv': 'c_attn', 'out': 'c_proj', 'fc': 'c_fc', 'proj': 'c_proj', 'tok_emb': 'wte'}
+    names = {'blocks': 'h', 'norm1': 'ln_1', 'norm2': 'ln_2', 'norm_f': 'ln_f', 'qkv': 'c_attn', 'out': 'c_proj', 'fc': 'c_fc', 'proj': 'c_proj', 'tok_emb': 'wte'}
     theirs_by_name = dict(theirs.transformer.named_parameters())
     with torch.no_grad():
         theirs.transformer.wpe.weight.copy_(model.pos_emb.weight)

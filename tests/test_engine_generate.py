@@ -4,6 +4,7 @@ import torch
 from scipy.stats import chisquare
 
 from decoders import as_transformers, tiny
+from papers_lib.nn.linear import _packs, linear_impls, packed
 from papers_lib.engine.generate import beam_search, draw, generate, next_probs, stream
 
 PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5], [3, 5, 8]]
@@ -119,7 +120,7 @@ def test_stop_tokens_end_rows_one_by_one(model):
 def test_stream_is_generate_and_lazy(model):
     assert list(stream(model, [3, 1], 12, temperature=1., seed=4)) == generate(model, [[3, 1]], 12, temperature=1., seed=4)[0]
     calls = []
-    hook = model.ln_f.register_forward_hook(lambda *_: calls.append(1))
+    hook = model.norm_f.register_forward_hook(lambda *_: calls.append(1))
     next(stream(model, [3, 1], 12))
     hook.remove()
     assert len(calls) == 1
@@ -129,7 +130,8 @@ def test_long_batches_with_packed_weights_say_the_same():
     model = tiny(n_vocab=20000, ctx_len=80, d_model=32)          # the head is big enough to be packed
     rows = generate(model, [[1, 2], [3, 4], [5, 6], [7, 8]], 64)
     assert rows == [generate(model, [[2 * i + 1, 2 * i + 2]], 64)[0] for i in range(4)]
-    assert model.head._packed is None
+    assert not _packs
+    with packed(model): assert list(_packs) == [id(model.tok_emb.weight)] or 'onednn' not in linear_impls()
 
 
 def test_mode_is_restored_and_dropout_is_off(model):

@@ -33,7 +33,7 @@ def test_score_is_full_text_scoring(model, batch_tokens):
 
 def test_prompt_and_shared_beginnings_are_read_once(model):
     candidates, read = random_candidates(60), []
-    hook = model.ln_f.register_forward_hook(lambda _, args, out: read.append(out.shape[:2].numel()))
+    hook = model.norm_f.register_forward_hook(lambda _, args, out: read.append(out.shape[:2].numel()))
     score(model, [7, 8, 9, 10], candidates)
     hook.remove()
     assert sum(read) == 4 + len({tuple(c[:j]) for c in candidates for j in range(1, len(c))})
@@ -41,7 +41,7 @@ def test_prompt_and_shared_beginnings_are_read_once(model):
 
 def test_one_token_candidates_cost_nothing(model):
     calls = []
-    hook = model.ln_f.register_forward_hook(lambda *_: calls.append(1))
+    hook = model.norm_f.register_forward_hook(lambda *_: calls.append(1))
     scores = score(model, [1, 2], [[t] for t in range(61)])
     hook.remove()
     assert len(calls) == 1 and sum(np.exp(s[0]) for s in scores) == pytest.approx(1, abs=1e-5)

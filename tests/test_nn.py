@@ -1,17 +1,19 @@
 "Properties of the nn room: what a notebook cell is too small to say."
 import math
+from types import SimpleNamespace
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
-from papers_lib.nn.activations import activations, gelu, gelu_tanh
+from papers_lib.engine.score import score
+from papers_lib.nn.activations import gated_width, gates, gelu, gelu_tanh
 from papers_lib.nn.attention import KVCache, SelfAttention, attend, attention_weights, available
 from papers_lib.nn.blocks import MLP, Block, Decoder
 from papers_lib.nn.linear import Linear
 from papers_lib.nn.masks import banded, causal, documents, full, padding, prefix
-from papers_lib.nn.norms import LayerNorm
-from papers_lib.nn.positions import LearnedPositions, sinusoidal
+from papers_lib.nn.norms import LayerNorm, RMSNorm
+from papers_lib.nn.positions import LearnedPositions, convert_rope, rope, rotate, sinusoidal
 
 close = torch.testing.assert_close
 
@@ -22,10 +24,11 @@ class Small(Decoder):
         super().__init__()
         self.tok_emb, self.pos_emb = nn.Embedding(50, 32), LearnedPositions(40, 32)
         self.blocks = nn.ModuleList(Block(32, 4, 64, placement=placement) for _ in range(3))
-        self.ln_f = LayerNorm(32) if placement == 'pre' else nn.Identity()
+        self.norm_f = LayerNorm(32) if placement == 'pre' else nn.Identity()
         nn.init.normal_(self.tok_emb.weight, std=.1)
     def embed(self, ids, positions): return self.tok_emb(ids) + self.pos_emb(positions)
-    def head(self, h): return F.linear(h, self.tok_emb.weight)
+    @property
+    def head_weight(self): return self.tok_emb.weight
 
 
 @pytest.fixture
@@ -81,7 +84,6 @@ def test_gelu_forms_match_their_formulas_and_differ():
     close(gelu(x), x / 2 * (1 + torch.erf(x / math.sqrt(2))))
     close(gelu_tanh(x), x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
     assert 1e-4 < (gelu(x) - gelu_tanh(x)).abs().max() < 1e-3
-    assert activations == {'gelu': gelu, 'gelu_tanh': gelu_tanh}
 
 
 # ---- positions
@@ -169,8 +171,8 @@ def test_mask_names_and_picture():
     assert drawn.astype(bool).tolist() == mask.dense(3)[0].tolist()
 
 def test_only_the_causal_mask_itself_takes_the_causal_path():
-    assert causal().is_causal
-    for mask in (~causal(), causal() & full(), full(), banded(3)): assert not mask.is_causal
+    assert causal().local == (True, None) and (causal() & banded(3)).local == (True, 3)
+    for mask in (~causal(), causal() | prefix(2), full(), ~banded(3), causal() & padding(torch.ones(1, 4).bool())): assert mask.local is None
 
 
 # ---- attention
@@ -393,3 +395,67 @@ def test_a_compiled_linear_leaves_the_kernel_to_the_compiler():
     y = torch.compile(layer, backend=backend, fullgraph=True)(x)
     assert len(seen) == 1 and 'linear' in seen[0] and 'mkldnn' not in seen[0] and '_Product' not in seen[0] and 'autograd_function' not in seen[0]
     assert torch.allclose(y, layer(x), atol=1e-4)
+
+
+# --- norms, gates, rotations: what LLaMA changed
+
+def test_rms_norm_equals_torch_and_keeps_float32_statistics_in_bfloat16():
+    x = torch.randn(5, 64, dtype=torch.float64) * 300
+    ours, theirs = RMSNorm(64, eps=1e-6), torch.nn.RMSNorm(64, eps=1e-6)
+    close(ours(x.float()), theirs(x.float()), atol=1e-5, rtol=1e-5)
+    low = x.bfloat16()
+    exact = low.double() * torch.rsqrt(low.double().square().mean(-1, keepdim=True) + 1e-6)
+    assert ours.bfloat16()(low).equal(exact.bfloat16())            # one rounding, at the end
+
+@pytest.mark.parametrize('act', list(gates))
+def test_gated_mlp_is_gate_then_up(act):
+    mlp, x = MLP(12, 20, act, bias=False), torch.randn(3, 4, 12)
+    w1, w3 = mlp.fc.weight[:20], mlp.fc.weight[20:]
+    close(mlp(x), (gates[act](x @ w1.T) * (x @ w3.T)) @ mlp.proj.weight.T, atol=1e-5, rtol=1e-5)
+    swapped = (gates[act](x @ w3.T) * (x @ w1.T)) @ mlp.proj.weight.T
+    assert torch.allclose(mlp(x), swapped, atol=1e-6) == (act == 'bilinear')
+
+@given(d=st.integers(1, 64).map(lambda i: 64 * i), m=st.sampled_from([1, 32, 256, 4096]))
+def test_gated_width_is_the_next_multiple(d, m):
+    f = gated_width(d, m)
+    assert f % m == 0 and 0 <= f - int(8 * d / 3) < m
+
+def test_rotations_are_orthogonal_relative_and_float32_inside():
+    x, turns = torch.randn(2, 3, 9, 16), rope(torch.arange(9), 16)
+    for layout in ('pairs', 'halves'):
+        y = rotate(x, turns, layout)
+        close(y.norm(dim=-1), x.norm(dim=-1), atol=1e-5, rtol=1e-5)
+        q, k = torch.randn(2, 1, 1, 1, 16)
+        score = lambda m, n: (rotate(q, rope(torch.tensor([m]), 16), layout) * rotate(k, rope(torch.tensor([n]), 16), layout)).sum()
+        close(score(40, 33), score(7, 0), atol=1e-4, rtol=1e-4)
+    far = rope(torch.tensor([4000, 4001]), 16)
+    low = rotate(torch.ones(1, 1, 2, 16).bfloat16(), far)
+    assert low.dtype is torch.bfloat16 and not low[0, 0, 0].equal(low[0, 0, 1])
+
+def test_compiled_rotation_takes_the_real_form_and_agrees(monkeypatch):
+    x, turns = torch.randn(1, 2, 5, 8), rope(torch.arange(5), 8)
+    eager = rotate(x, turns)
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    close(rotate(x, turns), eager, atol=1e-6, rtol=1e-6)
+
+@given(h=st.sampled_from([1, 2, 4]), k=st.sampled_from([2, 4, 8]))
+def test_rope_conversion_is_its_own_undoing_and_matches_the_published_permutation(h, k):
+    w = torch.randn(h * k, 3)
+    halves = convert_rope(w, h, 'halves')
+    assert halves.equal(w.view(h, k // 2, 2, 3).transpose(1, 2).reshape(h * k, 3))
+    assert convert_rope(halves, h, 'pairs').equal(w)
+
+@pytest.mark.parametrize('width', [1, 3, 8, 50])
+def test_windows_agree_between_cache_and_whole_and_with_candidates_side_by_side(width):
+    torch.manual_seed(0)
+    model = Small().eval(); model.windows, model.cfg = (width, None, width), SimpleNamespace(ctx_len=40)
+    ids = torch.randint(50, (1, 20))
+    whole = model(ids)
+    logits, cache = model.prefill(ids[:, :9])
+    close(logits, whole[:, 8], atol=1e-4, rtol=1e-4)
+    close(model.step(ids[:, 9:10], cache)[0], whole[:, 9], atol=1e-4, rtol=1e-4)
+    close(model.step(ids[:, 10:], cache)[0], whole[:, 19], atol=1e-4, rtol=1e-4)
+    prompt, candidates = ids[0, :9].tolist(), [[1, 2, 3, 4], [1, 2, 9], [7], [5, 6, 7, 8, 9]]
+    for ours, c in zip(score(model, prompt, candidates), candidates):
+        logp = model(torch.tensor([prompt + c[:-1]])).log_softmax(-1)[0, len(prompt) - 1:]
+        close(torch.tensor(ours), logp.gather(-1, torch.tensor(c)[:, None])[:, 0], atol=1e-4, rtol=1e-4)

@@ -13,22 +13,30 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['load_strict', 'save_model', 'load_model', 'rng_state', 'set_rng_state', 'save_state', 'checkpoints', 'latest',
-           'load_state']
+__all__ = ['check_keys', 'load_strict', 'save_model', 'load_model', 'rng_state', 'set_rng_state', 'save_state', 'checkpoints',
+           'latest', 'load_state']
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #b0c7f13e
 from ..text.corpora import CorruptFile, atomic_folder, seal, unseal
 
-# %% ../../nbs/engine/01_checkpoint.ipynb #a3fa72df
+# %% ../../nbs/engine/01_checkpoint.ipynb #f0e0176a
+def check_keys(
+    want:dict[str, tuple],         # name -> shape
+    tensors:dict[str, Tensor],
+    model:str,                     # what they are meant for, in the error
+)->None:
+    "Raise one error that names every missing, extra and mis-shaped key."
+    wrong = [f'missing {k}' for k in want if k not in tensors] + [f'extra {k}' for k in tensors if k not in want]
+    wrong += [f'{k} has shape {tuple(tensors[k].shape)}, not {shape}' for k, shape in want.items() if k in tensors and tuple(tensors[k].shape) != shape]
+    if wrong: raise ValueError(f'{len(wrong)} key(s) do not fit {model}, nothing was loaded: ' + '; '.join(wrong))
+
+# %% ../../nbs/engine/01_checkpoint.ipynb #69db243e
 def load_strict(
     model:nn.Module,               # may be on the meta device
     tensors:dict[str, Tensor],     # by the model's own names
 )->nn.Module:                      # the same model, on the CPU if it was on the meta device
     "Fill a model from tensors that must fit it exactly."
-    want = model.state_dict()
-    wrong = [f'missing {k}' for k in want if k not in tensors] + [f'extra {k}' for k in tensors if k not in want]
-    wrong += [f'{k} has shape {tuple(tensors[k].shape)}, not {tuple(v.shape)}' for k, v in want.items() if k in tensors and tensors[k].shape != v.shape]
-    if wrong: raise ValueError(f'{len(wrong)} key(s) do not fit {type(model).__name__}, nothing was loaded: ' + '; '.join(wrong))
+    check_keys({k: tuple(v.shape) for k, v in model.state_dict().items()}, tensors, type(model).__name__)
     if any(p.is_meta for p in model.parameters()): model.to_empty(device='cpu')
     model.load_state_dict(tensors)
     return model

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['left_pad', 'next_probs', 'draw', 'evaluating', 'generate', 'stream', 'beam_search']
 
-# %% ../../nbs/engine/04_generate.ipynb #85befb1b
+# %% ../../nbs/engine/04_generate.ipynb #2b707750
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import numpy as np, torch, torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -105,7 +105,7 @@ def _decode(model, ids, pad, max_tokens, choose):
 # %% ../../nbs/engine/04_generate.ipynb #6e7f8169
 def _until(tokens, stop): return tokens[:next((i for i, t in enumerate(tokens) if t in stop), len(tokens))]
 
-# %% ../../nbs/engine/04_generate.ipynb #b04a0422
+# %% ../../nbs/engine/04_generate.ipynb #5df98db6
 def generate(
     model:torch.nn.Module,          # anything with `prefill`, `step` and `cfg.ctx_len`
     prompts:Sequence[Sequence[int]]|Int[Tensor, "b t"], # token ids, of any lengths
@@ -115,6 +115,7 @@ def generate(
     top_k:int=0,                    # sample among so many; 0 is all
     top_p:float=1.,                 # sample within this much probability
     stop:Sequence[int]|int|None=None, # token ids that end a row
+    until:Callable[[list[int]], bool]|None=None, # tells from a row's new tokens that the row ends here
     seed:int|Sequence[int]=0,       # one for the call, or one for each row
 )->list[list[int]]:                 # new tokens of each row, without the stop token
     "Continue every prompt."
@@ -123,13 +124,14 @@ def generate(
     u = _uniforms(seed, len(ids), max_tokens).to(_device(model)) if temperature else None
     choose = _chooser(temperature, top_k, top_p, u)
     stop = {stop} if isinstance(stop, int) else set(stop or ())
-    tokens, running = [], set(range(len(ids)))
+    tokens, running, ends = [], set(range(len(ids))), {}
     with evaluating(model), packed(model) if len(ids) >= 4 and max_tokens >= 64 else contextlib.nullcontext():
         for token in _decode(model, ids, pad, max_tokens, choose):
             tokens.append(token)
             if stop: running -= {i for i, t in enumerate(token.tolist()) if t in stop}
+            if until: ends |= {i: len(tokens) for i in running if until([t[i].item() for t in tokens])}; running -= ends.keys()
             if not running: break
-    return [_until(row, stop) for row in torch.stack(tokens, 1).tolist()]
+    return [_until(row[:ends.get(i)], stop) for i, row in enumerate(torch.stack(tokens, 1).tolist())]
 
 # %% ../../nbs/engine/04_generate.ipynb #ccf7b14c
 def stream(

@@ -13,7 +13,7 @@ import typer
 __all__ = ['app', 'Json', 'TEMPLATE', 'list_papers', 'run', 'publish', 'scoreboard', 'data', 'checks', 'doctor', 'bench', 'main',
            'new']
 
-# %% ../../nbs/lab/08_cli.ipynb #236743e2
+# %% ../../nbs/lab/08_cli.ipynb #0f06c760
 app = typer.Typer(help='Reproduce papers: run their notebooks, publish and show the results.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Json = Annotated[bool, typer.Option('--json', help='print JSON')]
 
@@ -22,7 +22,7 @@ def _stop(message, code=2):
 
 def _value(text):
     try: return json.loads(text)
-    except json.JSONDecodeError: return text
+    except json.JSONDecodeError: return {'True': True, 'False': False, 'None': None}.get(text, text)    # Python's spelling too
 
 # %% ../../nbs/lab/08_cli.ipynb #f24fbf01
 @app.command('list')

@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Int
 # %% auto #0
 __all__ = ['attention_weights', 'attend', 'available', 'KVCache', 'advance', 'keep', 'reorder', 'expand', 'SelfAttention']
 
-# %% ../../nbs/nn/05_attention.ipynb #9a0a41b3
+# %% ../../nbs/nn/05_attention.ipynb #148c8f2c
 from .linear import Linear
-from .masks import Mask, causal
+from .masks import Mask
+from .positions import rotate
 
 # %% ../../nbs/nn/05_attention.ipynb #cae5ec52
 def _bool_mask(mask, t, s, device):
@@ -46,11 +47,12 @@ def _plain(q, k, v, mask, bias, scale, dropout):
     W = F.dropout(attention_weights(q, k, mask, bias, scale), dropout)
     return W @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)                  # (3)
 
-# %% ../../nbs/nn/05_attention.ipynb #89bbc032
+# %% ../../nbs/nn/05_attention.ipynb #7e0c0cee
 def _sdpa(q, k, v, mask, bias, scale, dropout):
     t, s, is_causal = q.shape[2], k.shape[2], False
-    if mask is not None and bias is None and isinstance(mask, Mask) and mask.is_causal and t in (1, s):
-        mask, is_causal = None, t > 1
+    earlier, width = mask.local if bias is None and isinstance(mask, Mask) and mask.local else (False, None)
+    if earlier and (width is None or width >= s) and t in (1, s): mask, is_causal = None, t > 1
+    elif earlier and t == 1: mask, k, v = None, k[:, :, -width:], v[:, :, -width:]
     elif mask is not None: mask = _bool_mask(mask, t, s, q.device)
     if bias is not None: mask = _as_bias(mask, bias, q.dtype)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
@@ -60,12 +62,11 @@ def _as_bias(mask, bias, dtype):
     "Mask and bias as the one float tensor that SDPA takes."
     return (bias if mask is None else bias.masked_fill(~mask, -torch.inf)).to(dtype)
 
-# %% ../../nbs/nn/05_attention.ipynb #f8809d72
+# %% ../../nbs/nn/05_attention.ipynb #c2cfde07
 @lru_cache(maxsize=2)
 def _compiled_flex(device):
     from torch.nn.attention.flex_attention import flex_attention
     return torch.compile(flex_attention, dynamic=False if device == 'cpu' else None)   # torch 2.13: dynamic C++ does not build
-
 
 # %% ../../nbs/nn/05_attention.ipynb #1c986bd8
 def _block_mask(mask, b, h, t, s, device):
@@ -183,28 +184,38 @@ def expand(self,
 
 KVCache.reorder, KVCache.expand = reorder, expand
 
-# %% ../../nbs/nn/05_attention.ipynb #b8d39a1b
+# %% ../../nbs/nn/05_attention.ipynb #7c6a6b50
 class SelfAttention(nn.Module):
     "Let the tokens of a sequence attend to one another, in `n_head` heads."
     def __init__(self,
         d_model:int,        # width of the residual stream
-        n_head:int,         # heads, must divide `d_model`
+        n_head:int,         # query heads, must divide `d_model`
         bias:bool=True,     # biases in both products
         dropout:float=0.,   # of the weights and of the output, probability in [0, 1)
+        n_kv_head:int|None=None,   # key/value heads, must divide `n_head`; as many as query heads if not given
     ):
         super().__init__()
+        n_kv_head = n_head if n_kv_head is None else n_kv_head
         if d_model % n_head: raise ValueError(f'n_head={n_head}: must divide d_model={d_model}')
-        self.n_head, self.dropout = n_head, dropout
-        self.qkv, self.out = Linear(d_model, 3 * d_model, bias), Linear(d_model, d_model, bias)
+        if n_kv_head < 1 or n_head % n_kv_head: raise ValueError(f'n_kv_head={n_kv_head}: must divide n_head={n_head}')
+        self.n_head, self.n_kv_head, self.dropout, d_head = n_head, n_kv_head, dropout, d_model // n_head
+        self.qkv, self.out = Linear(d_model, (n_head + 2 * n_kv_head) * d_head, bias), Linear(d_model, d_model, bias)
 
-    def heads(self, x:Float[Tensor, 'b t d'])->tuple[Float[Tensor, 'b h t k'], ...]:
-        "Project to queries, keys and values, split into heads."
-        b, t, d = x.shape
-        q, k, v = self.qkv(x).view(b, t, 3, self.n_head, d // self.n_head).unbind(2)                # 3 x (b, t, h, k)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                              # 3 x (b, h, t, k)
+    def heads(self, x:Float[Tensor, 'b t d'], turns=None)->tuple[Float[Tensor, 'b h t k'], ...]:
+        "Project to queries (b, h, t, k), keys and values (b, g, t, k); queries and keys turned by `turns`, if given."
+        h, g = self.n_head, self.n_kv_head
+        qkv = self.qkv(x).unflatten(-1, (h + 2 * g, -1)).transpose(1, 2)                            # (b, h + 2g, t, k)
+        if turns is None: return qkv.split((h, g, g), 1)
+        return *rotate(qkv[:, :h + g], turns).split((h, g), 1), qkv[:, h + g:]
 
-    def forward(self, x:Float[Tensor, 'b t d'], mask=None, cache:KVCache|None=None, layer:int=0)->Float[Tensor, 'b t d']:
-        q, k, v = self.heads(x)
+    def forward(self,
+        x:Float[Tensor, 'b t d'],
+        mask=None,                    # as in `attend`
+        cache:KVCache|None=None,      # holds turned keys
+        layer:int=0,                  # place of this layer in the cache
+        turns:Float[Tensor, '*b t k/2 2']|None=None,   # of `rope`, layout 'pairs'
+    )->Float[Tensor, 'b t d']:
+        q, k, v = self.heads(x, turns)
         if cache is not None: k, v = cache.update(layer, k, v)
         dropout = self.dropout if self.training else 0.
         y = self.out(attend(q, k, v, mask, dropout=dropout).transpose(1, 2).reshape(x.shape))       # (b, t, d)

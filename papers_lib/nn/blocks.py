@@ -12,64 +12,80 @@ from jaxtyping import Bool, Float, Int
 # %% auto #0
 __all__ = ['MLP', 'Block', 'Decoder', 'prefill', 'step']
 
-# %% ../../nbs/nn/06_blocks.ipynb #84d5db6d
-from .activations import activations
+# %% ../../nbs/nn/06_blocks.ipynb #f6db8bd7
+from .activations import activations, gates
 from .attention import KVCache, SelfAttention
-from .linear import Linear
-from .masks import Mask, causal, padding
-from .norms import LayerNorm
+from .linear import Linear, linear
+from .masks import Mask, banded, causal, padding
+from .norms import norms
 
-# %% ../../nbs/nn/06_blocks.ipynb #4f024539
+# %% ../../nbs/nn/06_blocks.ipynb #6f185c2f
 class MLP(nn.Module):
     "Map each token by two linear layers with an activation between."
     def __init__(self,
         d:int,                  # width in and out
         f:int,                  # width inside, usually 4 d
-        act:str='gelu_tanh',    # a name in `activations`
+        act:str='gelu_tanh',    # a name in `activations`, or in `gates`
         bias:bool=True,         # biases in both products
         dropout:float=0.,       # of the output, probability in [0, 1)
     ):
         super().__init__()
-        if act not in activations: raise ValueError(f'act={act!r}: must be one of {", ".join(activations)}')
-        self.act, self.dropout = activations[act], dropout
-        self.fc, self.proj = Linear(d, f, bias), Linear(f, d, bias)
+        known = activations | gates
+        if act not in known: raise ValueError(f'act={act!r}: must be one of {", ".join(known)}')
+        self.act, self.gated, self.dropout = known[act], act in gates, dropout
+        self.fc, self.proj = Linear(d, 2 * f if self.gated else f, bias), Linear(f, d, bias)
 
     def forward(self, x:Float[Tensor, 'b t d'])->Float[Tensor, 'b t d']:
-        y = self.proj(self.act(self.fc(x)))
+        a = self.fc(x)
+        if self.gated: gate, up = a.chunk(2, -1); a = self.act(gate) * up        # (b, t, f)
+        else: a = self.act(a)
+        y = self.proj(a)
         return F.dropout(y, self.dropout) if self.training and self.dropout else y
 
-# %% ../../nbs/nn/06_blocks.ipynb #cd16b7a2
+# %% ../../nbs/nn/06_blocks.ipynb #bc1bb42d
 class Block(nn.Module):
     "One Transformer block: self-attention, then an MLP, each added to the stream."
     def __init__(self,
         d_model:int,             # width of the residual stream
         n_head:int,              # attention heads, must divide `d_model`
         d_ff:int,                # inner width of the MLP
-        act:str='gelu_tanh',     # a name in `activations`
-        placement:str='pre',     # LayerNorm: 'pre' on what a half reads, 'post' on the stream after adding
+        act:str='gelu_tanh',     # a name in `activations`, or in `gates`
+        placement:str='pre',     # norm: 'pre' on what a half reads, 'post' on the stream after adding
         dropout:float=0.,        # of attention weights and of both halves' outputs, probability in [0, 1)
-        eps:float=1e-5,          # inside LayerNorm's square root
+        eps:float=1e-5,          # inside the norm's square root
+        norm:str='layer',        # a name in `norms`
+        bias:bool=True,          # biases in all products
+        n_kv_head:int|None=None, # key/value heads, must divide `n_head`; as many as query heads if not given
     ):
         super().__init__()
         if placement not in ('pre', 'post'): raise ValueError(f"placement={placement!r}: must be 'pre' or 'post'")
+        if norm not in norms: raise ValueError(f'norm={norm!r}: must be one of {", ".join(norms)}')
         self.pre = placement == 'pre'
-        self.ln1, self.attn = LayerNorm(d_model, eps), SelfAttention(d_model, n_head, dropout=dropout)
-        self.ln2, self.mlp = LayerNorm(d_model, eps), MLP(d_model, d_ff, act, dropout=dropout)
+        self.norm1, self.attn = norms[norm](d_model, eps), SelfAttention(d_model, n_head, bias, dropout, n_kv_head)
+        self.norm2, self.mlp = norms[norm](d_model, eps), MLP(d_model, d_ff, act, bias, dropout)
 
-    def forward(self, x:Float[Tensor, 'b t d'], mask=None, cache:KVCache|None=None, layer:int=0)->Float[Tensor, 'b t d']:
+    def forward(self, x:Float[Tensor, 'b t d'], mask=None, cache:KVCache|None=None, layer:int=0, turns=None)->Float[Tensor, 'b t d']:
         if self.pre:
-            x = x + self.attn(self.ln1(x), mask, cache, layer)
-            return x + self.mlp(self.ln2(x))
-        x = self.ln1(x + self.attn(x, mask, cache, layer))
-        return self.ln2(x + self.mlp(x))
+            x = x + self.attn(self.norm1(x), mask, cache, layer, turns)
+            return x + self.mlp(self.norm2(x))
+        x = self.norm1(x + self.attn(x, mask, cache, layer, turns))
+        return self.norm2(x + self.mlp(x))
 
-# %% ../../nbs/nn/06_blocks.ipynb #838df52a
+# %% ../../nbs/nn/06_blocks.ipynb #4a150624
 class Decoder(nn.Module):
-    "Run a stack of blocks from token ids to logits. A paper supplies `embed`, `blocks`, `ln_f` and `head`."
+    "Run a stack of blocks from token ids to logits. A paper supplies `embed`, `blocks`, `norm_f` and `head_weight` (v, d)."
+    windows = ()     # attention window of each layer, tokens, None where it sees all; empty: all layers see all
     @property
     def ctx_len(self)->int:
         "Longest sequence, tokens: the rows of the position table."
         return self.pos_emb.ctx_len
+
+    def head(self, h:Float[Tensor, '*n d'])->Float[Tensor, '*n v']:
+        "Logits: the rows of `head_weight` times the hidden state, no bias."
+        return linear(h, self.head_weight)
+
+    def turns(self, positions:Int[Tensor, '*b t'])->Float[Tensor, '*b t k/2 2']|None:
+        "Turns of queries and keys at these positions; None where positions do not rotate."
 
     def hidden(self,
         ids:Int[Tensor, 'b t'],             # tokens
@@ -82,16 +98,18 @@ class Decoder(nn.Module):
         t, past = ids.shape[1], 0 if cache is None else cache.length
         if positions is None and past + t > self.ctx_len: raise ValueError(f'sequence of {past + t} tokens: the model reads at most ctx_len={self.ctx_len}')
         keep = None if cache is None else cache.keep(t)                         # (b, past + t), or None
+        masks = {w: _settle(_within(mask, w, past, positions), keep, past, t, ids.device) for w in {*self.windows} or {None}}
         if positions is None: positions = _count(keep, past, t, ids.device)
-        x, mask = self.embed(ids, positions), _settle(mask, keep, past, t, ids.device)
-        for i, block in enumerate(self.blocks): x = block(x, mask, cache, i)    # (b, t, d)
+        x, turns = self.embed(ids, positions), self.turns(positions)
+        for i, block in enumerate(self.blocks):                                 # (b, t, d)
+            x = block(x, masks[self.windows[i] if self.windows else None], cache, i, turns)
         if cache is not None: cache.advance(t)
-        return self.ln_f(x)
+        return self.norm_f(x)
 
     def forward(self, ids, *, mask=None, positions=None, cache=None)->Float[Tensor, 'b t v']:
         return self.head(self.hidden(ids, mask=mask, positions=positions, cache=cache))
 
-# %% ../../nbs/nn/06_blocks.ipynb #ec243995
+# %% ../../nbs/nn/06_blocks.ipynb #5f3e75b1
 def _count(keep, past, t, device):
     "Number the t new tokens."
     if keep is None: return torch.arange(past, past + t, device=device)
@@ -100,13 +118,22 @@ def _count(keep, past, t, device):
 _causal = causal()
 
 def _settle(mask, keep, past, t, device):
-    "Bring the mask into the form that costs least in each layer: None, `causal()` or one dense tensor."
+    "Bring the mask into the form that costs least in each layer: a rule that attention has a fast path for, or one dense tensor."
     if keep is not None: keep = keep[:, :past + t]
-    if mask is None and t == 1: return keep if keep is None else keep[:, None]  # the last query sees all: (b, 1, s)
-    if mask is None and keep is None and not past: return _causal
     if isinstance(mask, Tensor): return mask if keep is None else mask & keep[:, None]
     mask = _causal if mask is None else mask
+    if keep is None and mask.local and mask.local[0] and (t == 1 or not past): return mask
+    if mask is _causal and t == 1: return keep[:, None]                         # the last query sees all: (b, 1, s)
     return (mask if keep is None else mask & padding(keep)).dense(t, past + t, past, device)
+
+# %% ../../nbs/nn/06_blocks.ipynb #7e8d16cb
+def _within(mask, width, past, positions):
+    "Narrow a mask to a layer's window."
+    if width is None: return mask
+    if not isinstance(mask, Tensor): return (_causal if mask is None else mask) & banded(width)
+    places = positions if positions is not None else torch.arange(past, mask.shape[-1], device=mask.device)
+    old = torch.arange(past, device=places.device).expand(*places.shape[:-1], past)
+    return mask & (places[..., None] - torch.cat([old, places], -1)[..., None, :] < width)
 
 # %% ../../nbs/nn/06_blocks.ipynb #4aef9969
 @torch.no_grad()

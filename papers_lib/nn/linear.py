@@ -48,7 +48,9 @@ def _pick(x, w):
     fits = _op is not None and big and x.dtype is w.dtype is torch.float32 and x.device.type == 'cpu'
     return 'onednn' if fits and not (torch.is_autocast_enabled('cpu') or torch.compiler.is_compiling()) else 'blas'
 
-# %% ../../nbs/nn/00_linear.ipynb #a2be56bb
+# %% ../../nbs/nn/00_linear.ipynb #26193c62
+_packs = {}                                   # id of a weight -> oneDNN's own copy of it, inside `packed` only
+
 def linear(
     x:Float[Tensor, "... i"],          # rows to map
     weight:Float[Tensor, "o i"],       # one output feature a row
@@ -56,28 +58,27 @@ def linear(
     impl:str='auto',                   # 'auto', or one of `linear_impls()`
 )->Float[Tensor, "... o"]:
     "Compute x W^T + b with the faster kernel for this size, type and device."
+    if _packs and impl == 'auto' and (copy := _packs.get(id(weight))) is not None and not torch.is_autocast_enabled('cpu'): return _onednn(x, copy, bias)
     if impl == 'auto': impl = _pick(x, weight)
     if impl == 'blas': return F.linear(x, weight, bias)
     if impl not in linear_impls(): raise ValueError(f'impl={impl!r}: this torch has {linear_impls()}')
     grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     return _Product.apply(x, weight, bias) if grad else _onednn(x, weight, bias)
 
-# %% ../../nbs/nn/00_linear.ipynb #389b5d3b
+# %% ../../nbs/nn/00_linear.ipynb #29ab37ee
 class Linear(nn.Linear):
     "`nn.Linear` whose product goes through `linear`."
-    _packed = None                           # oneDNN's own copy of the weight, inside `packed` only
-    def forward(self, x):
-        if self._packed is not None and not torch.is_autocast_enabled('cpu'): return _onednn(x, self._packed, self.bias)
-        return linear(x, self.weight, self.bias)
+    def forward(self, x): return linear(x, self.weight, self.bias)
 
-# %% ../../nbs/nn/00_linear.ipynb #206a813f
+# %% ../../nbs/nn/00_linear.ipynb #d37e1f3c
 @contextmanager
 def packed(
-    model:nn.Module,  # its big float32 CPU `Linear`s are packed; the others are left alone
+    model:nn.Module,  # the big float32 CPU weights of its `Linear`s and its `head_weight` are packed; the others are left alone
 ):
     "Lend packed copies of the big weights inside the block; they cost as much memory as the weights."
-    big = [m for m in model.modules() if isinstance(m, Linear) and m._packed is None and _pick(m.weight[:1], m.weight) == 'onednn']
-    for m in big: m._packed = torch.ops.mkldnn._reorder_linear_weight(m.weight.detach())
+    weights = [m.weight for m in model.modules() if isinstance(m, Linear)] + [w for w in [getattr(model, 'head_weight', None)] if w is not None]
+    big = {id(w): w for w in weights if id(w) not in _packs and _pick(w[:1], w) == 'onednn'}
+    _packs.update({i: torch.ops.mkldnn._reorder_linear_weight(w.detach()) for i, w in big.items()})
     try: yield
     finally:
-        for m in big: m._packed = None
+        for i in big: del _packs[i]

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 # %% auto #0
 __all__ = ['Mask', 'dense', 'flex', 'show', 'full', 'causal', 'banded', 'prefix', 'padding', 'documents']
 
-# %% ../../nbs/nn/04_masks.ipynb #a98d1919
+# %% ../../nbs/nn/04_masks.ipynb #fda0ffa4
 class Mask:
     "Decide which query may attend to which key; combine with `&`, `|` and `~`."
     def __init__(self,
@@ -22,21 +22,28 @@ class Mask:
         device:torch.device|None=None,   # where the rule's own tensors live
     ):
         self.rule, self.name, self.n_batch, self.device = rule, name, n_batch, device
-        self.is_causal = False       # set by `causal()`: lets attention take its fast path
+        self.local = None            # (earlier only?, width or None) of `causal()`, `banded(w)` and their `&`: lets attention take its fast paths
         self._blocks = {}            # block masks already built for FlexAttention, by shape
 
     def __repr__(self): return self.name
-    def __and__(self, other): return _join(self, other, lambda x, y: x & y, '&')
+    def __and__(self, other):
+        both = _join(self, other, lambda x, y: x & y, '&')
+        if both is not NotImplemented and self.local and other.local: both.local = _narrower(self.local, other.local)
+        return both
     def __or__(self, other): return _join(self, other, lambda x, y: x | y, '|')
     def __invert__(self): return Mask(lambda b, h, q, k: ~self.rule(b, h, q, k), f'~{self}', self.n_batch, self.device)
 
-# %% ../../nbs/nn/04_masks.ipynb #56da4036
+# %% ../../nbs/nn/04_masks.ipynb #470eb101
 def _join(x, y, op, sign):
     if not isinstance(y, Mask): return NotImplemented
     sizes = {m.n_batch for m in (x, y)} - {None}
     if len(sizes) > 1: raise ValueError(f'{x} has {x.n_batch} rows and {y} has {y.n_batch}: masks of one batch have equal rows')
     return Mask(lambda b, h, q, k: op(x.rule(b, h, q, k), y.rule(b, h, q, k)), f'({x} {sign} {y})',
                 max(sizes, default=None), x.device or y.device)
+
+def _narrower(x, y):
+    widths = [w for _, w in (x, y) if w is not None]
+    return x[0] or y[0], min(widths, default=None)
 
 # %% ../../nbs/nn/04_masks.ipynb #14db1df8
 def dense(self,
@@ -91,20 +98,22 @@ def full()->Mask:
     "Let every query see every key."
     return Mask(lambda b, h, q, k: q >= 0, 'full()')
 
-# %% ../../nbs/nn/04_masks.ipynb #50304ba3
+# %% ../../nbs/nn/04_masks.ipynb #0a26ca2b
 def causal()->Mask:
     "Let a query see itself and what came before."
     mask = Mask(lambda b, h, q, k: q >= k, 'causal()')
-    mask.is_causal = True
+    mask.local = True, None
     return mask
 
-# %% ../../nbs/nn/04_masks.ipynb #1a23c1f3
+# %% ../../nbs/nn/04_masks.ipynb #1637879b
 def banded(
     width:int,   # tokens; a query sees fewer than `width` places away, on both sides
 )->Mask:
     "Let a query see its neighbourhood."
     if width < 1: raise ValueError(f'width={width}: a band is at least 1 wide')
-    return Mask(lambda b, h, q, k: (q - k < width) & (k - q < width), f'banded({width})')
+    mask = Mask(lambda b, h, q, k: (q - k < width) & (k - q < width), f'banded({width})')
+    mask.local = False, width
+    return mask
 
 # %% ../../nbs/nn/04_masks.ipynb #c4dab7c6
 def prefix(
