@@ -44,3 +44,11 @@ def test_links_lead_somewhere():
 
 def test_the_table_is_the_one_the_results_give():
     assert readme.split('<!-- papers:begin -->\n')[1].split('<!-- papers:end -->')[0].strip() == readme_table()
+
+
+def test_the_site_builds_and_reads_offline(tmp_path):
+    subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-b', 'html', '-c', 'nbs', '-D', 'root_doc=toc', 'nbs', str(tmp_path)], cwd=root, check=True)
+    page = (tmp_path / '04_gpt2.html').read_text(encoding='utf-8')
+    scripts = re.findall(r'<(?:script|link)[^>]*(?:src|href)="([^"#]+)"', page)
+    assert any('MathJax.js' in s for s in scripts) and not [s for s in scripts if '//' in s]
+    assert all((tmp_path / s.split('?')[0]).exists() for s in scripts)
