@@ -106,7 +106,8 @@ def test_two_runs_at_once_keep_apart(repo):
 def test_ctrl_c_keeps_what_is_finished(repo):
     repo('good', START, FINISH)
     repo('long', START, TRACKED, 'import time; time.sleep(120)', number=2)
-    p = subprocess.Popen([str(Path(sys.executable).parent / 'papers'), 'run', 'all'], cwd=repo.root, stderr=subprocess.PIPE, text=True)
+    listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)     # a shell starts background jobs deaf to it
+    p = subprocess.Popen([str(Path(sys.executable).parent / 'papers'), 'run', 'all'], cwd=repo.root, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     for line in p.stderr:
         if 'long: started' in line: break
     for _ in range(200):
