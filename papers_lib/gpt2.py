@@ -16,15 +16,15 @@ from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 
 # %% auto #0
-__all__ = ['sizes', 'ESCAPE', 'detokenizers', 'statements', 'runs', 'lexicon', 'HINT', 'bench_cfg', 'table3', 'elsewhere',
-           'DataConfig', 'GPT2Config', 'GPT2', 'init_weights', 'n_params', 'hf_name', 'from_hf', 'to_hf', 'parity',
-           'scrambled', 'Detokenizer', 'detokenize', 'retokenize', 'text_ids', 'word_perplexity', 'cloze', 'last_word',
-           'lambada_passages', 'complete', 'summarize', 'translate', 'answer', 'Claims', 'held_out', 'train_gpt2',
-           'pretrained', 'plan', 'configs', 'clean_passages', 'passage_nats', 'capacity_run', 'first_words',
-           'demonstration', 'demonstrated', 'quiz', 'demo_run', 'residual_variance', 'depth_run', 'token_run', 'column',
-           'random_strings', 'race', 'pair_of', 'train_step', 'bench_batch', 'bench_train', 'bfloat16_loss',
-           'cpu_flags', 'peak_memory', 'bench_memory', 'bench_generate', 'bench_score', 'full_text_score', 'bench',
-           'public_model', 'reference_rows']
+__all__ = ['sizes', 'ESCAPE', 'detokenizers', 'statements', 'runs', 'lexicon', 'HINT', 'bench_cfg', 'hf_loss', 'our_loss',
+           'table3', 'elsewhere', 'DataConfig', 'GPT2Config', 'GPT2', 'init_weights', 'n_params', 'hf_name', 'from_hf',
+           'to_hf', 'parity', 'scrambled', 'Detokenizer', 'detokenize', 'retokenize', 'text_ids', 'word_perplexity',
+           'cloze', 'last_word', 'lambada_passages', 'complete', 'summarize', 'translate', 'answer', 'Claims',
+           'held_out', 'train_lm', 'pretrained', 'plan', 'configs', 'clean_passages', 'passage_nats', 'capacity_run',
+           'first_words', 'demonstration', 'demonstrated', 'quiz', 'demo_run', 'residual_variance', 'depth_run',
+           'token_run', 'column', 'random_strings', 'race', 'pair_of', 'train_step', 'bench_batch', 'bench_train',
+           'bfloat16_loss', 'cpu_flags', 'peak_memory', 'bench_memory', 'bench_generate', 'bench_score',
+           'full_text_score', 'bench', 'public_model', 'reference_rows']
 
 # %% ../nbs/04_gpt2.ipynb #55288411
 from .nn.blocks import Block, Decoder
@@ -388,30 +388,31 @@ runs = {
                      data=DataConfig('openwebtext', 50257), claims=Claims(), n_seeds=1),
 }
 
-# %% ../nbs/04_gpt2.ipynb #760afc0b
+# %% ../nbs/04_gpt2.ipynb #37b42922
 def held_out(model:GPT2, corpus, max_tokens:int=20_000)->dict:   # nats a token, bits a byte, tokens scored
     "Score the held-out text with half a context of history at least."
     ids = np.concatenate([[corpus.tokenizer.eot], corpus.valid[:max_tokens].astype(np.int64)])
     nll = token_nll(model, ids, ctx_len=model.cfg.ctx_len, stride=model.cfg.ctx_len // 2)
     return dict(loss=float(nll.mean()), bpb=float(nll.mean() / math.log(2) / corpus.valid.bytes_per_token), n_tokens=len(nll))
 
-def train_gpt2(
-    model:GPT2Config, train:TrainConfig, data:DataConfig, *,
+def train_lm(
+    cls:type,                # of the model
+    model, train:TrainConfig, data:DataConfig, *,
     seed:int=0,          # initialisation and order of the data
     tracker=None,        # where losses go
     folder=None,         # checkpoints; a run that finds some resumes
     device:str='auto',
-)->tuple:                # (GPT2 in evaluation mode, FitResult, the corpus)
-    "Train a GPT-2 from its three configurations."
+)->tuple:                # (model in evaluation mode, FitResult, the corpus)
+    "Train a decoder from its three configurations."
     corpus = lab_data.lm_corpus(data.name, n_vocab=data.n_vocab)
     torch.manual_seed(seed)
-    net = GPT2(replace(model, n_vocab=corpus.tokenizer.n_vocab))
+    net = cls(replace(model, n_vocab=corpus.tokenizer.n_vocab))
     batches = TokenBatches(corpus.train, net.cfg.ctx_len, train.batch_size, seed=seed)
     result = fit(net, batches, replace(train, seed=seed), evaluate=lambda m: {'valid': held_out(m, corpus)['loss']},
                  tracker=tracker, folder=folder, device=device)
     return net.eval(), result, corpus
 
-# %% ../nbs/04_gpt2.ipynb #9c22d586
+# %% ../nbs/04_gpt2.ipynb #deb5b6d0
 def pretrained(preset:str='tiny', seed:int=0)->Path:   # a folder that `load_model` reads
     "Give the model of a preset, trained once and kept in the user's cache."
     spec, data = runs[preset], lab_data.lm_corpus(runs[preset].data.name, runs[preset].data.n_vocab).hash
@@ -419,7 +420,7 @@ def pretrained(preset:str='tiny', seed:int=0)->Path:   # a folder that `load_mod
     folder = lab_data.cache_dir() / 'models' / f'gpt2-{preset}-{seed}-{key[:12]}'
     with lab_data.locked(folder):
         if not folder.exists():
-            net, _, corpus = train_gpt2(spec.model, spec.train, spec.data, seed=seed)
+            net, _, corpus = train_lm(GPT2, spec.model, spec.train, spec.data, seed=seed)
             save_model(folder, net, corpus.tokenizer)
     return folder
 
@@ -446,14 +447,14 @@ def clean_passages(name:str, n_word:int=60, n:int=400, order:int=8)->tuple:   # 
     seen = seen_ngrams(lab_data.documents(name, 'train'), passages, n=order)
     return passages, np.array(seen) > 0
 
-# %% ../nbs/04_gpt2.ipynb #b455f4f4
+# %% ../nbs/04_gpt2.ipynb #a03ca17f
 def passage_nats(model:GPT2, tok:FastBPE, passages:list[str])->np.ndarray:   # (n,) nats of each whole passage
     "Score each passage on its own, after an end of text."
     return np.array([token_nll(model, text_ids(tok, p), ctx_len=model.cfg.ctx_len, stride=model.cfg.ctx_len // 2).sum() for p in passages])
 
 def capacity_run(*, seed:int, model:dict, train:dict, data:dict, n_word:int, n_passage:int)->dict:
     "Train one width on books; score it on held-out books and, where they are at hand, on three other sets."
-    net, fitted, corpus = train_gpt2(*configs(model, train, data), seed=seed)
+    net, fitted, corpus = train_lm(GPT2, *configs(model, train, data), seed=seed)
     tok = corpus.tokenizer
     out = dict(n_params=n_params(net), train=float(np.mean([l for _, l in fitted.losses[-10:]])), **held_out(net, corpus))
     passages, seen = clean_passages(data['name'])
@@ -547,12 +548,12 @@ def depth_run(*, seed:int, model:dict, train:dict, data:dict)->dict:
     except Diverged as e: return dict(variance=variance, loss=None, diverged_at=e.step)
     return dict(variance=variance, diverged_at=None, **held_out(net.eval(), corpus))
 
-# %% ../nbs/04_gpt2.ipynb #a9227730
+# %% ../nbs/04_gpt2.ipynb #bba517b4
 def token_run(*, seed:int, n_vocab:int, flops:float, model:dict, train:dict, data:dict)->dict:
     "Train on bytes (`n_vocab=257`) or BPE for a given number of FLOPs; bits per byte on held-out text."
     model, train, data = configs(model, train, dict(data, n_vocab=n_vocab))
     per_step = flops_per_token(GPT2(replace(model, n_vocab=n_vocab)), model.ctx_len) * train.batch_size * model.ctx_len
-    net, fitted, corpus = train_gpt2(model, replace(train, n_step=round(flops / per_step)), data, seed=seed)
+    net, fitted, corpus = train_lm(GPT2, model, replace(train, n_step=round(flops / per_step)), data, seed=seed)
     n_token = int(60_000 / corpus.valid.bytes_per_token)
     return dict(n_step=fitted.step, bytes_per_token=corpus.valid.bytes_per_token, **held_out(net, corpus, max_tokens=n_token))
 
@@ -571,18 +572,19 @@ def random_strings(n:int, seed:int=0)->Iterator[str]:
         points = np.where(rng.random(len(points)) < 0.5, points % 128, points)             # half of them ASCII
         yield ''.join(chr(p) for p in points if not 0xD800 <= p <= 0xDFFF)
 
-# %% ../nbs/04_gpt2.ipynb #8b586a17
+# %% ../nbs/04_gpt2.ipynb #658dafb6
 def race(
     id:str, statement:str,
     fns:dict,            # name -> function; the peer first, ours second
     bound:float,         # lowest acceptable lower end of the interval of (peer's time / ours)
     n:int=15,            # rounds
+    paper:str='gpt2',
     **fields,
 )->Row:
     "Time two functions in turn and hold the ratio against a bound."
     (peer, _), (ours, _) = fns.items()
     ratio = time_ratio(round_robin(fns, n=n), slow=peer, fast=ours)
-    return Row(paper='gpt2', kind='speed', id=id, statement=statement, metric=f'time of {peer} / time of {ours}', unit='ratio', rule='at_least', bound=bound,
+    return Row(paper=paper, kind='speed', id=id, statement=statement, metric=f'time of {peer} / time of {ours}', unit='ratio', rule='at_least', bound=bound,
                ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=n, n_seeds=1, baseline_name=peer, baseline_value=1., **fields)
 
 # %% ../nbs/04_gpt2.ipynb #ac7caed9
@@ -600,10 +602,10 @@ def train_step(model, batch, loss, dtype=None):
         return value.item()
     return step
 
-# %% ../nbs/04_gpt2.ipynb #a090c6c1
+# %% ../nbs/04_gpt2.ipynb #6062a5d7
 bench_cfg = GPT2Config(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6)
-_hf_loss = lambda model, batch: model(input_ids=batch['ids'], labels=batch['ids']).loss
-_our_loss = lambda model, batch: lm_loss(model, batch) / batch['targets'].numel()
+hf_loss = lambda model, batch: model(input_ids=batch['ids'], labels=batch['ids']).loss
+our_loss = lambda model, batch: lm_loss(model, batch) / batch['targets'].numel()
 
 def bench_batch(cfg:GPT2Config, batch_size:int=8)->dict:
     "Draw random tokens of full length."
@@ -617,8 +619,8 @@ def bench_train(seed:int=0)->Iterator[Row]:
         ours, hf = (m.train() for m in pair_of(bench_cfg, seed))
         wrap = torch.compile if compile else (lambda m: m)
         batch = bench_batch(bench_cfg)
-        loss = torch.compile(_our_loss) if compile else _our_loss
-        return {'transformers': train_step(wrap(hf), batch, _hf_loss), 'papers_lib': train_step(ours, batch, loss, dtype)}
+        loss = torch.compile(our_loss) if compile else our_loss
+        return {'transformers': train_step(wrap(hf), batch, hf_loss), 'papers_lib': train_step(ours, batch, loss, dtype)}
     yield race('S.train', 'A training step is at least as fast as transformers', steps(), 0.95, n=15, **facts)
     if shutil.which('g++') or shutil.which('clang++'):
         yield race('S.train.compiled', 'So it is when both are compiled', steps(compile=True), 0.95, n=15, **facts)
@@ -626,12 +628,12 @@ def bench_train(seed:int=0)->Iterator[Row]:
         yield race('S.train.bf16', 'With bfloat16 autocast it is half as fast again as the float32 peer', steps(dtype='bfloat16'), 1.5, n=15, **facts)
         yield bfloat16_loss(seed)
 
-# %% ../nbs/04_gpt2.ipynb #3be87de6
+# %% ../nbs/04_gpt2.ipynb #b7fa23ab
 def bfloat16_loss(seed:int=0, n:int=5)->Row:
     "Compare the final held-out loss of bfloat16 and float32 training, seed by seed."
     spec = runs['tiny']
     def final(dtype, s):
-        net, _, corpus = train_gpt2(spec.model, replace(spec.train, dtype=dtype), spec.data, seed=s)
+        net, _, corpus = train_lm(GPT2, spec.model, replace(spec.train, dtype=dtype), spec.data, seed=s)
         return held_out(net, corpus)['loss']
     low, high = (np.array([final(dtype, seed + i) for i in range(n)]) for dtype in ('bfloat16', 'float32'))
     effect = paired_t(low, high)
@@ -645,13 +647,13 @@ def cpu_flags()->str:
     path = Path('/proc/cpuinfo')
     return next((line for line in path.read_text().splitlines() if line.startswith('flags')), '') if path.exists() else ''
 
-# %% ../nbs/04_gpt2.ipynb #8f87dc18
+# %% ../nbs/04_gpt2.ipynb #4bee9d82
 def peak_memory(arm:str, n_step:int=4)->float:   # bytes above what was resident before the first step
     "Train a few steps here and tell how far resident memory rose; run it in a process of its own."
     import resource
     from transformers import GPT2LMHeadModel                                  # both arms pay for the import
     ours, hf = pair_of(bench_cfg)
-    model, loss = (ours, _our_loss) if arm == 'papers_lib' else (hf, _hf_loss)
+    model, loss = (ours, our_loss) if arm == 'papers_lib' else (hf, hf_loss)
     del ours, hf
     step, before = train_step(model.train(), bench_batch(bench_cfg), loss), int(Path('/proc/self/statm').read_text().split()[1]) * 4096
     for _ in range(n_step): step()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from papers_lib.lab import data
 from papers_lib.lab.cli import app
 from papers_lib.lab.scoreboard import readme_table
 
@@ -32,10 +33,18 @@ def test_command_lines_are_understood(command):
     for option in (r for r in rest if r.startswith('--')): assert option in re.sub(r'\x1b\[[0-9;]*m', '', told), option
 
 
-def test_the_example_runs():
-    example, = (body for kind, body in blocks if kind == 'python')
-    out = subprocess.run([sys.executable, '-c', example], capture_output=True, text=True, check=True).stdout
-    assert re.fullmatch(r'\[\[\d+(, \d+){4}\]\]\n', out)
+def run_example(word):
+    example, = (body for kind, body in blocks if kind == 'python' and word in body)
+    return subprocess.run([sys.executable, '-c', example], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_example_runs(): assert re.fullmatch(r'\[\[\d+(, \d+){4}\]\]\n', run_example('GPT2Config'))
+
+
+def test_the_chat_example_knows_the_capital_of_france():
+    try: data.get('smollm2-135m-instruct')
+    except data.NotFound as e: pytest.skip(f'SmolLM2 cannot be had: {e}')
+    assert 'Paris' in run_example('LocalLLM')
 
 
 def test_links_lead_somewhere():

@@ -1,5 +1,6 @@
 "Tokenizers and corpora: any string, any file, any size."
-import multiprocessing, os, subprocess, sys, tracemalloc
+import multiprocessing, os, random, subprocess, sys, tracemalloc
+from pathlib import Path
 
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
@@ -8,7 +9,8 @@ from papers_lib.gpt2 import random_strings
 from papers_lib.lab import data
 from papers_lib.text.corpora import (BloomFilter, CorruptFile, Shards, TokenBatches, atomic_write, clean,
                                      ngram_hashes, overlap, read_documents, seen_ngrams, write_shards)
-from papers_lib.text.tokenizers import EOT, ByteBPE, ByteTokenizer, CharTokenizer, FastBPE, train_fast_bpe
+from papers_lib.text.tokenizers import (EOT, ByteBPE, ByteTokenizer, CharTokenizer, FastBPE, FastPieces, PieceBPE,
+                                        learn_merges, train_fast_bpe, train_pieces, vocabulary)
 
 
 @pytest.fixture(scope='module')
@@ -220,3 +222,80 @@ def test_overlap_against_a_plain_set(books):
     want = [np.mean([g in known for g in grams(t)]) for t in test]
     assert seen_ngrams(train, test) == pytest.approx(want)
     assert overlap(train, train[:2]) == 1. and len(ngram_hashes('too short')) == 0
+
+
+# ---- SentencePiece BPE
+
+@pytest.fixture(scope='module', params=[True, False], ids=['bytes', 'unknown'])
+def pieces(request):
+    "A small vocabulary, with byte fallback and without: the teaching tokenizer and the library."
+    lines = [f'It is a truth universally acknowledged in {n}, that {n * 7} single men want  wives.' for n in range(200)]
+    fast = train_pieces(lines, 330 if request.param else 60, byte_fallback=request.param)
+    return PieceBPE(fast.model), fast
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.one_of(st.sampled_from('aeinst 12,▁<>0x/'), st.characters(exclude_categories=['Cs'])), max_size=40))
+def test_piece_bpe_equals_sentencepiece(pieces, text):
+    slow, fast = pieces
+    assert slow.encode(text) == fast.encode(text)
+    assert slow.decode(slow.encode(text)) == fast.decode(fast.encode(text))
+    if slow.bytes and '▁' not in text: assert slow.decode(slow.encode(text)) == text and slow.unk not in slow.encode(text)
+
+
+def test_piece_bpe_equals_sentencepiece_on_a_public_vocabulary():
+    root = os.environ.get('PAPERS_MIRROR')
+    if not root: pytest.skip('needs PAPERS_MIRROR')
+    path = Path(root) / 'tokenizers/mistral-tokenizer.model.v1'
+    slow, fast, rng = PieceBPE(path), FastPieces(path), random.Random(0)
+    assert slow.n_vocab == 32000 and (slow.unk, slow.bos, slow.eot) == (0, 1, 2)
+    marks = [*'abcdefghij ABC  0123456789.,\n\t<>é🙂中_', 'the ', 'ing', 'tion', '<s>', '</s>', '<0x41>', '\x00']
+    for _ in range(3000):
+        text = ''.join(rng.choice(marks) for _ in range(rng.randrange(30)))
+        assert slow.encode(text) == fast.encode(text)
+        assert slow.decode(slow.encode(text)) == text
+    assert [slow.pieces[i] for i in slow.encode('in 1984')] == ['▁in', '▁', '1', '9', '8', '4']
+
+
+def test_digits_are_split_at_learning_and_stay_split(pieces):
+    slow, _ = pieces
+    assert not [p for p in slow.text if sum(c.isdigit() for c in p) > 1]
+
+
+def test_piece_files_are_saved_named_and_refused(pieces, tmp_path):
+    from sentencepiece import sentencepiece_model_pb2 as pb
+    _, fast = pieces
+    fast.save(tmp_path); back = FastPieces.load(tmp_path)
+    assert back.hash == fast.hash and back.encode('single men') == fast.encode('single men') == list(back.encode_batches(['single men']))[0]
+    path = tmp_path / 'cut.model'; path.write_bytes(fast.model[:len(fast.model) // 2])
+    with pytest.raises(ValueError, match='cut.model: no SentencePiece model, or a truncated one'): PieceBPE(path)
+    proto = pb.ModelProto.FromString(fast.model); proto.trainer_spec.model_type = pb.TrainerSpec.UNIGRAM
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ValueError, match='cut.model: a UNIGRAM model'): FastPieces(path)
+    proto.trainer_spec.model_type = pb.TrainerSpec.BPE; proto.normalizer_spec.remove_extra_whitespaces = True
+    with pytest.raises(ValueError, match='rewrites its text'): PieceBPE(proto.SerializeToString())
+    with pytest.raises(ValueError, match='id 500000'): PieceBPE(fast.model).decode([500_000])
+
+
+# ---- digits and special tokens
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.one_of(st.sampled_from('ab 12Ⅷ²<|end|>'), st.characters(exclude_categories=['Cs'])), max_size=40), special=st.booleans())
+def test_digits_and_special_tokens_are_the_same_in_both(text, special):
+    merges = learn_merges('the cat 1984 and the 1984 dog <|end|> <|end|>', 30)
+    vocab = vocabulary(merges); named = {'<|end|>': len(vocab), '<|end|>|': len(vocab) + 1}
+    slow, fast = (cls(vocab | named, merges, digits=True, special=named) for cls in (ByteBPE, FastBPE))
+    assert slow.encode(text, special) == fast.encode(text, special)
+    assert not set(slow.encode(text)) & set(named.values())
+    assert slow.decode(slow.encode(text)) == fast.decode(fast.encode(text)) == text
+    digits = [slow.tokens[i] for i in slow.encode(text) if any(c in '12' for c in slow.tokens[i])]
+    assert all(d in '12' for d in digits)
+
+
+def test_options_are_saved_and_change_the_hash(tmp_path):
+    merges = learn_merges('low lower lowest', 5); vocab = vocabulary(merges)
+    plain, talk = FastBPE(vocab, merges), FastBPE(vocab | {'<|u|>': len(vocab)}, merges, digits=True, special={'<|u|>': len(vocab)})
+    for tok in (plain, talk):
+        tok.save(tmp_path / tok.hash[:8]); back = FastBPE.load(tmp_path / tok.hash[:8])
+        assert back.hash == tok.hash and back.encode('<|u|>low 12', True) == tok.encode('<|u|>low 12', True)
+    assert plain.hash != FastBPE(vocab, merges, digits=True).hash
