@@ -446,7 +446,7 @@ class Claims:
     n_step_sums:int = 0            # C7: optimizer steps on sums; 0 leaves it out
     n_step_filter:int = 0          # C9: optimizer steps on each mixture; 0 leaves it out
 
-# %% ../nbs/08_llama.ipynb #5982c9fd
+# %% ../nbs/08_llama.ipynb #73520a0f
 _recipe = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, clip=1.)   # section 2.3; the smallest scale's rate is ours
 
 runs = {
@@ -455,10 +455,10 @@ runs = {
                     data=DataConfig('books', 1024), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=LLaMAConfig(n_vocab=2048, ctx_len=128, d_model=64, n_layer=4, n_head=4, d_ff=192),
                    train=TrainConfig(n_step=1000, batch_size=16, lr=3e-3, n_warmup=50, **_recipe),
-                   data=DataConfig('books', 2048), n_seeds=5,
-                   claims=Claims(twins=('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama'), ratios=(5, 10, 20, 50, 100),
+                   data=DataConfig('books', 2048), n_seeds=3,
+                   claims=Claims(twins=('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama'), n_step=300, ratios=(5, 10, 20, 50, 100),
                                  budgets=(5e10, 1.5e11, 5e11), widths=(16, 24, 36, 52, 76), rates=(1e-3, 3e-3, 1e-2), warmups=(0, 50),
-                                 n_step_sums=1200, n_step_filter=500)),
+                                 n_step_sums=1200, n_step_filter=300)),
     'gpu': RunSpec(model=LLaMAConfig(n_vocab=8192, ctx_len=512, d_model=512, n_layer=8, n_head=8, d_ff=1408),
                    train=TrainConfig(n_step=2000, batch_size=64, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True, **_recipe),
                    data=DataConfig('books', 8192), n_seeds=3,

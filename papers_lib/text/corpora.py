@@ -17,7 +17,7 @@ from jaxtyping import Int
 # %% auto #0
 __all__ = ['SEPARATOR', 'CorruptFile', 'WriteFailed', 'atomic_folder', 'atomic_write', 'sha256', 'seal', 'unseal',
            'read_documents', 'clean', 'is_held_out', 'write_shards', 'Shards', 'TokenBatches', 'BloomFilter',
-           'ngram_hashes', 'seen_ngrams', 'overlap']
+           'word_spans', 'ngram_hashes', 'seen_ngrams', 'overlap']
 
 # %% ../../nbs/text/02_corpora.ipynb #51d24abc
 class CorruptFile(RuntimeError):
@@ -256,7 +256,7 @@ class BloomFilter:
         for p in self.places(hashes): out &= (self.bits[p >> np.uint64(3)] >> (p & np.uint64(7)).astype(np.uint8)) & 1 == 1
         return out
 
-# %% ../../nbs/text/02_corpora.ipynb #917369ee
+# %% ../../nbs/text/02_corpora.ipynb #9b6abe84
 def _mix(x:np.ndarray)->np.ndarray:
     "Scramble 64-bit integers (the finaliser of splitmix64)."
     with np.errstate(over='ignore'):
@@ -266,9 +266,13 @@ def _mix(x:np.ndarray)->np.ndarray:
 
 _word = regex.compile(r'[\p{L}\p{N}]+')
 
+def word_spans(text:str)->list[tuple[int, int]]:   # first character, and one past the last
+    "Tell where the words stand that n-grams are made of."
+    return [m.span() for m in _word.finditer(text)]
+
 def ngram_hashes(text:str, n:int=8)->np.ndarray:   # (words - n + 1,) uint64
     "Hash every n-gram of lower-cased alphanumeric words."
-    words = _word.findall(text.lower())
+    words = [w.lower() for w in _word.findall(text)]
     known = {w: int.from_bytes(hashlib.blake2b(w.encode(), digest_size=8).digest(), 'big') for w in set(words)}
     h = np.array([known[w] for w in words], dtype=np.uint64)
     if len(h) < n: return h[:0]
