@@ -20,11 +20,11 @@ __all__ = ['sizes', 'ESCAPE', 'detokenizers', 'statements', 'runs', 'lexicon', '
            'table3', 'elsewhere', 'DataConfig', 'GPT2Config', 'GPT2', 'init_weights', 'n_params', 'hf_name', 'from_hf',
            'to_hf', 'parity', 'scrambled', 'Detokenizer', 'detokenize', 'retokenize', 'text_ids', 'word_perplexity',
            'cloze', 'last_word', 'lambada_passages', 'complete', 'summarize', 'translate', 'answer', 'Claims',
-           'held_out', 'train_lm', 'pretrained', 'plan', 'configs', 'clean_passages', 'passage_nats', 'capacity_run',
-           'first_words', 'demonstration', 'demonstrated', 'quiz', 'demo_run', 'residual_variance', 'depth_run',
-           'token_run', 'column', 'random_strings', 'race', 'pair_of', 'train_step', 'bench_batch', 'bench_train',
-           'bfloat16_loss', 'cpu_flags', 'peak_memory', 'bench_memory', 'bench_generate', 'bench_score',
-           'full_text_score', 'bench', 'public_model', 'reference_rows']
+           'held_out', 'train_lm', 'trained_once', 'pretrained', 'plan_lm', 'plan', 'configs', 'clean_passages',
+           'passage_nats', 'capacity_run', 'first_words', 'demonstration', 'demonstrated', 'quiz', 'demo_run',
+           'residual_variance', 'depth_run', 'token_run', 'column', 'random_strings', 'race', 'pair_of', 'train_step',
+           'bench_batch', 'bench_train', 'bfloat16_loss', 'cpu_flags', 'peak_memory', 'bench_memory', 'bench_generate',
+           'bench_score', 'full_text_score', 'bench', 'public_model', 'reference_rows']
 
 # %% ../nbs/04_gpt2.ipynb #55288411
 from .nn.blocks import Block, Decoder
@@ -412,27 +412,34 @@ def train_lm(
                  tracker=tracker, folder=folder, device=device)
     return net.eval(), result, corpus
 
-# %% ../nbs/04_gpt2.ipynb #deb5b6d0
-def pretrained(preset:str='tiny', seed:int=0)->Path:   # a folder that `load_model` reads
-    "Give the model of a preset, trained once and kept in the user's cache."
-    spec, data = runs[preset], lab_data.lm_corpus(runs[preset].data.name, runs[preset].data.n_vocab).hash
-    key = hashlib.sha256(json.dumps([spec.configs(), seed, data, code_hash(__name__)], sort_keys=True).encode()).hexdigest()
-    folder = lab_data.cache_dir() / 'models' / f'gpt2-{preset}-{seed}-{key[:12]}'
+# %% ../nbs/04_gpt2.ipynb #0dbcee22
+def trained_once(cls:type, spec:RunSpec, seed:int)->Path:   # a folder that `load_model` reads
+    "Train a decoder by its preset, or find it in the user's cache, where one like it was kept."
+    data = lab_data.lm_corpus(spec.data.name, spec.data.n_vocab).hash
+    key = hashlib.sha256(json.dumps([spec.configs(), seed, data, code_hash(cls.__module__)], sort_keys=True).encode()).hexdigest()
+    folder = lab_data.cache_dir() / 'models' / f'{cls.__name__.lower()}-{seed}-{key[:12]}'
     with lab_data.locked(folder):
         if not folder.exists():
-            net, _, corpus = train_lm(GPT2, spec.model, spec.train, spec.data, seed=seed)
+            net, _, corpus = train_lm(cls, spec.model, spec.train, spec.data, seed=seed)
             save_model(folder, net, corpus.tokenizer)
     return folder
 
-# %% ../nbs/04_gpt2.ipynb #ff285175
-def plan(preset:str)->dict:
-    "Estimate what a preset's main run takes."
-    spec = runs[preset]
-    with torch.device('meta'): model = GPT2(spec.model)
+def pretrained(preset:str='tiny', seed:int=0)->Path:   # a folder that `load_model` reads
+    "Give the model of a preset, trained once and kept in the user's cache."
+    return trained_once(GPT2, runs[preset], seed)
+
+# %% ../nbs/04_gpt2.ipynb #62a4f632
+def plan_lm(cls:type, spec:RunSpec)->dict:
+    "Estimate what training a decoder by its preset takes."
+    with torch.device('meta'): model = cls(spec.model)
     tokens = spec.train.n_step * spec.train.batch_size * spec.model.ctx_len
     flops = tokens * flops_per_token(model, spec.model.ctx_len)
     return dict(parameters=n_params(model), tokens=tokens, flops=flops, state_bytes=16 * n_params(model), checkpoint_bytes=12 * n_params(model),
                 hours_on_one_h100_at_40_percent=round(flops / (0.4 * 989e12) / 3600, 3), data=spec.data.name)
+
+def plan(preset:str)->dict:
+    "Estimate what a preset's main run takes."
+    return plan_lm(GPT2, runs[preset])
 
 # %% ../nbs/04_gpt2.ipynb #91564497
 def configs(model:dict, train:dict, data:dict)->tuple:

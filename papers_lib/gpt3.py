@@ -12,15 +12,15 @@ import numpy as np, torch
 
 # %% auto #0
 __all__ = ['sizes', 'recipe', 'mixture', 'statements', 'runs', 'GPT3Config', 'GPT3', 'rate_at', 'batch_at', 'keep', 'MinHash',
-           'near_duplicates', 'sources', 'decontaminate', 'Claims', 'window_run']
+           'near_duplicates', 'sources', 'decontaminate', 'Claims', 'plan', 'window_run']
 
-# %% ../nbs/06_gpt3.ipynb #06dfce14
+# %% ../nbs/06_gpt3.ipynb #3a45863f
 from .text.corpora import ngram_hashes, word_spans
 from .engine.checkpoint import save_model
 from .engine.stats import mean_t
 from .engine.train import TrainConfig
 from .lab.presets import RunSpec
-from .gpt2 import GPT2, DataConfig, GPT2Config, held_out, n_params, train_lm
+from .gpt2 import GPT2, DataConfig, GPT2Config, held_out, n_params, plan_lm, train_lm
 
 # %% ../nbs/06_gpt3.ipynb #bd4fe9b9
 @dataclass(frozen=True)
@@ -191,6 +191,11 @@ runs = {
     'paper': RunSpec(model=sizes['175B'], train=TrainConfig(n_step=94_000, batch_size=1563, lr=recipe['175B'][1], n_warmup=117, dtype='bfloat16', compile=True, **_small),
                      data=DataConfig('books', 50257), claims=Claims(), n_seeds=1),      # 300 B tokens in batches of 3.2 M; the data of table 2.2 is not public
 }
+
+# %% ../nbs/06_gpt3.ipynb #732283f3
+def plan(preset:str)->dict:
+    "Estimate what a preset's main run takes."
+    return plan_lm(GPT3, runs[preset])
 
 # %% ../nbs/06_gpt3.ipynb #2e8ec2c5
 def window_run(*, seed:int, model:dict, train:dict, data:dict)->dict:

@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 __all__ = ['sizes', 'layouts', 'statements', 'runs', 'twins', 'bench_cfg', 'LLaMAConfig', 'LLaMA', 'init_weights', 'their_names',
            'assemble', 'dissemble', 'config_from_hf', 'from_hf', 'to_hf', 'scrambled', 'join_shards', 'from_meta',
            'read_gguf', 'config_from_gguf', 'from_gguf', 'gguf_tokenizer', 'render', 'LocalLLM', 'weights_hash',
-           'complete', 'loglik', 'chat', 'Claims', 'widen', 'twin', 'configs', 'lm_run', 'losses', 'ratio_train',
-           'scaled', 'isoflop_minimum', 'sums', 'sum_run', 'spoil', 'Bigrams', 'filter_run', 'bench_train',
-           'bench_norm', 'read_seconds', 'timed', 'bench_decode', 'bench']
+           'complete', 'loglik', 'chat', 'Claims', 'plan', 'pretrained', 'widen', 'twin', 'configs', 'lm_run', 'losses',
+           'ratio_train', 'scaled', 'isoflop_minimum', 'sums', 'sum_run', 'spoil', 'Bigrams', 'filter_run',
+           'bench_train', 'bench_norm', 'read_seconds', 'timed', 'bench_decode', 'bench']
 
 # %% ../nbs/08_llama.ipynb #60f28d27
 from .nn.activations import gated_width, gates
@@ -29,7 +29,7 @@ from .nn.linear import Linear
 from .nn.norms import norms
 from .nn.positions import LearnedPositions, convert_rope, rope
 
-# %% ../nbs/08_llama.ipynb #ed112d58
+# %% ../nbs/08_llama.ipynb #e5fb0e5f
 from .text.corpora import CorruptFile, TokenBatches, sha256
 from .text.tokenizers import FastBPE, train_pieces
 from .engine.checkpoint import check_keys, save_model
@@ -40,7 +40,7 @@ from .engine.stats import Row, mean_t, median_interval, paired_t
 from .engine.train import Diverged, TrainConfig, fit
 from .lab import data as lab_data
 from .lab.presets import RunSpec
-from .gpt2 import DataConfig, bench_batch, cpu_flags, held_out, hf_loss, n_params, our_loss, parity, race, random_strings, train_lm, train_step
+from .gpt2 import DataConfig, bench_batch, cpu_flags, held_out, hf_loss, n_params, our_loss, parity, plan_lm, race, random_strings, train_lm, train_step, trained_once
 
 # %% ../nbs/08_llama.ipynb #8d167140
 @dataclass(frozen=True)
@@ -468,6 +468,15 @@ runs = {
     'paper': RunSpec(model=sizes['7B'], train=TrainConfig(n_step=250_000, batch_size=2048, lr=3e-4, n_warmup=2000, dtype='bfloat16', compile=True, **_recipe),
                      data=DataConfig('books', 32000), claims=Claims(), n_seeds=1),   # 1.0 T tokens; the mixture of table 1 is not at hand
 }
+
+# %% ../nbs/08_llama.ipynb #33b963a5
+def plan(preset:str)->dict:
+    "Estimate what a preset's main run takes."
+    return plan_lm(LLaMA, runs[preset])
+
+def pretrained(preset:str='tiny', seed:int=0)->Path:   # a folder that `load_model` reads
+    "Give the model of a preset, trained once and kept in the user's cache."
+    return trained_once(LLaMA, runs[preset], seed)
 
 # %% ../nbs/08_llama.ipynb #ed1bd0af
 twins = {  # what differs from GPT-2's block; 'gpt2' has nothing of LLaMA, 'llama' everything

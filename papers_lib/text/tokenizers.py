@@ -396,7 +396,7 @@ class FastPieces:
     @classmethod
     def load(cls, folder:str|Path)->FastPieces: return cls(Path(folder) / 'tokenizer.model')
 
-# %% ../../nbs/text/01_tokenizers.ipynb #1b09b6ed
+# %% ../../nbs/text/01_tokenizers.ipynb #1a8a3c44
 def train_pieces(
     texts:Iterable[str],        # the corpus
     n_vocab:int,                # pieces, with 3 control tokens and, if `byte_fallback`, 256 bytes
@@ -410,6 +410,6 @@ def train_pieces(
     try: SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_writer=out, model_type='bpe', vocab_size=n_vocab, split_digits=split_digits, byte_fallback=byte_fallback,
         add_dummy_prefix=dummy_prefix, normalization_rule_name='identity', remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-        character_coverage=1. if not byte_fallback else 0.9999, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2, num_threads=1, max_sentence_length=2**20)
+        character_coverage=1. if not byte_fallback else 0.9999, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2, num_threads=1, max_sentence_length=2**30)     # longer lines would be left out in silence
     except RuntimeError as e: raise ValueError(f'n_vocab={n_vocab}: {str(e).splitlines()[0]}') from None
     return FastPieces(out.getvalue())
