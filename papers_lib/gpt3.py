@@ -22,7 +22,7 @@ from .engine.train import TrainConfig
 from .lab.presets import RunSpec
 from .gpt2 import GPT2, DataConfig, GPT2Config, held_out, n_params, plan_lm, train_lm
 
-# %% ../nbs/06_gpt3.ipynb #bd4fe9b9
+# %% ../nbs/06_gpt3.ipynb #3a308682
 @dataclass(frozen=True)
 class GPT3Config(GPT2Config):
     "Sizes of a GPT-3; the defaults are Small's."
@@ -35,6 +35,7 @@ class GPT3Config(GPT2Config):
         for name in ('window', 'dense_every'):
             if getattr(self, name) < 1: raise ValueError(f'GPT3Config.{name}={getattr(self, name)}: must be at least 1')
 
+# %% ../nbs/06_gpt3.ipynb #555423fb
 class GPT3(GPT2):
     "GPT-2 with locally banded attention in every other layer (section 2.1)."
     def __init__(self, cfg:GPT3Config):
@@ -52,7 +53,7 @@ recipe = {  # table 2.1: batch in tokens, peak learning rate
     '2.7B': (1e6, 1.6e-4), '6.7B': (2e6, 1.2e-4), '13B': (2e6, 1.0e-4), '175B': (3.2e6, 0.6e-4),
 }
 
-# %% ../nbs/06_gpt3.ipynb #4bd44aa1
+# %% ../nbs/06_gpt3.ipynb #aed5bdf5
 def rate_at(
     tokens:float,          # read so far
     peak:float=1.,         # learning rate
@@ -63,6 +64,7 @@ def rate_at(
     if tokens < warm: return peak * tokens / warm
     return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * min(1., (tokens - warm) / (end - warm)))) / 2)
 
+# %% ../nbs/06_gpt3.ipynb #04a8804c
 def batch_at(
     tokens:float,          # read so far
     full:float,            # tokens a batch, at last

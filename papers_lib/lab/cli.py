@@ -79,7 +79,7 @@ def _show(done):
         table.add_row(s['paper'], s['preset'], s['status'], f"{s.get('seconds', 0):.0f}", verdicts(rows) or s.get('error', ''), s['folder'])
     Console().print(table)
 
-# %% ../../nbs/lab/08_cli.ipynb #d1260819
+# %% ../../nbs/lab/08_cli.ipynb #63d26bd0
 @app.command()
 def publish(paper:str, preset:Annotated[str, typer.Option()]='cpu'):
     "Copy the newest finished run's rows to results/ and bring README's table up to date."
@@ -90,6 +90,7 @@ def publish(paper:str, preset:Annotated[str, typer.Option()]='cpu'):
     try: print(copy(runs[-1])); update_readme()
     except ValueError as e: _stop(e)
 
+# %% ../../nbs/lab/08_cli.ipynb #0f7e0a49
 @app.command()
 def scoreboard(out:Annotated[Optional[Path], typer.Option()]=None):
     "Write the page of all results; print its path."
@@ -116,7 +117,7 @@ def data(action:Annotated[str, typer.Argument(help='list, get or build')]='list'
     except ValueError as e: _stop(e)
     except (sets.NotFound, sets.CorruptFile) as e: _stop(e, 1)
 
-# %% ../../nbs/lab/08_cli.ipynb #147ce643
+# %% ../../nbs/lab/08_cli.ipynb #331ef54a
 def checks()->list[tuple[str, str, str]]:   # (what, found, advice; empty if all is well)
     "Look at everything that a run may need."
     import importlib.util, os, platform, shutil, torch
@@ -134,13 +135,14 @@ def checks()->list[tuple[str, str, str]]:   # (what, found, advice; empty if all
         rows.append((f'extra {name}', 'installed' if not extra(modules) else 'missing ' + ', '.join(extra(modules)), '' if not extra(modules) else f"pip install 'papers-lib[{name}]'"))
     return rows
 
+# %% ../../nbs/lab/08_cli.ipynb #bcd7803c
 @app.command()
 def doctor(as_json:Json=False):
     "Say what this machine has and what it lacks."
     rows = checks()
     print(json.dumps(rows, indent=1) if as_json else '\n'.join(f'{what:20} {found}' + (f'   -> {advice}' if advice else '') for what, found, advice in rows))
 
-# %% ../../nbs/lab/08_cli.ipynb #05527261
+# %% ../../nbs/lab/08_cli.ipynb #9ae8223b
 @app.command()
 def bench(paper:str, only:Annotated[Optional[str], typer.Option(help='part of a row id')]=None, seed:int=0):
     "Measure a paper's speed rows."
@@ -157,9 +159,10 @@ def bench(paper:str, only:Annotated[Optional[str], typer.Option(help='part of a 
     atomic_write(folder / 'status.json', json.dumps(dict(paper=paper, preset='bench', status='finished')))
     print(folder)
 
+# %% ../../nbs/lab/08_cli.ipynb #f9dda1b7
 def main(): app()
 
-# %% ../../nbs/lab/08_cli.ipynb #8942f933
+# %% ../../nbs/lab/08_cli.ipynb #98354471
 @app.command()
 def new(name:Annotated[str, typer.Argument(help='lower-case name of the module')]):
     "Lay down a notebook in the house's cell order."
@@ -175,6 +178,7 @@ def new(name:Annotated[str, typer.Argument(help='lower-case name of the module')
                                   metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
     nbformat.write(nb, path); print(path)
 
+# %% ../../nbs/lab/08_cli.ipynb #88b913cf
 def _new_cell(v4, text):
     kind, _, body = text.partition('\n')
     cell = v4.new_markdown_cell(body) if kind == 'md' else v4.new_code_cell(body)

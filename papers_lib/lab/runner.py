@@ -21,7 +21,7 @@ from .presets import PRESETS, RunSpec, apply_overrides, nearest
 from .results import Table, provenance, repo_root, write_results
 from ..text.corpora import atomic_write
 
-# %% ../../nbs/lab/06_runner.ipynb #f655b3fc
+# %% ../../nbs/lab/06_runner.ipynb #941c77fa
 def _skeleton(source:str)->str:
     "Source as a syntax tree, docstrings and positions left out."
     tree = ast.parse(source)
@@ -31,6 +31,7 @@ def _skeleton(source:str)->str:
             node.body = body[1:] or [ast.Pass()]
     return ast.dump(tree)
 
+# %% ../../nbs/lab/06_runner.ipynb #f660958d
 @lru_cache
 def code_hash(module:str)->str:
     "Hash a module and the rooms that variants are computed with."
@@ -38,7 +39,7 @@ def code_hash(module:str)->str:
     files = [p for room in ('nn', 'text', 'engine') for p in sorted((package / room).glob('*.py'))] + [package / 'lab/data.py', Path(importlib.import_module(module).__file__)]
     return hashlib.sha256('\n'.join(_skeleton(p.read_text(encoding='utf-8')) for p in files).encode()).hexdigest()
 
-# %% ../../nbs/lab/06_runner.ipynb #d95f30a4
+# %% ../../nbs/lab/06_runner.ipynb #c198ec2c
 def variant(
     fn:Callable,    # importable by name; takes and returns plain values
     config:dict,    # its arguments
@@ -54,13 +55,14 @@ def variant(
         atomic_write(path, json.dumps(dict(fn=fn.__qualname__, config=config, result=result), allow_nan=False))
     return json.loads(path.read_text())['result']
 
+# %% ../../nbs/lab/06_runner.ipynb #242e4b2c
 def _one_thread(fn, config):
     import torch
     torch.set_num_threads(1); os.environ['PAPERS_PROGRESS'] = 'off'
     try: return variant(fn, config)
     except Exception as e: raise RuntimeError(f'{fn.__qualname__}({config}): {type(e).__name__}: {e}') from e
 
-# %% ../../nbs/lab/06_runner.ipynb #c713ee7d
+# %% ../../nbs/lab/06_runner.ipynb #44726e79
 def _follow(parent:int):
     "End this process when its parent is gone: the variants of a killed run are nobody's."
     def watch():
@@ -68,6 +70,7 @@ def _follow(parent:int):
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
+# %% ../../nbs/lab/06_runner.ipynb #7301c461
 def map_variants(
     fn:Callable, configs:list[dict],
     workers:int|None=None,     # processes; None is one a core
@@ -82,7 +85,7 @@ def map_variants(
         try: return [j.result() for j in jobs]
         except BaseException: pool.shutdown(cancel_futures=True); raise
 
-# %% ../../nbs/lab/06_runner.ipynb #5e418392
+# %% ../../nbs/lab/06_runner.ipynb #aba43d4a
 @dataclass
 class Run:
     "One execution of a paper's notebook."
@@ -107,6 +110,7 @@ class Run:
         "Compute variants, or take them from the cache; other processes import `fn`, so it must be exported as it stands here."
         return map_variants(_exported(fn, self.paper), configs, workers=1 if self.device == 'cuda' else None)
 
+# %% ../../nbs/lab/06_runner.ipynb #dcb057d0
 def _exported(fn, paper):
     "Find a notebook's function in the paper's module."
     if fn.__module__ != '__main__': return fn
@@ -115,18 +119,20 @@ def _exported(fn, paper):
         raise ValueError(f'{fn.__name__} is not what papers_lib.{paper} exports: run `make export`, then restart the kernel')
     return theirs
 
-# %% ../../nbs/lab/06_runner.ipynb #b990e6f2
+# %% ../../nbs/lab/06_runner.ipynb #1e0055aa
 def add(self, row:Row)->Row:
     "Judge a row and keep it."
     row.verdict = verdict(row); self.rows.append(row)
     return row
 
+# %% ../../nbs/lab/06_runner.ipynb #ec4da8bf
 def claim(self, id:str, effect:Effect, **fields)->Row|None:
     "Record a claim whose statement, rule and margin were declared beforehand; one that was not asked for is passed over."
     if not self.wants(id): return None
     statement, rule, margin = self.statements[id]
     return self.add(_row(self.paper, 'claim', id, effect, statement=statement, rule=rule, margin=margin, **fields))
 
+# %% ../../nbs/lab/06_runner.ipynb #f0ac8113
 def table(self, id:str, effect:Effect|float, rule:str='scaled', **fields)->Row:
     "Record a table cell or a claim's evidence."
     return self.add(_row(self.paper, 'table', id, effect, rule=rule, **fields))
@@ -194,7 +200,7 @@ def _fail_trackers(run):
             run.trackers.clear()
     shell.events.register('post_run_cell', after)
 
-# %% ../../nbs/lab/06_runner.ipynb #1edf736d
+# %% ../../nbs/lab/06_runner.ipynb #a16144c0
 def papers(root:Path|None=None)->dict[str, Path]:
     "Find the paper notebooks: name -> path."
     return {p.stem.split('_', 1)[1]: p for p in sorted(((root or repo_root()) / 'nbs').glob('[0-9][0-9]_*.ipynb'))}
@@ -202,6 +208,7 @@ def papers(root:Path|None=None)->dict[str, Path]:
 class BadRequest(ValueError):
     "A run that cannot be started as asked."
 
+# %% ../../nbs/lab/06_runner.ipynb #ef6d38b4
 def check(
     names:list[str], preset:str, parameters:dict,
     root:Path|None=None,
@@ -259,7 +266,7 @@ def execute(
     atomic_write(out / 'status.json', json.dumps(status, indent=1))
     return status
 
-# %% ../../nbs/lab/06_runner.ipynb #e0c69802
+# %% ../../nbs/lab/06_runner.ipynb #30591d39
 def _cell_reached(out, paper):
     "Index of the last cell that began."
     try: cells = json.loads((out / f'{paper}.ipynb').read_text())['cells']
@@ -267,6 +274,7 @@ def _cell_reached(out, paper):
     begun = [i for i, c in enumerate(cells) if c['metadata'].get('papermill', {}).get('status') not in (None, 'pending', 'completed')]
     return begun[0] if begun else None
 
+# %% ../../nbs/lab/06_runner.ipynb #eb6c6090
 def _render(out, paper):
     "Write the executed notebook as a page; a notebook that cannot be shown does not fail its run."
     try:
@@ -275,13 +283,14 @@ def _render(out, paper):
         atomic_write(out / f'{paper}.html', body)
     except Exception as e: print(f'{paper}: the page could not be made ({type(e).__name__}: {e})', file=sys.stderr)
 
-# %% ../../nbs/lab/06_runner.ipynb #1e183cf0
+# %% ../../nbs/lab/06_runner.ipynb #cd589fd7
 def _worker(config):
     "Body of a run's process."
     job = json.loads(config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)                 # raises KeyboardInterrupt
     execute(**job)
 
+# %% ../../nbs/lab/06_runner.ipynb #b73cc4be
 def run_notebooks(
     names:list[str],               # papers, or ['all']
     preset:str='tiny',
@@ -321,7 +330,7 @@ def run_notebooks(
         raise
     return done
 
-# %% ../../nbs/lab/06_runner.ipynb #eb9a14fb
+# %% ../../nbs/lab/06_runner.ipynb #3e8912fc
 def _fresh(base, stamp):
     "Make a folder that no other run has."
     for n in range(1000):
@@ -330,6 +339,7 @@ def _fresh(base, stamp):
         except FileExistsError: pass
     raise RuntimeError(f'{base}: no free folder')
 
+# %% ../../nbs/lab/06_runner.ipynb #39d50ebe
 def _outcome(name, preset, folder):
     "Status of an ended process; one that did not get to write it has failed."
     try: status = json.loads((folder / 'status.json').read_text())

@@ -251,7 +251,7 @@ def encode_batches(self,
 
 FastBPE.encode_batches = encode_batches
 
-# %% ../../nbs/text/01_tokenizers.ipynb #8f327d71
+# %% ../../nbs/text/01_tokenizers.ipynb #e7477ad4
 def save(self, folder:str|Path)->None:
     "Write vocab.json and merges.txt, the public format, and options.json if it splits digits or has special tokens."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
@@ -259,6 +259,7 @@ def save(self, folder:str|Path)->None:
     (folder / 'merges.txt').write_text('\n'.join(['#version: 0.2', *(' '.join(m) for m in self.merges)]) + '\n', encoding='utf-8')
     if self._options(): (folder / 'options.json').write_text(json.dumps(self._options()), encoding='utf-8')
 
+# %% ../../nbs/text/01_tokenizers.ipynb #43f1154f
 @classmethod
 def load(cls, folder:str|Path)->FastBPE:
     "Read what `save` wrote."
