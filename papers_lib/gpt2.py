@@ -20,11 +20,11 @@ __all__ = ['sizes', 'ESCAPE', 'detokenizers', 'statements', 'runs', 'lexicon', '
            'table3', 'elsewhere', 'DataConfig', 'GPT2Config', 'GPT2', 'init_weights', 'n_params', 'hf_name', 'from_hf',
            'to_hf', 'parity', 'scrambled', 'Detokenizer', 'detokenize', 'retokenize', 'text_ids', 'word_perplexity',
            'cloze', 'last_word', 'lambada_passages', 'complete', 'summarize', 'translate', 'answer', 'Claims',
-           'held_out', 'train_lm', 'pretrained', 'plan', 'configs', 'clean_passages', 'passage_nats', 'capacity_run',
-           'first_words', 'demonstration', 'demonstrated', 'quiz', 'demo_run', 'residual_variance', 'depth_run',
-           'token_run', 'column', 'random_strings', 'race', 'pair_of', 'train_step', 'bench_batch', 'bench_train',
-           'bfloat16_loss', 'cpu_flags', 'peak_memory', 'bench_memory', 'bench_generate', 'bench_score',
-           'full_text_score', 'bench', 'public_model', 'reference_rows']
+           'held_out', 'train_lm', 'trained_once', 'pretrained', 'plan_lm', 'plan', 'configs', 'clean_passages',
+           'passage_nats', 'capacity_run', 'first_words', 'demonstration', 'demonstrated', 'quiz', 'demo_run',
+           'residual_variance', 'depth_run', 'token_run', 'column', 'random_strings', 'race', 'pair_of', 'train_step',
+           'bench_batch', 'bench_train', 'bfloat16_loss', 'cpu_flags', 'peak_memory', 'bench_memory', 'bench_generate',
+           'bench_score', 'full_text_score', 'bench', 'public_model', 'reference_rows']
 
 # %% ../nbs/04_gpt2.ipynb #55288411
 from .nn.blocks import Block, Decoder
@@ -191,9 +191,10 @@ def scrambled(cfg:GPT2Config, seed:int=0)->GPT2:
         for p in model.parameters(): p.add_(torch.randn_like(p) * 0.05)
     return model.eval()
 
-# %% ../nbs/04_gpt2.ipynb #d4ae39f4
+# %% ../nbs/04_gpt2.ipynb #ce04630e
 ESCAPE = '\u2060'   # word joiner: the chunk (doubled: the line) after it is to be read literally
 
+# %% ../nbs/04_gpt2.ipynb #d9b4bd3c
 @dataclass(frozen=True)
 class Detokenizer:
     "Undo a corpus's tokenisation in a way that can be redone exactly."
@@ -318,23 +319,26 @@ def lambada_passages(n:int|None=None)->list[str]:
     "Read the LAMBADA test passages."
     return [json.loads(line)['text'] for line in lab_data.get('lambada').path('test.jsonl').read_text().splitlines()][:n]
 
-# %% ../nbs/04_gpt2.ipynb #df14392e
+# %% ../nbs/04_gpt2.ipynb #cd499ec8
 def complete(model:GPT2, tok:FastBPE, prompt:str, max_tokens:int, **decoding)->str:
     "Continue a prompt, by at most half a context; of a long prompt the end is used."
     max_tokens = min(max_tokens, model.cfg.ctx_len // 2)
     ids = text_ids(tok, prompt).tolist()[-(model.cfg.ctx_len - max_tokens):]
     return tok.decode(generate(model, [ids], max_tokens, stop=[tok.eot], **decoding)[0])
 
+# %% ../nbs/04_gpt2.ipynb #c6a8fa71
 def summarize(model:GPT2, tok:FastBPE, article:str, hint:str='\nTL;DR:', seed:int=0)->str:
     "Summarise by continuing: 100 tokens, top-k 2, the first three sentences (section 3.6)."
     text = complete(model, tok, article + hint, 100, temperature=1., top_k=2, seed=seed)
     return ' '.join(re.split(r'(?<=[.!?])\s+', text.strip())[:3])
 
+# %% ../nbs/04_gpt2.ipynb #552f7305
 def translate(model:GPT2, tok:FastBPE, pairs:list[tuple[str, str]], sentence:str)->str:
     "Translate after example pairs; greedy, the first line (section 3.7)."
     prompt = ''.join(f'{a} = {b}\n' for a, b in pairs) + f'{sentence} ='
     return complete(model, tok, prompt, 40).strip().split('\n')[0]
 
+# %% ../nbs/04_gpt2.ipynb #3e968bd5
 def answer(model:GPT2, tok:FastBPE, shots:list[tuple[str, str]], question:str)->str:
     "Answer after example questions; greedy, the first line (section 3.8)."
     prompt = ''.join(f'Q: {q}\nA: {a}\n' for q, a in shots) + f'Q: {question}\nA:'
@@ -388,13 +392,14 @@ runs = {
                      data=DataConfig('openwebtext', 50257), claims=Claims(), n_seeds=1),
 }
 
-# %% ../nbs/04_gpt2.ipynb #37b42922
+# %% ../nbs/04_gpt2.ipynb #4e7b367a
 def held_out(model:GPT2, corpus, max_tokens:int=20_000)->dict:   # nats a token, bits a byte, tokens scored
     "Score the held-out text with half a context of history at least."
     ids = np.concatenate([[corpus.tokenizer.eot], corpus.valid[:max_tokens].astype(np.int64)])
     nll = token_nll(model, ids, ctx_len=model.cfg.ctx_len, stride=model.cfg.ctx_len // 2)
     return dict(loss=float(nll.mean()), bpb=float(nll.mean() / math.log(2) / corpus.valid.bytes_per_token), n_tokens=len(nll))
 
+# %% ../nbs/04_gpt2.ipynb #e41958f0
 def train_lm(
     cls:type,                # of the model
     model, train:TrainConfig, data:DataConfig, *,
@@ -412,27 +417,35 @@ def train_lm(
                  tracker=tracker, folder=folder, device=device)
     return net.eval(), result, corpus
 
-# %% ../nbs/04_gpt2.ipynb #deb5b6d0
-def pretrained(preset:str='tiny', seed:int=0)->Path:   # a folder that `load_model` reads
-    "Give the model of a preset, trained once and kept in the user's cache."
-    spec, data = runs[preset], lab_data.lm_corpus(runs[preset].data.name, runs[preset].data.n_vocab).hash
-    key = hashlib.sha256(json.dumps([spec.configs(), seed, data, code_hash(__name__)], sort_keys=True).encode()).hexdigest()
-    folder = lab_data.cache_dir() / 'models' / f'gpt2-{preset}-{seed}-{key[:12]}'
+# %% ../nbs/04_gpt2.ipynb #4f9d517b
+def trained_once(cls:type, spec:RunSpec, seed:int)->Path:   # a folder that `load_model` reads
+    "Train a decoder by its preset, or find it in the user's cache, where one like it was kept."
+    data = lab_data.lm_corpus(spec.data.name, spec.data.n_vocab).hash
+    key = hashlib.sha256(json.dumps([spec.configs(), seed, data, code_hash(cls.__module__)], sort_keys=True).encode()).hexdigest()
+    folder = lab_data.cache_dir() / 'models' / f'{cls.__name__.lower()}-{seed}-{key[:12]}'
     with lab_data.locked(folder):
         if not folder.exists():
-            net, _, corpus = train_lm(GPT2, spec.model, spec.train, spec.data, seed=seed)
+            net, _, corpus = train_lm(cls, spec.model, spec.train, spec.data, seed=seed)
             save_model(folder, net, corpus.tokenizer)
     return folder
 
-# %% ../nbs/04_gpt2.ipynb #ff285175
-def plan(preset:str)->dict:
-    "Estimate what a preset's main run takes."
-    spec = runs[preset]
-    with torch.device('meta'): model = GPT2(spec.model)
+# %% ../nbs/04_gpt2.ipynb #f79a29a7
+def pretrained(preset:str='tiny', seed:int=0)->Path:   # a folder that `load_model` reads
+    "Give the model of a preset, trained once and kept in the user's cache."
+    return trained_once(GPT2, runs[preset], seed)
+
+# %% ../nbs/04_gpt2.ipynb #62a4f632
+def plan_lm(cls:type, spec:RunSpec)->dict:
+    "Estimate what training a decoder by its preset takes."
+    with torch.device('meta'): model = cls(spec.model)
     tokens = spec.train.n_step * spec.train.batch_size * spec.model.ctx_len
     flops = tokens * flops_per_token(model, spec.model.ctx_len)
     return dict(parameters=n_params(model), tokens=tokens, flops=flops, state_bytes=16 * n_params(model), checkpoint_bytes=12 * n_params(model),
                 hours_on_one_h100_at_40_percent=round(flops / (0.4 * 989e12) / 3600, 3), data=spec.data.name)
+
+def plan(preset:str)->dict:
+    "Estimate what a preset's main run takes."
+    return plan_lm(GPT2, runs[preset])
 
 # %% ../nbs/04_gpt2.ipynb #91564497
 def configs(model:dict, train:dict, data:dict)->tuple:
@@ -447,11 +460,12 @@ def clean_passages(name:str, n_word:int=60, n:int=400, order:int=8)->tuple:   # 
     seen = seen_ngrams(lab_data.documents(name, 'train'), passages, n=order)
     return passages, np.array(seen) > 0
 
-# %% ../nbs/04_gpt2.ipynb #a03ca17f
+# %% ../nbs/04_gpt2.ipynb #2e0f2c48
 def passage_nats(model:GPT2, tok:FastBPE, passages:list[str])->np.ndarray:   # (n,) nats of each whole passage
     "Score each passage on its own, after an end of text."
     return np.array([token_nll(model, text_ids(tok, p), ctx_len=model.cfg.ctx_len, stride=model.cfg.ctx_len // 2).sum() for p in passages])
 
+# %% ../nbs/04_gpt2.ipynb #280a80f6
 def capacity_run(*, seed:int, model:dict, train:dict, data:dict, n_word:int, n_passage:int)->dict:
     "Train one width on books; score it on held-out books and, where they are at hand, on three other sets."
     net, fitted, corpus = train_lm(GPT2, *configs(model, train, data), seed=seed)
@@ -502,7 +516,7 @@ def demonstrated(
         for i in range(0, len(words), n_word):
             yield ' '.join(words[i:i + n_word]) + (demonstration(rng) if rng.random() < share else '')
 
-# %% ../nbs/04_gpt2.ipynb #928c6dae
+# %% ../nbs/04_gpt2.ipynb #641229b6
 def quiz(
     model:GPT2, tok:FastBPE,
     contexts:list[str],    # text before each question
@@ -518,6 +532,7 @@ def quiz(
         out[f'greedy_{arm}'] = float(np.mean([t.startswith(f) for t, f in zip(texts, french * len(contexts))]))
     return out
 
+# %% ../nbs/04_gpt2.ipynb #e05d9f47
 def demo_run(*, seed:int, share:float, model:dict, train:dict, data:dict, n_context:int=3)->dict:
     "Train on books with a share of demonstrations, then ask."
     model, train, data = configs(model, train, data)
@@ -529,7 +544,7 @@ def demo_run(*, seed:int, share:float, model:dict, train:dict, data:dict, n_cont
     contexts = [' '.join(d.split()[:15]) for d in list(lab_data.documents(data.name, 'valid'))[:n_context]]
     return quiz(net.eval(), tok, contexts)
 
-# %% ../nbs/04_gpt2.ipynb #44e380e5
+# %% ../nbs/04_gpt2.ipynb #42436240
 @torch.no_grad()
 def residual_variance(model:GPT2, ids:Int[Tensor, 'b t'])->list[float]:   # variance after the embedding and after each block
     "Follow the variance of the residual stream through the depth."
@@ -537,6 +552,7 @@ def residual_variance(model:GPT2, ids:Int[Tensor, 'b t'])->list[float]:   # vari
     for block in model.blocks: h = block(h); out.append(h.var().item())
     return out
 
+# %% ../nbs/04_gpt2.ipynb #655b76ff
 def depth_run(*, seed:int, model:dict, train:dict, data:dict)->dict:
     "Train a deep model with no warm-up: residual variance at initialisation, final loss, whether it diverged."
     model, train, data = configs(model, train, data)
@@ -587,12 +603,13 @@ def race(
     return Row(paper=paper, kind='speed', id=id, statement=statement, metric=f'time of {peer} / time of {ours}', unit='ratio', rule='at_least', bound=bound,
                ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=n, n_seeds=1, baseline_name=peer, baseline_value=1., **fields)
 
-# %% ../nbs/04_gpt2.ipynb #ac7caed9
+# %% ../nbs/04_gpt2.ipynb #4ec6a9d4
 def pair_of(cfg:GPT2Config, seed:int=0)->tuple:   # (ours, the same weights in transformers)
     "Build a model here and there."
     torch.manual_seed(seed); ours = GPT2(cfg).eval()
     return ours, ours.to_hf()
 
+# %% ../nbs/04_gpt2.ipynb #bbf46fd2
 def train_step(model, batch, loss, dtype=None):
     "Make a function that takes one optimizer step: forward, backward, AdamW."
     opt = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -602,7 +619,7 @@ def train_step(model, batch, loss, dtype=None):
         return value.item()
     return step
 
-# %% ../nbs/04_gpt2.ipynb #6062a5d7
+# %% ../nbs/04_gpt2.ipynb #14a4e162
 bench_cfg = GPT2Config(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6)
 hf_loss = lambda model, batch: model(input_ids=batch['ids'], labels=batch['ids']).loss
 our_loss = lambda model, batch: lm_loss(model, batch) / batch['targets'].numel()
@@ -612,6 +629,7 @@ def bench_batch(cfg:GPT2Config, batch_size:int=8)->dict:
     ids = torch.randint(cfg.n_vocab, (batch_size, cfg.ctx_len + 1), generator=torch.Generator().manual_seed(0))
     return dict(ids=ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous())
 
+# %% ../nbs/04_gpt2.ipynb #a9415b64
 def bench_train(seed:int=0)->Iterator[Row]:
     "Race a training step: eager, compiled, and in bfloat16 against the float32 peer."
     facts = dict(dataset='random tokens', protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
@@ -647,7 +665,7 @@ def cpu_flags()->str:
     path = Path('/proc/cpuinfo')
     return next((line for line in path.read_text().splitlines() if line.startswith('flags')), '') if path.exists() else ''
 
-# %% ../nbs/04_gpt2.ipynb #4bee9d82
+# %% ../nbs/04_gpt2.ipynb #f8a5b0a5
 def peak_memory(arm:str, n_step:int=4)->float:   # bytes above what was resident before the first step
     "Train a few steps here and tell how far resident memory rose; run it in a process of its own."
     import resource
@@ -659,6 +677,7 @@ def peak_memory(arm:str, n_step:int=4)->float:   # bytes above what was resident
     for _ in range(n_step): step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
+# %% ../nbs/04_gpt2.ipynb #c5816300
 def bench_memory(n:int=5)->Iterator[Row]:
     "Compare the peak of a training step, a fresh process each time."
     if not Path('/proc/self/statm').exists(): return
@@ -742,12 +761,13 @@ elsewhere = {  # id: (what, paper's value at 1542M, unit, why we have no number)
     'S3.8.nq': ('Natural Questions', 4.1, '% exact match', 'the data set is not at hand; `answer` is the protocol'),
 }
 
-# %% ../nbs/04_gpt2.ipynb #1499e1a5
+# %% ../nbs/04_gpt2.ipynb #431c55cd
 def public_model(name:str='gpt2')->tuple:   # (GPT2, its tokenizer); NotFound where the hub cannot be reached
     "Load released weights and vocabulary."
     root = lab_data.get('tokenizers').root
     return GPT2.from_hf(name), FastBPE.from_files(root / 'gpt2-vocab.json', root / 'gpt2-merges.txt')
 
+# %% ../nbs/04_gpt2.ipynb #d76c9107
 def reference_rows(run)->None:
     "Score the public 124M model on table 3, or say why not."
     try: model, tok = public_model()

@@ -12,17 +12,17 @@ import numpy as np, torch
 
 # %% auto #0
 __all__ = ['sizes', 'recipe', 'mixture', 'statements', 'runs', 'GPT3Config', 'GPT3', 'rate_at', 'batch_at', 'keep', 'MinHash',
-           'near_duplicates', 'sources', 'decontaminate', 'Claims', 'window_run']
+           'near_duplicates', 'sources', 'decontaminate', 'Claims', 'plan', 'window_run']
 
-# %% ../nbs/06_gpt3.ipynb #06dfce14
+# %% ../nbs/06_gpt3.ipynb #3a45863f
 from .text.corpora import ngram_hashes, word_spans
 from .engine.checkpoint import save_model
 from .engine.stats import mean_t
 from .engine.train import TrainConfig
 from .lab.presets import RunSpec
-from .gpt2 import GPT2, DataConfig, GPT2Config, held_out, n_params, train_lm
+from .gpt2 import GPT2, DataConfig, GPT2Config, held_out, n_params, plan_lm, train_lm
 
-# %% ../nbs/06_gpt3.ipynb #bd4fe9b9
+# %% ../nbs/06_gpt3.ipynb #3a308682
 @dataclass(frozen=True)
 class GPT3Config(GPT2Config):
     "Sizes of a GPT-3; the defaults are Small's."
@@ -35,6 +35,7 @@ class GPT3Config(GPT2Config):
         for name in ('window', 'dense_every'):
             if getattr(self, name) < 1: raise ValueError(f'GPT3Config.{name}={getattr(self, name)}: must be at least 1')
 
+# %% ../nbs/06_gpt3.ipynb #555423fb
 class GPT3(GPT2):
     "GPT-2 with locally banded attention in every other layer (section 2.1)."
     def __init__(self, cfg:GPT3Config):
@@ -52,7 +53,7 @@ recipe = {  # table 2.1: batch in tokens, peak learning rate
     '2.7B': (1e6, 1.6e-4), '6.7B': (2e6, 1.2e-4), '13B': (2e6, 1.0e-4), '175B': (3.2e6, 0.6e-4),
 }
 
-# %% ../nbs/06_gpt3.ipynb #4bd44aa1
+# %% ../nbs/06_gpt3.ipynb #aed5bdf5
 def rate_at(
     tokens:float,          # read so far
     peak:float=1.,         # learning rate
@@ -63,6 +64,7 @@ def rate_at(
     if tokens < warm: return peak * tokens / warm
     return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * min(1., (tokens - warm) / (end - warm)))) / 2)
 
+# %% ../nbs/06_gpt3.ipynb #04a8804c
 def batch_at(
     tokens:float,          # read so far
     full:float,            # tokens a batch, at last
@@ -191,6 +193,11 @@ runs = {
     'paper': RunSpec(model=sizes['175B'], train=TrainConfig(n_step=94_000, batch_size=1563, lr=recipe['175B'][1], n_warmup=117, dtype='bfloat16', compile=True, **_small),
                      data=DataConfig('books', 50257), claims=Claims(), n_seeds=1),      # 300 B tokens in batches of 3.2 M; the data of table 2.2 is not public
 }
+
+# %% ../nbs/06_gpt3.ipynb #732283f3
+def plan(preset:str)->dict:
+    "Estimate what a preset's main run takes."
+    return plan_lm(GPT3, runs[preset])
 
 # %% ../nbs/06_gpt3.ipynb #2e8ec2c5
 def window_run(*, seed:int, model:dict, train:dict, data:dict)->dict:

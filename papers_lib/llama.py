@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 __all__ = ['sizes', 'layouts', 'statements', 'runs', 'twins', 'bench_cfg', 'LLaMAConfig', 'LLaMA', 'init_weights', 'their_names',
            'assemble', 'dissemble', 'config_from_hf', 'from_hf', 'to_hf', 'scrambled', 'join_shards', 'from_meta',
            'read_gguf', 'config_from_gguf', 'from_gguf', 'gguf_tokenizer', 'render', 'LocalLLM', 'weights_hash',
-           'complete', 'loglik', 'chat', 'Claims', 'widen', 'twin', 'configs', 'lm_run', 'losses', 'ratio_train',
-           'scaled', 'isoflop_minimum', 'sums', 'sum_run', 'spoil', 'Bigrams', 'filter_run', 'bench_train',
-           'bench_norm', 'read_seconds', 'timed', 'bench_decode', 'bench']
+           'complete', 'loglik', 'chat', 'Claims', 'plan', 'pretrained', 'widen', 'twin', 'configs', 'lm_run', 'losses',
+           'ratio_train', 'scaled', 'isoflop_minimum', 'sums', 'sum_run', 'spoil', 'Bigrams', 'filter_run',
+           'bench_train', 'bench_norm', 'read_seconds', 'timed', 'bench_decode', 'bench']
 
 # %% ../nbs/08_llama.ipynb #60f28d27
 from .nn.activations import gated_width, gates
@@ -29,7 +29,7 @@ from .nn.linear import Linear
 from .nn.norms import norms
 from .nn.positions import LearnedPositions, convert_rope, rope
 
-# %% ../nbs/08_llama.ipynb #ed112d58
+# %% ../nbs/08_llama.ipynb #e5fb0e5f
 from .text.corpora import CorruptFile, TokenBatches, sha256
 from .text.tokenizers import FastBPE, train_pieces
 from .engine.checkpoint import check_keys, save_model
@@ -40,7 +40,7 @@ from .engine.stats import Row, mean_t, median_interval, paired_t
 from .engine.train import Diverged, TrainConfig, fit
 from .lab import data as lab_data
 from .lab.presets import RunSpec
-from .gpt2 import DataConfig, bench_batch, cpu_flags, held_out, hf_loss, n_params, our_loss, parity, race, random_strings, train_lm, train_step
+from .gpt2 import DataConfig, bench_batch, cpu_flags, held_out, hf_loss, n_params, our_loss, parity, plan_lm, race, random_strings, train_lm, train_step, trained_once
 
 # %% ../nbs/08_llama.ipynb #8d167140
 @dataclass(frozen=True)
@@ -387,7 +387,7 @@ def weights_hash(model:nn.Module)->str:
     for name, p in model.state_dict().items(): h.update(name.encode()); h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
     return h.hexdigest()
 
-# %% ../nbs/08_llama.ipynb #9328afc9
+# %% ../nbs/08_llama.ipynb #b592fc33
 def _continue(self, prompts:list[list[int]], texts:list[str], max_tokens:int, temperature:float, stop, seed:int, **decoding)->list[str]:
     "Continue token ids; `texts` name each prompt's random numbers."
     done = (lambda ids: any(s in self.tokenizer.decode(ids) for s in stop)) if stop else None
@@ -395,6 +395,7 @@ def _continue(self, prompts:list[list[int]], texts:list[str], max_tokens:int, te
     rows = generate(self.model, prompts, max_tokens, temperature=temperature, stop=self.ends, until=done, seed=streams, **decoding)
     return [cut(self.tokenizer.decode(row), stop) for row in rows]
 
+# %% ../nbs/08_llama.ipynb #d04dfb41
 def complete(self, prompts:list[str], *, max_tokens:int, temperature:float=0., stop:Sequence[str]|None=None, seed:int=0)->list[str]:
     "Continue each prompt."
     return self._continue([self.tokenizer.encode(p) for p in prompts], prompts, max_tokens, temperature, stop, seed) if prompts else []
@@ -403,6 +404,7 @@ def loglik(self, prompt:str, choices:list[str])->list[list[float]]:
     "Log-probability of each token of each choice, nats; prompt and choice are encoded together."
     return score_text(self.model, self.tokenizer, prompt, choices)
 
+# %% ../nbs/08_llama.ipynb #985da30c
 def chat(self,
     messages:str|list[dict],   # a question, or the turns so far
     *, max_tokens:int=128, temperature:float=0., seed:int=0, **decoding,   # as in `generate`
@@ -469,13 +471,23 @@ runs = {
                      data=DataConfig('books', 32000), claims=Claims(), n_seeds=1),   # 1.0 T tokens; the mixture of table 1 is not at hand
 }
 
-# %% ../nbs/08_llama.ipynb #ed1bd0af
+# %% ../nbs/08_llama.ipynb #33b963a5
+def plan(preset:str)->dict:
+    "Estimate what a preset's main run takes."
+    return plan_lm(LLaMA, runs[preset])
+
+def pretrained(preset:str='tiny', seed:int=0)->Path:   # a folder that `load_model` reads
+    "Give the model of a preset, trained once and kept in the user's cache."
+    return trained_once(LLaMA, runs[preset], seed)
+
+# %% ../nbs/08_llama.ipynb #b8ffa7b0
 twins = {  # what differs from GPT-2's block; 'gpt2' has nothing of LLaMA, 'llama' everything
     'gpt2': {}, 'rms': dict(norm='rms'), 'swiglu': dict(act='swiglu'), 'relu': dict(act='relu'), 'rope': dict(positions='rope'),
     'none': dict(positions='none'), 'no bias': dict(bias=False),
     'llama': dict(norm='rms', act='swiglu', positions='rope', bias=False),
 }
 
+# %% ../nbs/08_llama.ipynb #df1c5741
 def widen(
     cfg:LLaMAConfig,
     n:int,            # parameters wanted
@@ -484,6 +496,7 @@ def widen(
     with torch.device('meta'): few, more = (n_params(LLaMA(replace(cfg, d_ff=f))) for f in (1, 2))
     return replace(cfg, d_ff=max(1, round(1 + (n - few) / (more - few))))
 
+# %% ../nbs/08_llama.ipynb #80e827de
 def twin(
     arm:str,           # a name in `twins`
     cfg:LLaMAConfig,   # sizes
@@ -512,7 +525,7 @@ def losses(
     "Collect held-out losses."
     return np.array([math.log(n_vocab) if r['loss'] is None else r['loss'] for r in results])
 
-# %% ../nbs/08_llama.ipynb #2c6711a2
+# %% ../nbs/08_llama.ipynb #e21a9bda
 def ratio_train(
     cfg:LLaMAConfig, train:TrainConfig,
     ratio:float,      # tokens a parameter
@@ -521,6 +534,7 @@ def ratio_train(
     with torch.device('meta'): n = n_params(LLaMA(cfg))
     return replace(train, n_step=max(1, round(ratio * n / (train.batch_size * cfg.ctx_len))))
 
+# %% ../nbs/08_llama.ipynb #7b6ea202
 def scaled(
     cfg:LLaMAConfig,
     factor:float,     # of the number of parameters
@@ -573,7 +587,7 @@ def sum_run(*, seed:int, split_digits:bool, model:dict, train:dict, n_train:int=
     by = {k: float(right[[len(t.split()[0]) == k for t in test]].mean()) for k in (2, 3, 4)}
     return dict(exact=float(right.mean()), tokens_a_sum=len(tokens) / len(lines), **{f'exact{k}': v for k, v in by.items()})
 
-# %% ../nbs/08_llama.ipynb #aea31aa4
+# %% ../nbs/08_llama.ipynb #4ad0b233
 def spoil(
     text:str,
     rng:np.random.Generator,
@@ -584,6 +598,7 @@ def spoil(
     if kind == 1: return ' '.join((words[:8] + ['|', 'home', '|', 'next', 'page']) * (len(words) // 13 + 1))
     return ' '.join(str(rng.integers(10 ** rng.integers(1, 6))) if rng.random() < .8 else w for w in words)
 
+# %% ../nbs/08_llama.ipynb #0fa80098
 class Bigrams:
     "A smoothed bigram model of words: how surprising a text is, nats a word."
     def __init__(self, texts:Iterable[str], alpha:float=0.1):
@@ -643,7 +658,7 @@ def bench_norm(seed:int=0)->Iterator[Row]:
     yield race('S.norm', 'A training step with RMSNorm takes no longer than one with LayerNorm', {'LayerNorm': step('layer'), 'RMSNorm': step('rms')}, 0.95, n=15,
                paper='llama', dataset='random tokens', protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
 
-# %% ../nbs/08_llama.ipynb #ff964ea7
+# %% ../nbs/08_llama.ipynb #571c7214
 def read_seconds(
     n_bytes:int,      # as many as the weights have
 )->float:
@@ -652,6 +667,7 @@ def read_seconds(
     block.sum()
     return float(np.median([timed(block.sum) for _ in range(7)]))
 
+# %% ../nbs/08_llama.ipynb #bb0612aa
 def timed(fn)->float:
     "Seconds that one call takes."
     start = time.perf_counter(); fn()

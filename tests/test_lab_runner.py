@@ -103,20 +103,41 @@ def test_two_runs_at_once_keep_apart(repo):
     assert len(folders) == 2 and all((Path(f) / 'results.json').exists() for f in folders)
 
 
-def test_ctrl_c_keeps_what_is_finished(repo):
+VARIANT = """
+import os, sys; sys.path.insert(0, os.getcwd())
+from pathlib import Path
+Path('sleepy.py').write_text("import os, time\\ndef nap(*, n): open(f'pid{n}', 'w').write(str(os.getpid())); time.sleep(120); return {}")
+os.environ['PYTHONPATH'] = os.getcwd()
+import sleepy
+run.map(sleepy.nap, [dict(n=0), dict(n=1)])
+"""
+
+
+def gone(pid):
+    "Wait for a process to end."
+    for _ in range(150):
+        if not Path(f'/proc/{pid}').exists() or ' Z ' in Path(f'/proc/{pid}/stat').read_text(): return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_keeps_what_is_finished_and_leaves_nobody_behind(repo, sign):
     repo('good', START, FINISH)
-    repo('long', START, TRACKED, 'import time; time.sleep(120)', number=2)
+    repo('long', START, TRACKED, VARIANT, number=2)
     listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)     # a shell starts background jobs deaf to it
     p = subprocess.Popen([str(Path(sys.executable).parent / 'papers'), 'run', 'all'], cwd=repo.root, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     for line in p.stderr:
         if 'long: started' in line: break
-    for _ in range(200):
-        if list(repo.root.glob('runs/long/tiny/*/wandb/*/*.wandb')): break
+    for _ in range(300):
+        if len(pids := [f for f in repo.root.rglob('pid?') if f.read_text()]) == 2: break
         time.sleep(0.1)
-    p.send_signal(signal.SIGINT); _, err = p.communicate(timeout=60)
+    pids = [int(f.read_text()) for f in pids]; assert len(pids) == 2
+    p.send_signal(sign); _, err = p.communicate(timeout=60)
     assert p.returncode == 130 and 'finished runs are kept' in err
     assert list(repo.root.glob('runs/good/tiny/*/results.json'))
     assert json.loads(next(repo.root.glob('runs/long/tiny/*/status.json')).read_text())['status'] == 'interrupted'
+    assert all(map(gone, pids))
 
 
 def papers(*args, cwd=None): return subprocess.run([str(Path(sys.executable).parent / 'papers'), *args], cwd=cwd, capture_output=True, text=True)

@@ -41,12 +41,13 @@ def load_strict(
     model.load_state_dict(tensors)
     return model
 
-# %% ../../nbs/engine/01_checkpoint.ipynb #6be74249
+# %% ../../nbs/engine/01_checkpoint.ipynb #1b995189
 def _write(tensors, path):
     "Write tensors; the library's own error becomes the OSError that it is."
     try: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
     except SafetensorError as e: raise OSError(errno.EIO, str(e)) from None
 
+# %% ../../nbs/engine/01_checkpoint.ipynb #0eb03d03
 def save_model(
     folder:str|Path,      # replaced if it exists
     model:nn.Module,      # has a dataclass `cfg`
@@ -61,6 +62,7 @@ def save_model(
         seal(tmp)
     return folder
 
+# %% ../../nbs/engine/01_checkpoint.ipynb #0c1039fb
 def load_model(
     folder:str|Path,
     cls:type,             # class of the model
@@ -73,7 +75,7 @@ def load_model(
     with torch.device('meta'): model = cls(config(**fields))
     return load_strict(model, load_file(folder / 'model.safetensors')).eval()
 
-# %% ../../nbs/engine/01_checkpoint.ipynb #e392f782
+# %% ../../nbs/engine/01_checkpoint.ipynb #787dddca
 def rng_state()->tuple[dict[str, Tensor], dict]:   # tensors, plain values
     "Read the generators of Python, NumPy, torch and every GPU."
     kind, keys, pos, has_gauss, cached = np.random.get_state()
@@ -82,6 +84,7 @@ def rng_state()->tuple[dict[str, Tensor], dict]:   # tensors, plain values
     tensors |= {f'rng.cuda{i}': s for i, s in enumerate(torch.cuda.get_rng_state_all())} if torch.cuda.is_available() else {}
     return tensors, dict(numpy=[kind, pos, has_gauss, cached], python=[version, gauss])
 
+# %% ../../nbs/engine/01_checkpoint.ipynb #1fda3153
 def set_rng_state(tensors:dict[str, Tensor], plain:dict)->None:
     "Put the generators back."
     kind, pos, has_gauss, cached = plain['numpy']
@@ -91,7 +94,7 @@ def set_rng_state(tensors:dict[str, Tensor], plain:dict)->None:
     cuda = [tensors[k] for k in sorted(tensors) if k.startswith('rng.cuda')]
     if cuda and torch.cuda.is_available(): torch.cuda.set_rng_state_all(cuda)
 
-# %% ../../nbs/engine/01_checkpoint.ipynb #a5c8be12
+# %% ../../nbs/engine/01_checkpoint.ipynb #52c3b671
 def save_state(
     folder:str|Path,            # of the run; this checkpoint becomes step-000123 in it
     step:int,                   # optimizer steps done
@@ -113,6 +116,7 @@ def save_state(
     for old in checkpoints(folder)[:-keep]: shutil.rmtree(old, ignore_errors=True)
     return path
 
+# %% ../../nbs/engine/01_checkpoint.ipynb #f500c64e
 def checkpoints(folder:str|Path)->list[Path]:
     "List a run's checkpoints, oldest first."
     return sorted(p for p in Path(folder).glob('step-*') if re.fullmatch(r'step-\d+', p.name))

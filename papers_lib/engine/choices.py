@@ -52,9 +52,10 @@ def draw_shots(
     order = np.random.default_rng([seed, number]).permutation(len(pool))
     return [q for i in order[:k + 1] if (q := pool[i]) != skip][:k]
 
-# %% ../../nbs/engine/08_choices.ipynb #96cc916c
+# %% ../../nbs/engine/08_choices.ipynb #073ddd14
 RULES = ('sum', 'token', 'char', 'answer')
 
+# %% ../../nbs/engine/08_choices.ipynb #30b94a1d
 def choose(
     logp:Sequence[Sequence[float]],            # log-probability of each token of each choice, nats
     choices:Sequence[str],

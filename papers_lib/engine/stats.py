@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 __all__ = ['RULES', 'Effect', 'mean_t', 'paired_t', 'slope', 'bootstrap', 'round_robin', 'median_interval', 'time_ratio', 'Row',
            'verdict']
 
-# %% ../../nbs/engine/07_stats.ipynb #8bb4383b
+# %% ../../nbs/engine/07_stats.ipynb #e46f5b14
 @dataclass(frozen=True)
 class Effect:
     "A measured quantity with its interval."
@@ -25,6 +25,7 @@ class Effect:
     @property
     def n(self)->int: return len(self.values)
 
+# %% ../../nbs/engine/07_stats.ipynb #5c6e31d0
 def mean_t(
     values:Sequence[float],   # one a seed, at least 2
 )->Effect:
@@ -35,6 +36,7 @@ def mean_t(
     half = scipy_stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))      # (1)
     return Effect(float(x.mean()), float(x.std(ddof=1)), [float(x.mean() - half), float(x.mean() + half)], x.tolist())
 
+# %% ../../nbs/engine/07_stats.ipynb #c679f38c
 def paired_t(
     ours:Sequence[float],   # one a seed
     base:Sequence[float],   # the same seeds
@@ -67,7 +69,7 @@ def bootstrap(
     draws = [stat(values[rng.integers(0, len(values), len(values))]) for _ in range(n)]
     return tuple(map(float, np.quantile(draws, [0.025, 0.975])))
 
-# %% ../../nbs/engine/07_stats.ipynb #62da03b2
+# %% ../../nbs/engine/07_stats.ipynb #ac497bd0
 def round_robin(
     fns:dict[str, Callable],   # name -> function without arguments
     n:int=15,                  # counted rounds
@@ -81,6 +83,7 @@ def round_robin(
             if i >= warmup: times[name].append(took)
     return times
 
+# %% ../../nbs/engine/07_stats.ipynb #9b4f5b5d
 def median_interval(values:Sequence[float])->Effect:
     "Median with its distribution-free 95 % interval (the whole range below six values)."
     x = np.sort(np.asarray(values, dtype=float)); n = len(x)
@@ -88,6 +91,7 @@ def median_interval(values:Sequence[float])->Effect:
     k = max(k, 1)
     return Effect(float(np.median(x)), float(x.std(ddof=1)) if n > 1 else 0., [float(x[k - 1]), float(x[n - k])], list(map(float, values)))
 
+# %% ../../nbs/engine/07_stats.ipynb #bc96ad42
 def time_ratio(
     times:dict[str, list[float]],   # from `round_robin`
     slow:str, fast:str,             # names; the ratio is slow / fast
@@ -120,10 +124,11 @@ class Row:
         if set(d) != names: raise ValueError(f"row {d.get('id')!r}: field(s) {sorted(set(d) ^ names)} unknown or missing")
         return cls(**d)
 
-# %% ../../nbs/engine/07_stats.ipynb #021faea3
+# %% ../../nbs/engine/07_stats.ipynb #cf872d92
 RULES = dict(claim=('greater', 'less', 'trend', 'equal', 'exact'), table=('paper', 'scaled'), parity=('at_least', 'at_most'),
              speed=('at_least', 'at_most'), leak=('at_least', 'at_most'))
 
+# %% ../../nbs/engine/07_stats.ipynb #e7cf351f
 def verdict(row:Row)->str:
     "Judge a row: the one function that does."
     def need(name):

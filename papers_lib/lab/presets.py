@@ -14,9 +14,10 @@ __all__ = ['PRESETS', 'RunSpec', 'fits', 'apply_overrides']
 # %% ../../nbs/lab/02_presets.ipynb #019070ba
 from .data import nearest
 
-# %% ../../nbs/lab/02_presets.ipynb #b83f1ab5
+# %% ../../nbs/lab/02_presets.ipynb #8168aedb
 PRESETS = ('tiny', 'cpu', 'gpu', 'paper')
 
+# %% ../../nbs/lab/02_presets.ipynb #f961d3f2
 @dataclass(frozen=True)
 class RunSpec:
     "Everything that defines a run."

@@ -25,7 +25,7 @@ def repo_root()->Path:
 
 def results_dir()->Path: return repo_root() / 'results'
 
-# %% ../../nbs/lab/04_results.ipynb #fd611d7f
+# %% ../../nbs/lab/04_results.ipynb #31694450
 def _git(*args):
     p = subprocess.run(['git', *args], cwd=repo_root(), capture_output=True, text=True)
     return p.stdout.strip() if p.returncode == 0 else ''
@@ -34,6 +34,7 @@ def dirty()->bool:
     "Tell whether what a run is made of differs from the last commit."
     return bool(_git('status', '--porcelain', '--', 'papers_lib', 'settings.ini', 'constraints.txt'))
 
+# %% ../../nbs/lab/04_results.ipynb #319f52c2
 def machine()->dict:
     "Describe this machine: CPU or GPU, cores, memory."
     import torch
@@ -42,6 +43,7 @@ def machine()->dict:
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
     return dict(cpu=cpu, cores=os.cpu_count(), memory_gib=round(memory, 1), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
+# %% ../../nbs/lab/04_results.ipynb #985e7c22
 def provenance(preset:str, seeds:list[int], started:float, overrides:str='{}', claims:str='all')->dict:
     "Collect the circumstances of a run."
     names = ('torch', 'transformers', 'tokenizers', 'accelerate', 'numpy')
@@ -50,7 +52,7 @@ def provenance(preset:str, seeds:list[int], started:float, overrides:str='{}', c
                 python=platform.python_version(), versions={n: importlib.metadata.version(n) for n in names}, wall_seconds=round(time.time() - started, 1),
                 peak_memory_mib=round(peak / 2**20), date=datetime.date.today().isoformat())
 
-# %% ../../nbs/lab/04_results.ipynb #b8be387f
+# %% ../../nbs/lab/04_results.ipynb #be89a381
 def write_results(path:str|Path, rows:list[Row], provenance:dict)->Path:
     "Judge the rows and write them."
     ids = Counter(r.id for r in rows)
@@ -58,6 +60,7 @@ def write_results(path:str|Path, rows:list[Row], provenance:dict)->Path:
     for r in rows: r.verdict = verdict(r)
     return atomic_write(path, json.dumps(dict(schema=1, provenance=provenance, rows=[r.to_dict() for r in rows]), indent=1, ensure_ascii=False, allow_nan=False) + '\n')
 
+# %% ../../nbs/lab/04_results.ipynb #21a350be
 def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
     "Read a results file; what does not agree with itself is refused."
     path = Path(path)
@@ -70,7 +73,7 @@ def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
         if (now := verdict(r)) != r.verdict: raise ValueError(f'{path.name}: row {r.id} says {r.verdict!r}, its numbers say {now!r}: the file was edited by hand')
     return rows, d['provenance']
 
-# %% ../../nbs/lab/04_results.ipynb #72ca4bbd
+# %% ../../nbs/lab/04_results.ipynb #7eb9a278
 def number(x, digits:int=3)->str:
     "Write a number for a reader."
     return '' if x is None else f'{x:,.0f}' if abs(x) >= 1000 else f'{x:.{digits}g}'
@@ -80,6 +83,7 @@ def interval(row:Row)->str:
     if row.ours is None: return ''
     return number(row.ours) + (f' [{number(row.ci95[0])}, {number(row.ci95[1])}]' if row.ci95 and row.ci95[0] != row.ci95[1] else '')
 
+# %% ../../nbs/lab/04_results.ipynb #b24e2b8b
 class Table:
     "Rows of one or more results files, for a notebook or a terminal."
     def __init__(self, files:list[tuple[list[Row], dict]]): self.files = files

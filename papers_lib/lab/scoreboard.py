@@ -30,17 +30,19 @@ def local_runs(runs:str|Path|None=None)->list[tuple[str, list[Row], dict, Path]]
         if d['status'] == 'finished': newest[d['paper'], d['preset']] = status.parent
     return [(paper, *read_results(folder / 'results.json'), folder) for (paper, _), folder in sorted(newest.items())]
 
-# %% ../../nbs/lab/07_scoreboard.ipynb #c2eacaf1
+# %% ../../nbs/lab/07_scoreboard.ipynb #5ec1a9b4
 def verdicts(rows:list[Row])->str:
     "Sum up the verdicts of the claims, then of the other rows."
     kinds = {'claims': [r for r in rows if r.kind == 'claim'], 'other rows': [r for r in rows if r.kind != 'claim']}
     return '; '.join(f'{k}: ' + ', '.join(f'{n} {v}' for v, n in Counter(r.verdict for r in part).most_common()) for k, part in kinds.items() if part)
 
+# %% ../../nbs/lab/07_scoreboard.ipynb #8e333c63
 def title(notebook:Path)->tuple[str, str]:   # the first heading, the line under it
     "Read a notebook's title and subtitle."
     lines = ''.join(json.loads(notebook.read_text(encoding='utf-8'))['cells'][0]['source']).splitlines()
     return lines[0].lstrip('# '), next((l.lstrip('> ') for l in lines[1:] if l.startswith('>')), '')
 
+# %% ../../nbs/lab/07_scoreboard.ipynb #62332b97
 def readme_table()->str:
     "List the papers, with their published verdicts, as Markdown."
     out, files = ['| paper | published run | verdicts |', '| --- | --- | --- |'], published_files()
@@ -54,6 +56,7 @@ def readme_table()->str:
         out += [f'| {paper} {r.id} | {r.statement} | {preset} | {interval(r)} {r.unit} | **{r.verdict}** |' for paper, preset, r in claims]
     return '\n'.join(out)
 
+# %% ../../nbs/lab/07_scoreboard.ipynb #f13f4a1b
 def update_readme(path:str|Path|None=None)->Path:
     "Put the table between the two markers of README.md."
     path = Path(path or repo_root() / 'README.md'); begin, end = '<!-- papers:begin -->', '<!-- papers:end -->'
@@ -86,7 +89,7 @@ const key=r=>{const c=r.cells[i],v=c.dataset.v;return v===undefined?c.textConten
 rows.sort((a,b)=>{const x=key(a),y=key(b);return(typeof x==='number'?x-y:x.localeCompare(y,undefined,{numeric:true}))*(up?1:-1)}).forEach(r=>body.append(r))}));
 '''
 
-# %% ../../nbs/lab/07_scoreboard.ipynb #16f26889
+# %% ../../nbs/lab/07_scoreboard.ipynb #bd0a34dd
 def _cell(row, prov, link=''):
     "One number with its interval, a small picture of it, and where it comes from."
     if row is None: return '<td data-v=""></td><td></td>'
@@ -101,6 +104,7 @@ def _cell(row, prov, link=''):
     return (f'<td class=n data-v="{"" if row.ours is None else row.ours}"><span class="{slug}">{html.escape(interval(row))}{picture}</span><small>{html.escape(row.unit)}</small></td>'
             f'<td><span class="v {slug}">{html.escape(row.verdict)}</span><small>{html.escape(row.why)}</small><details><summary>run</summary>{html.escape(facts)}{link}</details></td>')
 
+# %% ../../nbs/lab/07_scoreboard.ipynb #3a74cdb6
 def _line(paper, id, preset, pub, loc, page):
     "One row of the page: the same result as published and as found here."
     row, prov = (pub or loc)[:2]

@@ -147,7 +147,7 @@ class KVCache:
             if held[layer] is not None: buffer[:, :, :self.length] = held[layer][:, :, :self.length]
             held[layer] = buffer
 
-# %% ../../nbs/nn/05_attention.ipynb #3282d347
+# %% ../../nbs/nn/05_attention.ipynb #66c3c1f7
 def advance(self,
     t:int,   # tokens that every layer has written
 ):
@@ -155,6 +155,7 @@ def advance(self,
     self.length += t
     if self.pad is not None: self.pad = self.keep(0)
 
+# %% ../../nbs/nn/05_attention.ipynb #8520fd70
 def keep(self,
     t:int,   # new tokens, all real
 )->Bool[Tensor, 'b s']|None:
@@ -164,7 +165,7 @@ def keep(self,
 
 KVCache.advance, KVCache.keep = advance, keep
 
-# %% ../../nbs/nn/05_attention.ipynb #f75d5f81
+# %% ../../nbs/nn/05_attention.ipynb #1a7c1ff6
 def reorder(self,
     rows:Int[Tensor, 'n'],   # which row each new row continues
 ):
@@ -172,6 +173,7 @@ def reorder(self,
     for held in (self.k, self.v): held[:] = [x if x is None else x.index_select(0, rows) for x in held]
     if self.pad is not None: self.pad = self.pad.index_select(0, rows)
 
+# %% ../../nbs/nn/05_attention.ipynb #44fb5665
 def expand(self,
     n:int,   # copies of each row
 )->KVCache:

@@ -109,7 +109,7 @@ class Decoder(nn.Module):
     def forward(self, ids, *, mask=None, positions=None, cache=None)->Float[Tensor, 'b t v']:
         return self.head(self.hidden(ids, mask=mask, positions=positions, cache=cache))
 
-# %% ../../nbs/nn/06_blocks.ipynb #5f3e75b1
+# %% ../../nbs/nn/06_blocks.ipynb #c59d4616
 def _count(keep, past, t, device):
     "Number the t new tokens."
     if keep is None: return torch.arange(past, past + t, device=device)
@@ -117,6 +117,7 @@ def _count(keep, past, t, device):
 
 _causal = causal()
 
+# %% ../../nbs/nn/06_blocks.ipynb #d938e272
 def _settle(mask, keep, past, t, device):
     "Bring the mask into the form that costs least in each layer: a rule that attention has a fast path for, or one dense tensor."
     if keep is not None: keep = keep[:, :past + t]
@@ -135,7 +136,7 @@ def _within(mask, width, past, positions):
     old = torch.arange(past, device=places.device).expand(*places.shape[:-1], past)
     return mask & (places[..., None] - torch.cat([old, places], -1)[..., None, :] < width)
 
-# %% ../../nbs/nn/06_blocks.ipynb #4aef9969
+# %% ../../nbs/nn/06_blocks.ipynb #ce660bc2
 @torch.no_grad()
 def prefill(self,
     ids:Int[Tensor, 'b t'],                 # prompts
@@ -148,6 +149,7 @@ def prefill(self,
     cache = KVCache(len(self.blocks), pad)
     return self.head(self.hidden(ids, cache=cache)[:, -1]), cache
 
+# %% ../../nbs/nn/06_blocks.ipynb #5e545f49
 @torch.no_grad()
 def step(self,
     ids:Int[Tensor, 'b t'],                 # the next token of each row, or several

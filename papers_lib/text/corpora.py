@@ -26,7 +26,7 @@ class CorruptFile(RuntimeError):
 class WriteFailed(OSError):
     "A file could not be written; nothing is left of it."
 
-# %% ../../nbs/text/02_corpora.ipynb #a60903f8
+# %% ../../nbs/text/02_corpora.ipynb #e158843e
 @contextmanager
 def atomic_folder(
     path:str|Path,          # the folder's final place
@@ -46,6 +46,7 @@ def atomic_folder(
     finally:
         for leftover in (tmp, tmp.with_name(tmp.name + '-old')): shutil.rmtree(leftover, ignore_errors=True)
 
+# %% ../../nbs/text/02_corpora.ipynb #f656f4bf
 def _flush(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
@@ -66,7 +67,7 @@ def atomic_write(
     finally: Path(tmp).unlink(missing_ok=True)
     return path
 
-# %% ../../nbs/text/02_corpora.ipynb #84350954
+# %% ../../nbs/text/02_corpora.ipynb #a6067d1c
 def sha256(path:str|Path)->str:
     "Hash a file in pieces."
     h = hashlib.sha256()
@@ -74,11 +75,13 @@ def sha256(path:str|Path)->str:
         while part := f.read(2**20): h.update(part)
     return h.hexdigest()
 
+# %% ../../nbs/text/02_corpora.ipynb #515a280e
 def seal(folder:Path, **facts)->None:
     "Write manifest.json: the facts, and size and hash of every file."
     files = {p.name: dict(bytes=p.stat().st_size, sha256=sha256(p)) for p in sorted(folder.iterdir()) if p.is_file()}
     (folder / 'manifest.json').write_text(json.dumps(facts | dict(files=files), indent=1))
 
+# %% ../../nbs/text/02_corpora.ipynb #bd239fb3
 def unseal(
     folder:str|Path,
     verify:bool=True,   # compare hashes too, not only sizes
@@ -94,9 +97,10 @@ def unseal(
         if verify and sha256(path) != want['sha256']: raise CorruptFile(f'{path}: its content was altered (sha256 differs)')
     return manifest
 
-# %% ../../nbs/text/02_corpora.ipynb #d62b3ded
+# %% ../../nbs/text/02_corpora.ipynb #1a807b19
 SEPARATOR = '\f'
 
+# %% ../../nbs/text/02_corpora.ipynb #760241c3
 def read_documents(
     path:str|Path,           # a UTF-8 text file
     max_chars:int=2**20,     # a longer document is handed on in pieces of this many characters
@@ -140,7 +144,7 @@ def is_held_out(doc:str, every:int=20)->bool:
     "Decide by a document's hash whether it belongs to the held-out one in `every`."
     return int.from_bytes(hashlib.sha256(doc.encode()).digest()[:8], 'big') % every == 0
 
-# %% ../../nbs/text/02_corpora.ipynb #d8e6a420
+# %% ../../nbs/text/02_corpora.ipynb #427d07b2
 def write_shards(
     docs:Iterable[str],
     tokenizer,                    # has encode_batches(texts), eot, n_vocab, hash
@@ -162,6 +166,7 @@ def write_shards(
         seal(tmp, **totals, dtype=dtype.name, tokenizer=tokenizer.hash, n_vocab=tokenizer.n_vocab)
     return Shards.open(folder)
 
+# %% ../../nbs/text/02_corpora.ipynb #75a6d0c2
 def _counted(docs, totals):
     for d in docs: totals['documents'] += 1; totals['bytes'] += len(d.encode()); yield d
 
@@ -256,7 +261,7 @@ class BloomFilter:
         for p in self.places(hashes): out &= (self.bits[p >> np.uint64(3)] >> (p & np.uint64(7)).astype(np.uint8)) & 1 == 1
         return out
 
-# %% ../../nbs/text/02_corpora.ipynb #9b6abe84
+# %% ../../nbs/text/02_corpora.ipynb #0b85748e
 def _mix(x:np.ndarray)->np.ndarray:
     "Scramble 64-bit integers (the finaliser of splitmix64)."
     with np.errstate(over='ignore'):
@@ -266,6 +271,7 @@ def _mix(x:np.ndarray)->np.ndarray:
 
 _word = regex.compile(r'[\p{L}\p{N}]+')
 
+# %% ../../nbs/text/02_corpora.ipynb #96b0742f
 def word_spans(text:str)->list[tuple[int, int]]:   # first character, and one past the last
     "Tell where the words stand that n-grams are made of."
     return [m.span() for m in _word.finditer(text)]
@@ -281,7 +287,7 @@ def ngram_hashes(text:str, n:int=8)->np.ndarray:   # (words - n + 1,) uint64
         for i in range(n): out = _mix(out * np.uint64(3) + h[i:len(h) - n + 1 + i])
     return out
 
-# %% ../../nbs/text/02_corpora.ipynb #403bb189
+# %% ../../nbs/text/02_corpora.ipynb #55fad968
 def seen_ngrams(
     train_docs:Iterable[str],
     texts:Sequence[str],
@@ -293,6 +299,7 @@ def seen_ngrams(
     for g in grams: bloom.add(g)
     return [float(s.mean()) if len(s := bloom.seen(ngram_hashes(t, n))) else 0. for t in texts]
 
+# %% ../../nbs/text/02_corpora.ipynb #5a926bc4
 def overlap(train_docs:Iterable[str], test_docs:Iterable[str], n:int=8)->float:
     "Share of the n-grams of a test set that occur in the training documents."
     texts = list(test_docs)

@@ -251,7 +251,7 @@ def encode_batches(self,
 
 FastBPE.encode_batches = encode_batches
 
-# %% ../../nbs/text/01_tokenizers.ipynb #8f327d71
+# %% ../../nbs/text/01_tokenizers.ipynb #e7477ad4
 def save(self, folder:str|Path)->None:
     "Write vocab.json and merges.txt, the public format, and options.json if it splits digits or has special tokens."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
@@ -259,6 +259,7 @@ def save(self, folder:str|Path)->None:
     (folder / 'merges.txt').write_text('\n'.join(['#version: 0.2', *(' '.join(m) for m in self.merges)]) + '\n', encoding='utf-8')
     if self._options(): (folder / 'options.json').write_text(json.dumps(self._options()), encoding='utf-8')
 
+# %% ../../nbs/text/01_tokenizers.ipynb #43f1154f
 @classmethod
 def load(cls, folder:str|Path)->FastBPE:
     "Read what `save` wrote."
@@ -396,7 +397,7 @@ class FastPieces:
     @classmethod
     def load(cls, folder:str|Path)->FastPieces: return cls(Path(folder) / 'tokenizer.model')
 
-# %% ../../nbs/text/01_tokenizers.ipynb #1b09b6ed
+# %% ../../nbs/text/01_tokenizers.ipynb #1a8a3c44
 def train_pieces(
     texts:Iterable[str],        # the corpus
     n_vocab:int,                # pieces, with 3 control tokens and, if `byte_fallback`, 256 bytes
@@ -410,6 +411,6 @@ def train_pieces(
     try: SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_writer=out, model_type='bpe', vocab_size=n_vocab, split_digits=split_digits, byte_fallback=byte_fallback,
         add_dummy_prefix=dummy_prefix, normalization_rule_name='identity', remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-        character_coverage=1. if not byte_fallback else 0.9999, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2, num_threads=1, max_sentence_length=2**20)
+        character_coverage=1. if not byte_fallback else 0.9999, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2, num_threads=1, max_sentence_length=2**30)     # longer lines would be left out in silence
     except RuntimeError as e: raise ValueError(f'n_vocab={n_vocab}: {str(e).splitlines()[0]}') from None
     return FastPieces(out.getvalue())
