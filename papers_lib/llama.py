@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['sizes', 'layouts', 'statements', 'runs', 'twins', 'bench_cfg', 'LLaMAConfig', 'LLaMA', 'init_weights', 'their_names',
-           'assemble', 'dissemble', 'config_from_hf', 'from_hf', 'to_hf', 'scrambled', 'join_shards', 'from_meta',
-           'read_gguf', 'config_from_gguf', 'from_gguf', 'gguf_tokenizer', 'render', 'LocalLLM', 'weights_hash',
-           'complete', 'loglik', 'chat', 'Claims', 'plan', 'pretrained', 'widen', 'twin', 'configs', 'lm_run', 'losses',
-           'ratio_train', 'scaled', 'isoflop_minimum', 'sums', 'sum_run', 'spoil', 'Bigrams', 'filter_run',
-           'bench_train', 'bench_norm', 'read_seconds', 'timed', 'bench_decode', 'bench']
+__all__ = ['sizes', 'layouts', 'statements', 'runs', 'twins', 'bench_cfg', 'tables', 'elsewhere', 'LLaMAConfig', 'LLaMA',
+           'init_weights', 'their_names', 'assemble', 'dissemble', 'config_from_hf', 'from_hf', 'to_hf', 'scrambled',
+           'join_shards', 'from_meta', 'read_gguf', 'config_from_gguf', 'from_gguf', 'gguf_tokenizer', 'render',
+           'LocalLLM', 'weights_hash', 'complete', 'loglik', 'chat', 'Claims', 'plan', 'pretrained', 'widen', 'twin',
+           'configs', 'lm_run', 'losses', 'ratio_train', 'scaled', 'isoflop_minimum', 'sums', 'sum_run', 'spoil',
+           'Bigrams', 'filter_run', 'bench_train', 'bench_norm', 'read_seconds', 'timed', 'bench_decode', 'bench',
+           'zero_shot_run']
 
 # %% ../nbs/08_llama.ipynb #60f28d27
 from .nn.activations import gated_width, gates
@@ -33,10 +34,11 @@ from .nn.positions import LearnedPositions, convert_rope, rope
 from .text.corpora import CorruptFile, TokenBatches, sha256
 from .text.tokenizers import FastBPE, train_pieces
 from .engine.checkpoint import check_keys, save_model
+from .engine.choices import ask, ask_written, loose, within_budget
 from .engine.generate import generate
 from .engine.llm import LLM, NotSupported, cut
 from .engine.score import score_text
-from .engine.stats import Row, mean_t, median_interval, paired_t
+from .engine.stats import Row, mean_t, median_interval, over_units, paired_t
 from .engine.train import Diverged, TrainConfig, fit
 from .lab import data as lab_data
 from .lab.presets import RunSpec
@@ -447,6 +449,7 @@ class Claims:
     n_step_depth:int = 100         # C6: optimizer steps
     n_step_sums:int = 0            # C7: optimizer steps on sums; 0 leaves it out
     n_step_filter:int = 0          # C9: optimizer steps on each mixture; 0 leaves it out
+    n_token:int = 0                # tables 3 and 5: prompt tokens spent on each set; 0 leaves them out
 
 # %% ../nbs/08_llama.ipynb #73520a0f
 _recipe = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, clip=1.)   # section 2.3; the smallest scale's rate is ours
@@ -460,13 +463,13 @@ runs = {
                    data=DataConfig('books', 2048), n_seeds=3,
                    claims=Claims(twins=('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama'), n_step=300, ratios=(5, 10, 20, 50, 100),
                                  budgets=(5e10, 1.5e11, 5e11), widths=(16, 24, 36, 52, 76), rates=(1e-3, 3e-3, 1e-2), warmups=(0, 50),
-                                 n_step_sums=1200, n_step_filter=300)),
+                                 n_step_sums=1200, n_step_filter=300, n_token=15_000)),
     'gpu': RunSpec(model=LLaMAConfig(n_vocab=8192, ctx_len=512, d_model=512, n_layer=8, n_head=8, d_ff=1408),
                    train=TrainConfig(n_step=2000, batch_size=64, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True, **_recipe),
                    data=DataConfig('books', 8192), n_seeds=3,
                    claims=Claims(twins=('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama'), n_step=1000, ratios=(5, 10, 20, 50, 100),
                                  budgets=(1e13, 1e14, 1e15), widths=(64, 96, 128, 192, 256), rates=(3e-4, 1e-3, 3e-3), warmups=(0, 100), depth=24,
-                                 n_step_depth=300, n_step_sums=10_000, n_step_filter=1000)),
+                                 n_step_depth=300, n_step_sums=10_000, n_step_filter=1000, n_token=10**9)),
     'paper': RunSpec(model=sizes['7B'], train=TrainConfig(n_step=250_000, batch_size=2048, lr=3e-4, n_warmup=2000, dtype='bfloat16', compile=True, **_recipe),
                      data=DataConfig('books', 32000), claims=Claims(), n_seeds=1),   # 1.0 T tokens; the mixture of table 1 is not at hand
 }
@@ -698,3 +701,26 @@ def bench(
     "Run the races of `papers bench llama`."
     for prefix, part in (('S.train', bench_train), ('S.norm', bench_norm), ('S.decode', bench_decode)):
         if only is None or only in prefix or prefix in only: yield from part(seed)
+
+# %% ../nbs/08_llama.ipynb #5538b2ac
+tables = {  # set: (row, rule of the paper, LLaMA 7B's accuracy), tables 3 and 5, zero-shot
+    'boolq': ('T3.boolq', 'answer', 76.5), 'piqa': ('T3.piqa', 'char', 79.8), 'siqa': ('T3.siqa', 'char', 48.9), 'hellaswag': ('T3.hellaswag', 'char', 76.1),
+    'winogrande': ('T3.winogrande', 'sum', 70.1), 'arc_easy': ('T3.arc_easy', 'char', 72.8), 'arc_challenge': ('T3.arc_challenge', 'char', 47.6),
+    'openbookqa': ('T3.openbookqa', 'answer', 57.2), 'triviaqa': ('T5.triviaqa', 'written', 50.0),
+}
+elsewhere = {  # row: (set, 7B's value, unit, why we have no number)
+    'T4.nq': ('Natural Questions, zero-shot', 16.8, '% exact match', 'the data set is not at hand'),
+    'T6.race': ('RACE-middle, zero-shot', 61.1, '%', 'the data set is not at hand'),
+    'T7.math': ('GSM8k', 11.0, '%', 'the data set is not at hand'),
+    'T8.humaneval': ('HumanEval, pass@1', 10.5, '%', 'it means running programs that a model wrote'),
+    'T9.mmlu': ('MMLU, five-shot', 35.1, '%', 'the data set is not at hand'),
+}
+
+# %% ../nbs/08_llama.ipynb #bbc46dd9
+def zero_shot_run(*, name:str, n_token:int)->dict:
+    "Ask SmolLM2 a set, zero-shot: hits by every rule, and what guessing reaches."
+    llm = LocalLLM.smollm2()
+    asked = within_budget(lab_data.questions(name), n_token, lambda s: len(llm.tokenizer.encode(s)))
+    if tables[name][1] == 'written': return dict(n=len(asked), chance=0., written=ask_written(llm, asked, same=loose).tolist())
+    hits = ask(llm, asked)
+    return dict(n=len(asked), chance=float(np.mean([1 / len(q.choices) for q in asked])), **{rule: h.tolist() for rule, h in hits.items()})

@@ -11,8 +11,8 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 # %% auto #0
-__all__ = ['RULES', 'Effect', 'mean_t', 'paired_t', 'slope', 'bootstrap', 'round_robin', 'median_interval', 'time_ratio', 'Row',
-           'verdict']
+__all__ = ['RULES', 'Effect', 'mean_t', 'paired_t', 'slope', 'bootstrap', 'over_units', 'round_robin', 'median_interval',
+           'time_ratio', 'Row', 'verdict']
 
 # %% ../../nbs/engine/07_stats.ipynb #e46f5b14
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Effect:
     sd:float            # of the values
     ci95:list           # [low, high]
     values:list         # one a seed, or a round
+    test:str = ''       # the interval's kind
     @property
     def n(self)->int: return len(self.values)
 
@@ -34,7 +35,7 @@ def mean_t(
     if x.ndim != 1 or len(x) < 2: raise ValueError(f'{x.size} value(s): an interval over seeds needs at least 2')
     if not np.isfinite(x).all(): raise ValueError(f'values {x.tolist()}: every one must be finite')
     half = scipy_stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))      # (1)
-    return Effect(float(x.mean()), float(x.std(ddof=1)), [float(x.mean() - half), float(x.mean() + half)], x.tolist())
+    return Effect(float(x.mean()), float(x.std(ddof=1)), [float(x.mean() - half), float(x.mean() + half)], x.tolist(), 't-interval over seeds')
 
 # %% ../../nbs/engine/07_stats.ipynb #c679f38c
 def paired_t(
@@ -68,6 +69,15 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     draws = [stat(values[rng.integers(0, len(values), len(values))]) for _ in range(n)]
     return tuple(map(float, np.quantile(draws, [0.025, 0.975])))
+
+# %% ../../nbs/engine/07_stats.ipynb #c4783bad
+def over_units(
+    values,            # (n,): one a question, passage or user, at least 10
+    scale:float=1.,    # 100 for percent
+)->Effect:
+    "Mean over units of one run, with its bootstrap interval."
+    x = scale * np.asarray(values, dtype=float)
+    return Effect(float(x.mean()), float(x.std(ddof=1)), list(bootstrap(x)), [float(x.mean())], 'bootstrap over units')
 
 # %% ../../nbs/engine/07_stats.ipynb #ac497bd0
 def round_robin(

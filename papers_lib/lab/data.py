@@ -20,7 +20,7 @@ __all__ = ['registry', 'unreachable', 'TIMEOUT', 'sources', 'question_sets', 'ca
 # %% ../../nbs/lab/01_data.ipynb #ae390778
 from ..text.corpora import CorruptFile, Shards, atomic_folder, atomic_write, read_documents, seal, sha256, unseal, write_shards
 from ..text.tokenizers import FastBPE, train_fast_bpe
-from ..engine.choices import Question
+from ..engine.choices import Question, Schema
 
 # %% ../../nbs/lab/01_data.ipynb #e84d5c4f
 def cache_dir()->Path:
@@ -321,12 +321,22 @@ def lm_corpus(
 _answers = lambda d: Question(f"{d['query'].rstrip()}\nAnswer:", tuple(f' {c}' for c in d['choices']), d['gold'])
 _completes = lambda d: Question(d['query'].rstrip(), tuple(f' {c}' for c in d['choices']), d['gold'])
 _task = lambda d: Question(d['context'], (d['completion'],))
+_schema = lambda d: Schema(tuple(d['context_options']), f" {d['continuation']}", d['gold'])
+_last_word = lambda d: Question(d['text'].rsplit(' ', 1)[0], (f" {d['text'].rsplit(' ', 1)[1]}",))
+_blank = lambda d: Question(d['text'].rsplit(' ', 1)[0] + ' ____. →', (f" {d['text'].rsplit(' ', 1)[1]}",))     # GPT-3's few-shot form: one word is wanted
+_piqa_train = lambda d: Question(f"Question: {d['goal'].strip()}\nAnswer:", (f" {d['sol1']}", f" {d['sol2']}"), d['gold'])
+_winogrande_train = lambda d: Schema(tuple(d['sentence'].split('_')[0] + o for o in (d['option1'], d['option2'])), d['sentence'].split('_')[1], d['gold'])
+_written = lambda d: Question(d['context'], tuple(f' {a}' for a in dict.fromkeys([d['answer'], *d['aliases']])))
 
 question_sets = {  # name: (set, file, how a record becomes a question)
     **{n: ('few_shot_choices', f'{f}.jsonl', _answers) for n, f in (('piqa', 'piqa'), ('arc_easy', 'arc_easy'), ('arc_challenge', 'arc_challenge'), ('boolq', 'boolq'))},
     **{n: ('few_shot_choices', f'{f}.jsonl', _completes) for n, f in (('openbookqa', 'openbook_qa'), ('copa', 'copa'), ('siqa', 'siqa'), ('commonsense_qa', 'commonsense_qa'))},
     'arc_easy_train': ('few_shot_train', 'arc_easy_train.jsonl', _completes),          # its questions end in 'Answer:' already
     'boolq_train': ('few_shot_train', 'boolq_train.jsonl', _completes),
+    'piqa_train': ('few_shot_train', 'piqa_train.jsonl', _piqa_train), 'winogrande_train': ('few_shot_train', 'winogrande_xl_train.jsonl', _winogrande_train),
+    'lambada': ('lambada', 'test.jsonl', _last_word), 'lambada_blank': ('lambada', 'test.jsonl', _blank),
+    'winograd': ('few_shot_choices', 'winograd_wsc.jsonl', _schema), 'winogrande': ('few_shot_choices', 'winogrande.jsonl', _schema),
+    'triviaqa': ('few_shot_choices', 'triviaqa_sm_sub.jsonl', _written),
     'hellaswag': ('hellaswag', 'hellaswag_rc_5shot_requests.jsonl', None),
     **{f.removesuffix('.jsonl'): ('gpt3_tasks', f, _task) for f in registry['gpt3_tasks'].files},
 }
@@ -334,11 +344,11 @@ question_sets = {  # name: (set, file, how a record becomes a question)
 # %% ../../nbs/lab/01_data.ipynb #c6e5be87
 def questions(
     name:str,          # of `question_sets`
-)->list[Question]:
-    "Read a set of questions; a task whose answer is written, not chosen, has one choice."
+)->list[Question|Schema]:
+    "Read a set of questions; one whose answer is written, not chosen, has the right answers as choices."
     if name not in question_sets: raise ValueError(f'unknown questions {name!r}' + nearest(name, question_sets))
     dataset, file, make = question_sets[name]
-    lines = map(json.loads, get(dataset).path(file).read_text(encoding='utf-8').splitlines())
+    lines = [json.loads(line) for line in get(dataset).path(file).read_text(encoding='utf-8').split('\n') if line]    # not splitlines: texts hold U+2028
     if make: return [make(d) for d in lines]
     docs = {d['doc']['ind']: d['doc'] for d in lines}                                 # HellaSwag: one line a request, eight a question
     return [_completes(d) for d in docs.values()]

@@ -147,7 +147,7 @@ Run.add, Run.claim, Run.table, Run.not_attempted = add, claim, table, not_attemp
 def _row(paper, kind, id, effect, **fields):
     if not isinstance(effect, Effect): effect = Effect(float(effect), 0., [float(effect)] * 2, [float(effect)])
     return Row(paper, kind, id, ours=effect.mean, sd=effect.sd, ci95=list(effect.ci95), values=list(effect.values), n_seeds=effect.n,
-               test='t-interval over seeds' if effect.n > 1 else '', **fields)
+               test=effect.test, **fields)
 
 # %% ../../nbs/lab/06_runner.ipynb #37b39f4b
 def finish(self, why:str='not selected')->Table:
