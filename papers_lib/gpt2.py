@@ -4,7 +4,7 @@
 
 # %% ../nbs/04_gpt2.ipynb #6bb22127
 from __future__ import annotations
-import hashlib, json, math, re, shutil, subprocess, sys
+import hashlib, importlib, json, math, re, shutil, subprocess, sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -630,32 +630,32 @@ def bench_batch(cfg:GPT2Config, batch_size:int=8)->dict:
     return dict(ids=ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous())
 
 # %% ../nbs/04_gpt2.ipynb #a9415b64
-def bench_train(seed:int=0)->Iterator[Row]:
+def bench_train(
+    seed:int=0,
+    paper:str='gpt2',    # whose module has `pair_of`, `bench_cfg` and `runs`
+)->Iterator[Row]:
     "Race a training step: eager, compiled, and in bfloat16 against the float32 peer."
-    facts = dict(dataset='random tokens', protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
+    home, facts = importlib.import_module(f'papers_lib.{paper}'), dict(paper=paper, dataset='random tokens', protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
     def steps(compile=False, dtype=None):
-        ours, hf = (m.train() for m in pair_of(bench_cfg, seed))
-        wrap = torch.compile if compile else (lambda m: m)
-        batch = bench_batch(bench_cfg)
-        loss = torch.compile(our_loss) if compile else our_loss
-        return {'transformers': train_step(wrap(hf), batch, hf_loss), 'papers_lib': train_step(ours, batch, loss, dtype)}
+        ours, hf = (m.train() for m in home.pair_of(home.bench_cfg, seed))
+        wrap, batch = torch.compile if compile else (lambda f: f), bench_batch(home.bench_cfg)
+        return {'transformers': train_step(wrap(hf), batch, hf_loss), 'papers_lib': train_step(ours, batch, wrap(our_loss), dtype)}
     yield race('S.train', 'A training step is at least as fast as transformers', steps(), 0.95, n=15, **facts)
     if shutil.which('g++') or shutil.which('clang++'):
         yield race('S.train.compiled', 'So it is when both are compiled', steps(compile=True), 0.95, n=15, **facts)
     if 'avx512_bf16' in cpu_flags() or 'amx_bf16' in cpu_flags():
         yield race('S.train.bf16', 'With bfloat16 autocast it is half as fast again as the float32 peer', steps(dtype='bfloat16'), 1.5, n=15, **facts)
-        yield bfloat16_loss(seed)
+        yield bfloat16_loss(type(home.pair_of(home.bench_cfg)[0]), home.runs['tiny'], paper, seed)
 
 # %% ../nbs/04_gpt2.ipynb #b7fa23ab
-def bfloat16_loss(seed:int=0, n:int=5)->Row:
+def bfloat16_loss(Model, spec:RunSpec, paper:str, seed:int=0, n:int=5)->Row:
     "Compare the final held-out loss of bfloat16 and float32 training, seed by seed."
-    spec = runs['tiny']
     def final(dtype, s):
-        net, _, corpus = train_lm(GPT2, spec.model, replace(spec.train, dtype=dtype), spec.data, seed=s)
+        net, _, corpus = train_lm(Model, spec.model, replace(spec.train, dtype=dtype), spec.data, seed=s)
         return held_out(net, corpus)['loss']
     low, high = (np.array([final(dtype, seed + i) for i in range(n)]) for dtype in ('bfloat16', 'float32'))
     effect = paired_t(low, high)
-    return Row(paper='gpt2', kind='speed', id='S.train.bf16.loss', statement='Its final loss lies within the noise of the seeds', metric='held-out loss, bfloat16 minus float32',
+    return Row(paper=paper, kind='speed', id='S.train.bf16.loss', statement='Its final loss lies within the noise of the seeds', metric='held-out loss, bfloat16 minus float32',
                unit='nats a token', protocol=f'preset tiny, {n} seeds; the bound is the standard deviation of the float32 loss over seeds', dataset=str(spec.data.name), n=n, n_seeds=n,
                ours=effect.mean, sd=effect.sd, ci95=effect.ci95, values=effect.values, baseline_name='float32', baseline_value=float(high.mean()), rule='at_most', bound=float(high.std(ddof=1)))
 
@@ -666,26 +666,27 @@ def cpu_flags()->str:
     return next((line for line in path.read_text().splitlines() if line.startswith('flags')), '') if path.exists() else ''
 
 # %% ../nbs/04_gpt2.ipynb #f8a5b0a5
-def peak_memory(arm:str, n_step:int=4)->float:   # bytes above what was resident before the first step
+def peak_memory(arm:str, paper:str='gpt2', n_step:int=4)->float:   # bytes above what was resident before the first step
     "Train a few steps here and tell how far resident memory rose; run it in a process of its own."
     import resource
     from transformers import GPT2LMHeadModel                                  # both arms pay for the import
-    ours, hf = pair_of(bench_cfg)
+    home = importlib.import_module(f'papers_lib.{paper}')
+    ours, hf = home.pair_of(home.bench_cfg)
     model, loss = (ours, our_loss) if arm == 'papers_lib' else (hf, hf_loss)
     del ours, hf
-    step, before = train_step(model.train(), bench_batch(bench_cfg), loss), int(Path('/proc/self/statm').read_text().split()[1]) * 4096
+    step, before = train_step(model.train(), bench_batch(home.bench_cfg), loss), int(Path('/proc/self/statm').read_text().split()[1]) * 4096
     for _ in range(n_step): step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 # %% ../nbs/04_gpt2.ipynb #c5816300
-def bench_memory(n:int=5)->Iterator[Row]:
+def bench_memory(seed:int=0, paper:str='gpt2', n:int=5)->Iterator[Row]:
     "Compare the peak of a training step, a fresh process each time."
     if not Path('/proc/self/statm').exists(): return
-    run = lambda arm: float(subprocess.run([sys.executable, '-c', f'from papers_lib.gpt2 import peak_memory; print(peak_memory({arm!r}))'],
+    run = lambda arm: float(subprocess.run([sys.executable, '-c', f'from papers_lib.gpt2 import peak_memory; print(peak_memory({arm!r}, {paper!r}))'],
                                            capture_output=True, text=True, check=True).stdout.split()[-1])
     peaks = {arm: [run(arm) for _ in range(n)] for arm in ('transformers', 'papers_lib')}
     ratio = np.array(peaks['papers_lib']) / np.array(peaks['transformers'])
-    yield Row(paper='gpt2', kind='speed', id='S.train.memory', statement='Training needs no more memory than transformers', metric='peak of papers_lib / peak of transformers',
+    yield Row(paper=paper, kind='speed', id='S.train.memory', statement='Training needs no more memory than transformers', metric='peak of papers_lib / peak of transformers',
               unit='ratio', protocol='resident memory above the start, fresh process, 4 steps', dataset='random tokens', n=n, n_seeds=1, ours=float(np.median(ratio)),
               sd=float(ratio.std(ddof=1)), ci95=[float(ratio.min()), float(ratio.max())], values=ratio.tolist(), baseline_name='transformers',
               baseline_value=float(np.median(peaks['transformers'])) / 2**20, rule='at_most', bound=1.)
@@ -743,7 +744,7 @@ def bench(
 )->Iterator[Row]:
     "Run the races of `papers bench gpt2`."
     for prefix, part in (('S.train.memory', bench_memory), ('S.train', bench_train), ('S.generate', bench_generate), ('S.score', bench_score)):
-        if only is None or only in prefix or prefix in only: yield from part()
+        if only is None or only in prefix or prefix in only: yield from part(seed)
 
 # %% ../nbs/04_gpt2.ipynb #583d5639
 table3 = {  # 124M ("117M" in the paper), table 3

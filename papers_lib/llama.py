@@ -4,29 +4,30 @@
 
 # %% ../nbs/08_llama.ipynb #110302d9
 from __future__ import annotations
-import hashlib, json, math, shutil, time
+import hashlib, json, math, re, time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor, nn
 from jaxtyping import Float, Int
+from scipy.optimize import least_squares
 
 # %% auto #0
 __all__ = ['sizes', 'layouts', 'statements', 'runs', 'twins', 'bench_cfg', 'tables', 'elsewhere', 'LLaMAConfig', 'LLaMA',
            'init_weights', 'their_names', 'assemble', 'dissemble', 'config_from_hf', 'from_hf', 'to_hf', 'scrambled',
            'join_shards', 'from_meta', 'read_gguf', 'config_from_gguf', 'from_gguf', 'gguf_tokenizer', 'render',
            'LocalLLM', 'weights_hash', 'complete', 'loglik', 'chat', 'Claims', 'plan', 'pretrained', 'widen', 'twin',
-           'configs', 'lm_run', 'losses', 'ratio_train', 'scaled', 'isoflop_minimum', 'sums', 'sum_run', 'spoil',
-           'Bigrams', 'filter_run', 'bench_train', 'bench_norm', 'read_seconds', 'timed', 'bench_decode', 'bench',
-           'zero_shot_run']
+           'configs', 'lm_run', 'losses', 'ratio_train', 'scaled', 'isoflop_minimum', 'fit_surface', 'sums', 'sum_run',
+           'spoil', 'Bigrams', 'filter_run', 'pair_of', 'bench_norm', 'read_seconds', 'timed', 'decode_speed',
+           'bench_decode', 'weights_loss', 'bench_weights', 'loss_row', 'bench_shots', 'bench', 'zero_shot_run']
 
 # %% ../nbs/08_llama.ipynb #60f28d27
 from .nn.activations import gated_width, gates
 from .nn.blocks import Block, Decoder
-from .nn.linear import Linear
+from .nn.linear import Linear, packed, weight_formats
 from .nn.norms import norms
 from .nn.positions import LearnedPositions, convert_rope, rope
 
@@ -37,12 +38,12 @@ from .engine.checkpoint import check_keys, save_model
 from .engine.choices import ask, ask_written, loose, within_budget
 from .engine.generate import generate
 from .engine.llm import LLM, NotSupported, cut
-from .engine.score import score_text
+from .engine.score import score, score_text, token_nll
 from .engine.stats import Row, mean_t, median_interval, over_units, paired_t
 from .engine.train import Diverged, TrainConfig, fit
 from .lab import data as lab_data
 from .lab.presets import RunSpec
-from .gpt2 import DataConfig, bench_batch, cpu_flags, held_out, hf_loss, n_params, our_loss, parity, plan_lm, race, random_strings, train_lm, train_step, trained_once
+from .gpt2 import DataConfig, bench_batch, bench_memory, bench_train, full_text_score, held_out, n_params, our_loss, parity, plan_lm, race, random_strings, train_lm, train_step, trained_once
 
 # %% ../nbs/08_llama.ipynb #8d167140
 @dataclass(frozen=True)
@@ -558,6 +559,21 @@ def isoflop_minimum(
     c2, c1, _ = np.polyfit(np.log(n), loss, 2)
     return float(np.exp(-c1 / (2 * c2))) if c2 > 0 else None
 
+# %% ../nbs/08_llama.ipynb #9707af12
+def fit_surface(
+    n:np.ndarray,      # parameters of each run
+    d:np.ndarray,      # tokens that it read
+    loss:np.ndarray,   # nats
+)->dict[str, float]:   # E, A, B, alpha, beta of equation 5, and a
+    "Fit loss against parameters and tokens, all runs at once."
+    def gap(p):
+        e, a, b, alpha, beta = p
+        return np.logaddexp.reduce([np.full(len(n), e), a - alpha * np.log(n), b - beta * np.log(d)]) - np.log(loss)
+    starts = [(e, a, a, x, x) for e in (-1., 0., .5) for a in (1., 5.) for x in (.2, .5)]
+    best = min((least_squares(gap, s, loss='huber', f_scale=1e-3, bounds=([-5, -5, -5, .01, .01], [3, 30, 30, 3, 3])) for s in starts), key=lambda r: r.cost)
+    e, a, b, alpha, beta = map(float, best.x)
+    return dict(E=math.exp(e), A=math.exp(a), B=math.exp(b), alpha=alpha, beta=beta, a=beta / (alpha + beta))
+
 # %% ../nbs/08_llama.ipynb #b05cbe23
 def sums(
     n:int,
@@ -637,19 +653,10 @@ def filter_run(*, seed:int, filtered:bool, model:dict, train:dict, data:dict, n_
 # %% ../nbs/08_llama.ipynb #c63bb196
 bench_cfg = LLaMAConfig(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6, d_ff=1024)
 
-def bench_train(seed:int=0)->Iterator[Row]:
-    "Race a training step: eager, compiled, and in bfloat16 against the float32 peer."
-    facts = dict(paper='llama', dataset='random tokens', protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
-    batch = bench_batch(bench_cfg)
-    def steps(compile=False, dtype=None):
-        torch.manual_seed(seed); ours = LLaMA(bench_cfg); hf = ours.to_hf().train()
-        wrap = torch.compile if compile else (lambda f: f)
-        return {'transformers': train_step(wrap(hf), batch, hf_loss), 'papers_lib': train_step(ours.train(), batch, wrap(our_loss), dtype)}
-    yield race('S.train', 'A training step is at least as fast as transformers', steps(), 0.95, n=15, **facts)
-    if shutil.which('g++') or shutil.which('clang++'):
-        yield race('S.train.compiled', 'So it is when both are compiled', steps(compile=True), 0.95, n=15, **facts)
-    if 'avx512_bf16' in cpu_flags() or 'amx_bf16' in cpu_flags():
-        yield race('S.train.bf16', 'With bfloat16 autocast it is half as fast again as the float32 peer', steps(dtype='bfloat16'), 1.5, n=15, **facts)
+def pair_of(cfg:LLaMAConfig, seed:int=0)->tuple:   # (ours, the same weights in transformers)
+    "Build a model here and there; `bench_train` and `bench_memory` of GPT-2 race the two."
+    torch.manual_seed(seed); ours = LLaMA(cfg).eval()
+    return ours, ours.to_hf()
 
 # %% ../nbs/08_llama.ipynb #e60e4b4b
 def bench_norm(seed:int=0)->Iterator[Row]:
@@ -677,21 +684,71 @@ def timed(fn)->float:
     return time.perf_counter() - start
 
 # %% ../nbs/08_llama.ipynb #a6a52947
+def decode_speed(model:LLaMA, prompt:Int[Tensor, '1 t'], n_new:int)->float:   # seconds
+    "Time of one token while decoding: what n_new + 1 tokens take more than one does, so that reading the prompt is left out."
+    return (timed(lambda: generate(model, prompt, n_new + 1)) - timed(lambda: generate(model, prompt, 1))) / n_new
+
+# %% ../nbs/08_llama.ipynb #e33e3e90
 def bench_decode(seed:int=0, n_new:int=48)->Iterator[Row]:
-    "Race greedy decoding of SmolLM2 at batch 1, and hold it against the time that reading its weights takes."
+    "Race greedy decoding of SmolLM2 at batch 1, and hold a token against the time that reading the weights takes."
     model = LocalLLM.smollm2().model
     hf, ids = model.to_hf(), torch.randint(17, 49152, (1, 32), generator=torch.Generator().manual_seed(seed))
     theirs = lambda: hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new, min_new_tokens=n_new, do_sample=False, pad_token_id=0)[0, 32:]
     mine = lambda: generate(model, ids, n_new)[0]
-    if theirs().tolist() != mine(): raise AssertionError('greedy tokens differ from transformers')
-    facts = dict(paper='llama', dataset='random prompt', protocol=f'SmolLM2-135M, float32, batch 1, {n_new} tokens after 32, cache; tokens identical')
-    yield race('S.decode', 'SmolLM2 decodes half as fast again as transformers', {'transformers': theirs, 'papers_lib': mine}, 1.5, n=7, **facts)
-    floor, ours = [], []
-    for _ in range(7): floor.append(read_seconds(4 * n_params(model))); ours.append(timed(mine) / n_new)
-    ratio = median_interval(np.array(ours) / np.array(floor))
+    facts = dict(paper='llama', dataset='random prompt', protocol=f'SmolLM2-135M, float32, batch 1, {n_new} tokens after 32, cache, our weights packed beforehand; tokens identical')
+    with packed(model):
+        if theirs().tolist() != mine(): raise AssertionError('greedy tokens differ from transformers')
+        yield race('S.decode', 'SmolLM2 decodes half as fast again as transformers', {'transformers': theirs, 'papers_lib': mine}, 1.5, n=7, **facts)
+        pairs = np.array([(decode_speed(model, ids, n_new), read_seconds(4 * n_params(model))) for _ in range(9)])
+    ratio = median_interval(pairs[:, 0] / pairs[:, 1])
     yield Row(kind='speed', id='S.decode.floor', statement='A token takes at most 1.3 times what reading the weights once takes', metric='time of a token / time to read the weights',
-              unit='ratio', rule='at_most', bound=1.3, ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=7, n_seeds=1, baseline_name='reading the weights once',
-              baseline_value=float(np.median(floor)), **facts)
+              unit='ratio', rule='at_most', bound=1.3, ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=9, n_seeds=1, baseline_name='reading the weights once, ms',
+              baseline_value=1000 * float(np.median(pairs[:, 1])), **facts)
+
+# %% ../nbs/08_llama.ipynb #2cb7cb75
+def weights_loss(model:LLaMA, tokenizer, weights:str, n_token:int=4096)->np.ndarray:   # (window,) nats a token
+    "Loss on WikiText-2's test text with the weights in another format, window by window."
+    text = lab_data.get('wikitext2').path('test.txt').read_text(encoding='utf-8')[:8 * n_token]
+    ids = tokenizer.encode(text)[:n_token + 1]
+    with packed(model, weights): nats = token_nll(model, ids, ctx_len=256, stride=128)
+    return nats.reshape(-1, 128).mean(1)
+
+# %% ../nbs/08_llama.ipynb #8fcf6a8f
+def bench_weights(seed:int=0, n_new:int=48)->Iterator[Row]:
+    "Race decoding with lighter weights against float32, and measure their loss."
+    llm = LocalLLM.smollm2(); model = llm.model
+    ids = torch.randint(17, 49152, (1, 32), generator=torch.Generator().manual_seed(seed))
+    def decode(weights):
+        with packed(model, weights): return [decode_speed(model, ids, n_new) for _ in range(3)]
+    rounds = [{w: decode(w) for w in weight_formats} for _ in range(5)]
+    times = {w: np.array([t for r in rounds for t in r[w]]) for w in weight_formats}
+    for weights, loss_bound in (('bfloat16', 0.01), ('int8', 0.02)):
+        ratio = median_interval(times['float32'] / times[weights])
+        yield Row('llama', 'speed', f'S.decode.{weights}', statement=f'A token is decoded faster from {weights} weights than from float32 ones', metric=f'time of float32 / time of {weights}', unit='ratio', rule='at_least', bound=1.,
+                  ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=len(ratio.values), n_seeds=1, baseline_name='float32, ms a token', baseline_value=1000 * float(np.median(times['float32'])), dataset='random prompt',
+                  protocol=f'SmolLM2-135M, batch 1, {n_new} tokens after 32, weights packed beforehand, in turn; {1000 * np.median(times[weights]):.1f} ms a token')
+        if lab_data.available('wikitext2'): yield loss_row(llm, weights, loss_bound)
+
+# %% ../nbs/08_llama.ipynb #c2853112
+def loss_row(llm, weights:str, bound:float)->Row:
+    "Loss with lighter weights minus float32's."
+    base, light = (weights_loss(llm.model, llm.tokenizer, w) for w in ('float32', weights))
+    change = over_units(light - base)
+    return Row('llama', 'speed', f'S.decode.{weights}.loss', statement=f'{weights} weights cost at most {bound} nats a token', metric=f'loss with {weights} weights minus float32', unit='nats a token', rule='at_most', bound=bound,
+               ours=change.mean, sd=change.sd, ci95=change.ci95, n=128 * len(base), n_seeds=1, test=change.test, baseline_name='float32', baseline_value=float(base.mean()), dataset='wikitext2', protocol='first 4,096 tokens of the test text, windows of 256, stride 128')
+
+# %% ../nbs/08_llama.ipynb #8abc3f91
+def bench_shots(seed:int=0, n_prompt:int=256, n_choice:int=16)->Iterator[Row]:
+    "Race scoring many choices behind one prompt of examples against scoring each full text."
+    model, rng = LocalLLM.smollm2().model, np.random.default_rng(seed)
+    prompt = rng.integers(17, 49152, n_prompt).tolist(); choices = [rng.integers(17, 49152, rng.integers(3, 9)).tolist() for _ in range(n_choice)]
+    ours, full = lambda: score(model, prompt, choices), lambda: full_text_score(model, prompt, choices, every=False)
+    assert np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=1e-2)
+    trunk, head = n_params(model) - model.tok_emb.weight.numel(), model.tok_emb.weight.numel() * sum(map(len, choices))      # multiply-adds: a token, all choices
+    read, avoided = n_prompt + sum(len(c) - 1 for c in choices), sum(n_prompt + len(c) - 1 for c in choices)                 # tokens
+    saving = (avoided * trunk + head) / (read * trunk + head)
+    yield race('S.shots', 'Scoring choices behind one prompt makes at least 70 % of the multiply-adds it avoids into time', {'full texts': full, 'papers_lib': ours}, 0.7 * saving, n=5, paper='llama', dataset='random tokens',
+               protocol=f'SmolLM2-135M, {n_choice} choices of 3-8 tokens after a prompt of {n_prompt}, batch 32, logits of the choices only; {saving:.1f} times fewer multiply-adds')
 
 # %% ../nbs/08_llama.ipynb #fb735112
 def bench(
@@ -699,7 +756,8 @@ def bench(
     seed:int=0,
 )->Iterator[Row]:
     "Run the races of `papers bench llama`."
-    for prefix, part in (('S.train', bench_train), ('S.norm', bench_norm), ('S.decode', bench_decode)):
+    for prefix, part in (('S.train.memory', partial(bench_memory, paper='llama')), ('S.train', partial(bench_train, paper='llama')), ('S.norm', bench_norm),
+                         ('S.decode', bench_decode), ('S.decode', bench_weights), ('S.shots', bench_shots)):
         if only is None or only in prefix or prefix in only: yield from part(seed)
 
 # %% ../nbs/08_llama.ipynb #5538b2ac

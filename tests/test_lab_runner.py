@@ -1,10 +1,11 @@
 "Headless runs: what is refused, what fails, what survives."
-import json, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+import papers_lib
 from papers_lib.lab.cli import TEMPLATE
 from papers_lib.lab.runner import BadRequest, check, code_hash, run_notebooks, variant
 
@@ -186,3 +187,17 @@ def test_a_variant_is_computed_once_and_a_damaged_one_again(tmp_path, monkeypatc
 
 def test_code_hash_is_of_the_code():
     assert code_hash('papers_lib.gpt2') == code_hash('papers_lib.gpt2') != code_hash('papers_lib.lab.presets')
+
+
+def test_code_hash_follows_what_is_imported(tmp_path):
+    "A change in a backbone throws away what was computed through it; a change in the lab does not."
+    shutil.copytree(Path(papers_lib.__file__).parent, tmp_path / 'papers_lib')
+    def hashes():
+        ask = 'from papers_lib.lab.runner import code_hash; print(*map(code_hash, ("papers_lib.gpt3", "papers_lib.llama", "papers_lib.gpt2")))'
+        return subprocess.run([sys.executable, '-c', ask], cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(tmp_path)}, capture_output=True, text=True, check=True).stdout.split()
+    def changed(file):
+        before = hashes(); path = tmp_path / 'papers_lib' / file; path.write_text(path.read_text() + '\nadded = 1\n')
+        return [a != b for a, b in zip(before, hashes())]
+    assert changed('llama.py') == [True, True, False]
+    assert changed('nn/masks.py') == [True, True, True]
+    assert changed('lab/plots.py') == [False, False, False]

@@ -31,13 +31,24 @@ def _skeleton(source:str)->str:
             node.body = body[1:] or [ast.Pass()]
     return ast.dump(tree)
 
+# %% ../../nbs/lab/06_runner.ipynb #b24fc0db
+def _imports(path:Path, package:Path)->set[Path]:
+    "Files of the package that a module imports, anywhere in its text; of the lab only its data."
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if not isinstance(node, ast.ImportFrom): continue
+        base = path.parents[node.level - 1] if node.level else package.parent
+        at = base.joinpath(*(node.module or '').split('.'))
+        found |= {at.with_suffix('.py'), *((at / a.name).with_suffix('.py') for a in node.names)}
+    return {p for p in found if p.is_relative_to(package) and p.exists() and (p.parent.name != 'lab' or p.stem == 'data')}
+
 # %% ../../nbs/lab/06_runner.ipynb #f660958d
 @lru_cache
 def code_hash(module:str)->str:
-    "Hash a module and the rooms that variants are computed with."
-    package = Path(__file__).resolve().parents[1]
-    files = [p for room in ('nn', 'text', 'engine') for p in sorted((package / room).glob('*.py'))] + [package / 'lab/data.py', Path(importlib.import_module(module).__file__)]
-    return hashlib.sha256('\n'.join(_skeleton(p.read_text(encoding='utf-8')) for p in files).encode()).hexdigest()
+    "Hash a module and all that it computes with: what it imports, and what that imports."
+    package, seen, todo = Path(__file__).resolve().parents[1], set(), {Path(importlib.import_module(module).__file__).resolve()}
+    while todo: seen |= todo; todo = {q for p in todo for q in _imports(p, package)} - seen
+    return hashlib.sha256('\n'.join(_skeleton(p.read_text(encoding='utf-8')) for p in sorted(seen)).encode()).hexdigest()
 
 # %% ../../nbs/lab/06_runner.ipynb #c198ec2c
 def variant(
