@@ -53,6 +53,7 @@ def _sdpa(q, k, v, mask, bias, scale, dropout):
     earlier, width = mask.local if bias is None and isinstance(mask, Mask) and mask.local else (False, None)
     if earlier and (width is None or width >= s) and t in (1, s): mask, is_causal = None, t > 1
     elif earlier and t == 1: mask, k, v = None, k[:, :, -width:], v[:, :, -width:]
+    elif earlier and t == s >= max(1024, 4 * width): return _by_blocks(q, k, v, width, scale, dropout)
     elif mask is not None: mask = _bool_mask(mask, t, s, q.device)
     if bias is not None: mask = _as_bias(mask, bias, q.dtype)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
@@ -61,6 +62,26 @@ def _sdpa(q, k, v, mask, bias, scale, dropout):
 def _as_bias(mask, bias, dtype):
     "Mask and bias as the one float tensor that SDPA takes."
     return (bias if mask is None else bias.masked_fill(~mask, -torch.inf)).to(dtype)
+
+# %% ../../nbs/nn/05_attention.ipynb #69b7b057
+def _blocks_mask(n, w, device):   # (n, w, 2w) bool
+    "Who attends within each block: query i sees keys i + 1 to i + w of the 2w; nothing stands before the first block."
+    i, j = torch.arange(w, device=device)[:, None], torch.arange(2 * w, device=device)
+    mask = ((j > i) & (j <= i + w)).repeat(n, 1, 1)
+    mask[0, :, :w] = False
+    return mask
+
+# %% ../../nbs/nn/05_attention.ipynb #bc4b08b2
+def _by_blocks(q, k, v, w, scale, dropout):
+    "Attend within a causal window of w tokens, a block of w queries at a time."
+    b, _, t, _ = q.shape; n = -(-t // w)
+    def near(x):                                                                 # each block with the one before it: (b n, g, 2w, k)
+        x = F.pad(x, (0, 0, w, n * w - t)).unflatten(2, (n + 1, w))
+        return torch.cat([x[:, :, :-1], x[:, :, 1:]], 3).transpose(1, 2).flatten(0, 1)
+    Q = F.pad(q, (0, 0, 0, n * w - t)).unflatten(2, (n, w)).transpose(1, 2).flatten(0, 1)       # (b n, h, w, k)
+    mask = _blocks_mask(n, w, q.device).repeat(b, 1, 1)[:, None]
+    y = F.scaled_dot_product_attention(Q, near(k), near(v), mask, dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    return y.unflatten(0, (b, n)).transpose(1, 2).flatten(2, 3)[:, :, :t]
 
 # %% ../../nbs/nn/05_attention.ipynb #c2cfde07
 @lru_cache(maxsize=2)
