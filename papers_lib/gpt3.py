@@ -6,18 +6,18 @@
 from __future__ import annotations
 import math, re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 import numpy as np, torch
 from torch.nn import functional as F
 
 # %% auto #0
-__all__ = ['sizes', 'recipe', 'mixture', 'statements', 'runs', 'UNSCRAMBLE', 'tasks', 'occupations', 'GPT3Config', 'GPT3',
-           'rate_at', 'batch_at', 'keep', 'MinHash', 'near_duplicates', 'sources', 'decontaminate', 'Claims', 'plan',
-           'World', 'world', 'lesson', 'lessons', 'lesson_accuracy', 'lesson_run', 'lm_run', 'scaled_run', 'cut_pages',
-           'QualityClassifier', 'crawl', 'crawl_run', 'text_run', 'mixture_run', 'plant', 'leak_run', 'first_word',
-           'few_shot_run', 'repeated', 'repetition_run', 'gender_run']
+__all__ = ['sizes', 'recipe', 'mixture', 'statements', 'runs', 'bench_cfg', 'UNSCRAMBLE', 'tasks', 'occupations', 'GPT3Config',
+           'GPT3', 'rate_at', 'batch_at', 'keep', 'MinHash', 'near_duplicates', 'sources', 'decontaminate', 'Claims',
+           'plan', 'World', 'world', 'lesson', 'lessons', 'lesson_accuracy', 'lesson_run', 'lm_run', 'scaled_run',
+           'cut_pages', 'QualityClassifier', 'crawl', 'crawl_run', 'text_run', 'mixture_run', 'bench', 'plant',
+           'leak_run', 'first_word', 'few_shot_run', 'repeated', 'repetition_run', 'gender_run']
 
 # %% ../nbs/06_gpt3.ipynb #3a45863f
 from .text.corpora import TokenBatches, ngram_hashes, seen_ngrams, word_spans
@@ -29,7 +29,7 @@ from .engine.stats import Row, mean_t, over_units, paired_t, slope
 from .engine.train import TrainConfig, fit, flops_per_token
 from .lab import data as lab_data
 from .lab.presets import RunSpec
-from .gpt2 import GPT2, DataConfig, GPT2Config, clean_passages, held_out, n_params, passage_nats, plan_lm, train_lm
+from .gpt2 import GPT2, DataConfig, GPT2Config, bench_batch, clean_passages, held_out, n_params, our_loss, passage_nats, plan_lm, race, train_lm, train_step
 from .llama import LocalLLM, spoil, sum_run
 
 # %% ../nbs/06_gpt3.ipynb #3a308682
@@ -359,6 +359,19 @@ def mixture_run(*, seed:int, weight:float|None, model:dict, train:dict, data:dic
     fit(net, TokenBatches(tokens, cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed)); net.eval()
     elsewhere = token_nll(net, wiki[:20_000], ctx_len=cfg.ctx_len, stride=cfg.ctx_len // 2).mean()
     return dict(share=float(share), passes=float((drawn == 0).sum() * piece / len(good)), elsewhere=float(elsewhere), **held_out(net, corpus))
+
+# %% ../nbs/06_gpt3.ipynb #8eafc20b
+bench_cfg = GPT3Config(n_vocab=8192, ctx_len=2048, d_model=384, n_layer=4, n_head=6, window=256)
+
+def bench(only:str|None=None, seed:int=0)->Iterator[Row]:
+    "Race a training step with local layers against all-dense ones."
+    if only and only not in 'S.local': return
+    batch = bench_batch(bench_cfg, 1)
+    def step(**arm):
+        torch.manual_seed(seed)
+        return train_step(GPT3(replace(bench_cfg, **arm)).train(), batch, our_loss)
+    yield race('S.local', 'With local attention in every other layer a training step takes no longer', {'all dense': step(dense_every=1), 'alternating': step()}, 0.95, n=9, paper='gpt3', dataset='random tokens',
+               protocol='forward, backward, fused AdamW; 4 layers, d 384, one text of 2,048 tokens, band 256, vocabulary 8,192')
 
 # %% ../nbs/06_gpt3.ipynb #a5d2e662
 def plant(docs:Sequence[str], passages:Sequence[str], copies:int, rng:np.random.Generator)->tuple[list[str], set[int]]:   # documents, which of them hold a passage

@@ -2,13 +2,14 @@
 import os
 
 import numpy as np, pytest, torch
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hypothesis import given, settings, strategies as st
 
 from papers_lib.engine.choices import RULES, Question, ask, choose, draw_shots, few_shot
 from papers_lib.engine.score import score
 from papers_lib.gpt2 import GPT2Config, parity, scrambled
-from papers_lib.gpt3 import GPT3, GPT3Config, decontaminate, keep, near_duplicates, recipe, sizes
+from papers_lib import gpt3
+from papers_lib.gpt3 import GPT3, GPT3Config, QualityClassifier, crawl, cut_pages, decontaminate, keep, lesson, near_duplicates, plant, recipe, repeated, sizes, world
 from papers_lib.lab import data
 
 CFG = GPT3Config(n_vocab=90, ctx_len=40, d_model=32, n_layer=3, n_head=2, window=6)
@@ -86,3 +87,53 @@ def test_data_rules():
     assert near_duplicates([docs[0], docs[0], 'something else entirely here']).tolist() == [False, True, False]
     assert keep(np.ones(100), np.random.default_rng(0)).all()
     assert decontaminate(docs, ['an unrelated test text of no consequence at all for anybody who reads it now']) == [[d] for d in docs]
+
+
+FEW = dict(model=asdict(gpt3.runs['tiny'].model), train=asdict(replace(gpt3.runs['tiny'].train, n_step=3)), data=asdict(gpt3.runs['tiny'].data))
+
+
+@pytest.mark.parametrize('fn, kw, fields', [
+    ('lesson_run', dict(shots=[0, 7]), {'n_params', 'plain', 'named'}),
+    ('lm_run', {}, {'n_params', 'flops', 'loss', 'n_tokens'}),
+    ('crawl_run', dict(filtered=True, unique=True), {'clean', 'kept', 'passes', 'loss', 'n_tokens'}),
+    ('leak_run', dict(copies=10, cleaned=True), {'found', 'false', 'planted', 'others', 'passes'}),
+    ('mixture_run', dict(weight=0.3), {'share', 'passes', 'elsewhere', 'loss', 'n_tokens'})])
+def test_every_variant_of_the_claims_runs_and_repeats(fn, kw, fields):
+    if fn == 'mixture_run' and not data.available('wikitext2'): pytest.skip('needs WikiText-2')
+    result = getattr(gpt3, fn)(seed=0, **kw, **FEW)
+    assert fields <= set(result) and np.isfinite([result[k] for k in fields - {'plain', 'named'}]).all()
+    if fn == 'lesson_run': assert result == gpt3.lesson_run(seed=0, **kw, **FEW) and all(0 <= a <= 1 for a in result['plain'] + result['named'])
+    if fn == 'crawl_run': assert result['clean'] > 0.7 and result['kept'] < 0.2      # a raw crawl is one fifth clean
+    if fn == 'leak_run': assert result['found'] == 1. and result['false'] < 0.01
+
+
+def test_a_lesson_can_be_solved_from_its_examples_only():
+    "Without the name, the question's own cue is never among the examples, and other tasks give it other answers."
+    tok = data.lm_corpus('books', n_vocab=1024).tokenizer; w, rng = world(tok, seed=1), np.random.default_rng(0)
+    link, end = tok.encode(' is'), tok.encode('\n')
+    for k in (0, 3, 7):
+        ids, answer = lesson(w, tok, rng, k, named=False)
+        size = 2 + len(link) + len(end)
+        shown = [ids[1 + i * size] for i in range(k)]
+        asked = ids[-1 - len(link)]
+        assert len(ids) == 1 + k * size + 1 + len(link) and asked not in shown and asked in w.cues and answer in w.answers[:, list(w.cues).index(asked)]
+    assert all(len(set(row)) == len(row) for row in w.answers)
+
+
+def test_planted_passages_are_in_the_documents_and_counted():
+    docs, passages = [f'document {i}' for i in range(5)], ['one two three', 'four five six']
+    out, dirty = plant(docs, passages, 4, np.random.default_rng(0))
+    assert sum(d.count(p) for d in out for p in passages) == 8 and dirty == {i for i, d in enumerate(out) if d != docs[i]}
+    assert plant(docs, passages, 0, np.random.default_rng(0)) == (docs, set())
+
+
+def test_the_classifier_ranks_clean_pages_above_spoilt_ones():
+    pages = cut_pages(list(data.documents('books', 'train'))[:300], seed=0); rng = np.random.default_rng(0)
+    raw, spoilt = crawl(pages[800:1000], rng, again=0.)
+    score = QualityClassifier(pages[:400], crawl(pages[400:800], rng)[0]).score(raw)
+    above = (score[~spoilt][:, None] > score[spoilt]).mean()                          # area under the curve
+    assert above > 0.9 and (0 <= score).all() and (score <= 1).all()
+
+
+def test_repetition_counts_what_came_before():
+    assert repeated('a b c d a b c d'.split(), 4) == 1. and repeated('a b c d a b c e'.split(), 4) == 0. and repeated(['a'], 5) == 0.

@@ -126,14 +126,14 @@ def within_budget(
     n_token:int,                 # prompt tokens that may be spent
     count:Callable[[str], int],  # text -> tokens
     pool:Sequence[Question|Schema]=(), k:int=0, seed:int=0,   # as in `ask`
-)->list:                         # at least one
+)->list:                         # at least 10, as many as an interval needs
     "Take questions from the front of a set until a budget is spent."
     spent, out = 0, []
     for number, q in enumerate(questions):
         texts = [s.solved for s in draw_shots(pool, k, number, seed, skip=q)] * (len(q.parts) if isinstance(q, Schema) else 1)
         texts += [p.solved for p in q.parts] if isinstance(q, Schema) else [q.context, *q.choices]
         spent += sum(map(count, texts))
-        if out and spent > n_token: break
+        if len(out) >= 10 and spent > n_token: break
         out.append(q)
     return out
 
