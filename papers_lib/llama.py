@@ -735,7 +735,7 @@ def loss_row(llm, weights:str, bound:float)->Row:
     base, light = (weights_loss(llm.model, llm.tokenizer, w) for w in ('float32', weights))
     change = over_units(light - base)
     return Row('llama', 'speed', f'S.decode.{weights}.loss', statement=f'{weights} weights cost at most {bound} nats a token', metric=f'loss with {weights} weights minus float32', unit='nats a token', rule='at_most', bound=bound,
-               ours=change.mean, sd=change.sd, ci95=change.ci95, n=128 * len(base), n_seeds=1, test=change.test, baseline_name='float32', baseline_value=float(base.mean()), dataset='wikitext2', protocol='first 4,096 tokens of the test text, windows of 256, stride 128')
+               ours=change.mean, sd=change.sd, ci95=change.ci95, n=128 * len(base), n_seeds=1, test=change.test, baseline_name='float32', baseline_value=float(base.mean()), dataset=str(lab_data.get('wikitext2')), protocol='first 4,096 tokens of the test text, windows of 256, stride 128')
 
 # %% ../nbs/08_llama.ipynb #8abc3f91
 def bench_shots(seed:int=0, n_prompt:int=256, n_choice:int=16)->Iterator[Row]:
