@@ -10,14 +10,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ' *## *' '{split($$1, a, ":"); printf "make %-10s %s\n", a[1], $$2}'
 
-setup: $(VENV)/.done ## create .venv with the tested versions (about 2 minutes, 2 GB; a second call does nothing)
+setup: $(VENV)/.done ## create .venv with the tested versions (about 2 minutes, 2.3 GB; a second call does nothing)
 
 $(VENV)/.done: settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d: set PYTHON=/path/to/python3.11" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing the tested versions into $(VENV) (about 2 minutes, 2 GB)"
-	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[run,dev]'
-	@$(BIN)/python -c 'import torch, transformers, wandb, papermill, nbdev, papers_lib'
+	@echo "installing the tested versions into $(VENV) (about 2 minutes, 2.3 GB)"
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[run,dev,eval]'
+	@$(BIN)/python -c 'import torch, transformers, wandb, papermill, nbdev, lm_eval, papers_lib'
 	@touch $@
 
 reproduce: setup ## run every paper at preset tiny, write the scoreboard, print its path last

@@ -33,18 +33,26 @@ def test_command_lines_are_understood(command):
     for option in (r for r in rest if r.startswith('--')): assert option in re.sub(r'\x1b\[[0-9;]*m', '', told), option
 
 
-def run_example(word):
+def run_example(word, cwd=None):
     example, = (body for kind, body in blocks if kind == 'python' and word in body)
-    return subprocess.run([sys.executable, '-c', example], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([sys.executable, '-c', example], capture_output=True, text=True, check=True, cwd=cwd).stdout
 
 
 def test_the_example_runs(): assert re.fullmatch(r'\[\[\d+(, \d+){4}\]\]\n', run_example('GPT2Config'))
 
 
-def test_the_chat_example_knows_the_capital_of_france():
+@pytest.fixture
+def smollm2():
     try: data.get('smollm2-135m-instruct')
     except data.NotFound as e: pytest.skip(f'SmolLM2 cannot be had: {e}')
-    assert 'Paris' in run_example('LocalLLM')
+
+
+def test_the_chat_example_knows_the_capital_of_france(smollm2): assert 'Paris' in run_example('llm.chat')
+
+
+def test_the_harness_example_knows_both_capitals(smollm2, tmp_path):
+    pytest.importorskip('lm_eval', reason="lm-eval is not installed: pip install -e '.[eval]'")
+    assert run_example('write_task', tmp_path) == '1.0\n' and (tmp_path / 'runs/tasks/capitals.yaml').exists()
 
 
 def test_links_lead_somewhere():

@@ -85,7 +85,8 @@ def score(
     candidates:Sequence[Sequence[int]], # token ids; each has at least one
     *,
     batch_tokens:int=256,               # candidate tokens read in one pass
-)->list[list[float]]:                   # log-probability of every token of every candidate, nats
+    greedy:bool=False,                  # tell of every candidate whether greedy decoding would write it
+)->list[list[float]]|list[tuple[list[float], bool]]:   # log-probability of every token of every candidate, nats; if `greedy`, with the answer
     "Score continuations of one prompt, which is read once."
     candidates = [list(map(int, c)) for c in candidates]
     _check(model, prompt_ids, candidates)
@@ -97,11 +98,15 @@ def score(
             tokens, parents, paths = trie([candidates[i] for i in piece])
             at = torch.tensor([n for path in paths for n in path], device=where)
             ids = torch.tensor([t for i in piece for t in candidates[i]], device=where)
-            values = first[0, ids]
+            values, best = first[0, ids], first.argmax(-1).expand(len(ids)) if greedy else None
             if tokens:
                 logp = _node_logp(model, cache, len(prompt_ids), tokens, parents, where)
                 values = torch.where(at < 0, values, logp[at, ids])             # node -1 is the prompt
-            for i, v in zip(piece, values.split([len(candidates[i]) for i in piece])): out[i] = v.tolist()
+                if greedy: best = torch.where(at < 0, best, logp.argmax(-1)[at])
+            sizes = [len(candidates[i]) for i in piece]
+            rows = [v.tolist() for v in values.split(sizes)]
+            if greedy: rows = [(row, hit.all().item()) for row, hit in zip(rows, (best == ids).split(sizes))]
+            for i, row in zip(piece, rows): out[i] = row
     return out
 
 # %% ../../nbs/engine/05_score.ipynb #b2572277
