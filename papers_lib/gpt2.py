@@ -372,12 +372,12 @@ class Claims:
     share_rank:float = 0.03        # C8: the one of `shares` at which some answers are right and some wrong
     bytes_vs_bpe:bool = False      # C5
     n_step:int = 300               # optimizer steps of each such model
-    n_step_depth:int = 300         # optimizer steps of each model of C4
+    n_step_depth:int = 250         # optimizer steps of each model of C4
     lr_depth:float = 1e-3          # their peak rate, from the first step: no warm-up
     n_vocab_depth:int = 1024       # their vocabulary
     n_step_demo:int = 1000         # optimizer steps of each model of C2, C3, C8
-    n_word:int = 20_000            # words of WikiText-2 and PTB scored
-    n_context:int = 6              # C2, C3, C8: texts behind which each of the twenty words is asked
+    n_word:int = 10_000            # words of WikiText-2 and PTB scored
+    n_context:int = 5              # C2, C3, C8: texts behind which each of the twenty words is asked
     n_passage:int = 1_000          # LAMBADA passages scored
 
 # %% ../nbs/04_gpt2.ipynb #3ba00b11
@@ -385,10 +385,10 @@ _small = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_dec
 
 runs = {
     'tiny': RunSpec(model=GPT2Config(n_vocab=1024, ctx_len=64, d_model=64, n_layer=2, n_head=2),
-                    train=TrainConfig(n_step=200, batch_size=16, lr=4e-3, n_warmup=20, eval_every=50, **_small),
+                    train=TrainConfig(n_step=200, batch_size=16, lr=4e-3, n_warmup=20, eval_every=100, **_small),
                     data=DataConfig('books', 1024), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=GPT2Config(n_vocab=2048, ctx_len=128, d_model=128, n_layer=4, n_head=4),
-                   train=TrainConfig(n_step=1000, batch_size=16, lr=2e-3, n_warmup=50, eval_every=200, **_small),
+                   train=TrainConfig(n_step=1000, batch_size=16, lr=2e-3, n_warmup=50, eval_every=250, **_small),
                    data=DataConfig('books', 2048), n_seeds=5,
                    claims=Claims(widths=(32, 64, 96, 128), depths=(4, 24), shares=(0., 0.03, 0.05), bytes_vs_bpe=True)),
     'gpu': RunSpec(model=GPT2Config(n_vocab=8192, ctx_len=512, d_model=512, n_layer=8, n_head=8, dropout=0.1),
@@ -605,7 +605,7 @@ def quiz(
     return out
 
 # %% ../nbs/04_gpt2.ipynb #e05d9f47
-def demo_run(*, seed:int, share:float, model:dict, train:dict, data:dict, n_context:int=6)->dict:
+def demo_run(*, seed:int, share:float, model:dict, train:dict, data:dict, n_context:int=5)->dict:
     "Train on books with a share of demonstrations, then ask."
     model, train, data = configs(model, train, data)
     corpus = lab_data.lm_corpus(data.name, n_vocab=data.n_vocab); tok = corpus.tokenizer
