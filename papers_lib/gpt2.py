@@ -406,6 +406,7 @@ def count_bytes(tok:FastBPE, ids)->int:
     "Count the bytes that tokens write; an end of text writes none."
     return len(tok.decode(np.asarray(ids).tolist()).encode())
 
+# %% ../nbs/04_gpt2.ipynb #81c542c7
 def held_out(model:GPT2, corpus, max_tokens:int=20_000)->dict:   # nats a token, bits a byte, tokens and bytes scored
     "Score the held-out text with half a context of history at least."
     scored = corpus.valid[:max_tokens].astype(np.int64)
@@ -489,6 +490,7 @@ def configs(model:dict, train:dict, data:dict)->tuple:
     "Rebuild the three configurations from plain dictionaries (variants are stored as JSON)."
     return GPT2Config(**model), TrainConfig(**train), DataConfig(**data)
 
+# %% ../nbs/04_gpt2.ipynb #5967a92f
 @lru_cache(maxsize=4)
 def clean_passages(name:str, n_word:int=60, n:int=400, order:int=8)->tuple:   # (passages, seen): strings, (n,) bool
     "Cut held-out text into passages and mark those that share an 8-gram with the training text."
@@ -507,6 +509,7 @@ def spread(n:int, k:int)->np.ndarray:   # (min(n, k),) increasing
     "Pick k of n places, evenly from the first to the last."
     return np.linspace(0, n - 1, min(n, k)).astype(int)
 
+# %% ../nbs/04_gpt2.ipynb #f1f75484
 @torch.inference_mode()
 def window_loss(model:GPT2, tokens, starts)->float:   # nats a token
     "Score windows of one context each, as training meets them: with nothing before their first token."
@@ -530,6 +533,7 @@ def generalisation(
 # %% ../nbs/04_gpt2.ipynb #280a80f6
 zero_shot = dict(wikitext2='test.txt', ptb='valid.txt')   # scored from their first word on
 
+# %% ../nbs/04_gpt2.ipynb #ee284c54
 def capacity_run(*, seed:int, model:dict, train:dict, data:dict, n_word:int, n_passage:int)->dict:
     "Train one width on books; score it on held-out books and, where they are at hand, on three sets from elsewhere."
     net, fitted, corpus = train_lm(GPT2, *configs(model, train, data), seed=seed)
@@ -747,8 +751,8 @@ def race(
     "Time two functions in turn and hold the ratio against a bound."
     (peer, _), (ours, _) = fns.items()
     times = round_robin(fns, n=n); ratio = time_ratio(times, slow=peer, fast=ours)
-    return Row(paper=paper, kind='speed', id=id, statement=statement, metric=f'time of {peer} / time of {ours}', unit='ratio', rule='at_least', bound=bound, ours=ratio.mean,
-               sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=n, n_seeds=1, baseline_name=f'{peer}, seconds', baseline_value=float(np.median(times[peer])), **fields)
+    return Row(paper=paper, kind='speed', id=id, statement=statement, metric=f'time of {peer} / time of {ours}', unit='ratio',
+               rule='at_least', bound=bound, ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=n, n_seeds=1, baseline_name=f'{peer}, seconds', baseline_value=float(np.median(times[peer])), **fields)
 
 # %% ../nbs/04_gpt2.ipynb #4ec6a9d4
 def pair_of(cfg:GPT2Config, seed:int=0)->tuple:   # (ours, the same weights in transformers)
@@ -833,17 +837,20 @@ def bench_memory(seed:int=0, paper:str='gpt2', n:int=5)->Iterator[Row]:
     yield memory_row(paper, n, compiled=False)
     if shutil.which('g++') or shutil.which('clang++'): yield memory_row(paper, n, compiled=True)
 
+# %% ../nbs/04_gpt2.ipynb #aad0e13a
 def memory_row(paper:str, n:int, compiled:bool)->Row:
     "Measure both arms n times in turn; a compiled arm is run once more before, so that what the compiler keeps on disk is there for all."
     code = lambda arm: f'from papers_lib.gpt2 import peak_memory; print(peak_memory({arm!r}, {paper!r}, compiled={compiled}))'
     once = lambda arm: float(subprocess.run([sys.executable, '-c', code(arm)], capture_output=True, text=True, check=True).stdout.split()[-1])
     rounds = [{arm: once(arm) for arm in ('transformers', 'papers_lib')} for _ in range(n + compiled)][int(compiled):]
     ratio, peer = (np.array([r['papers_lib'] / r['transformers'] for r in rounds]), [r['transformers'] for r in rounds])
-    what = dict(id='S.train.memory.compiled', statement='So it is when both are compiled', protocol='resident memory above the start, the compiler\'s own included, fresh process, 4 steps') if compiled \
-        else dict(id='S.train.memory', statement='Training needs no more memory than transformers', protocol='resident memory above the start, fresh process, 4 steps')
-    return Row(paper=paper, kind='speed', metric='peak of papers_lib / peak of transformers', unit='ratio', dataset='random tokens', n=n, n_seeds=1, ours=float(np.median(ratio)),
-               sd=float(ratio.std(ddof=1)), ci95=[float(ratio.min()), float(ratio.max())], values=ratio.tolist(), baseline_name='transformers, MiB',
-               baseline_value=float(np.median(peer)) / 2**20, rule='at_most', bound=1., **what)
+    how = 'resident memory above the start, fresh process, 4 steps' + (", the compiler's own memory included" if compiled else '')
+    id, statement = (('S.train.memory.compiled', 'So it is when both are compiled') if compiled else
+                     ('S.train.memory', 'Training needs no more memory than transformers'))
+    return Row(paper=paper, kind='speed', id=id, statement=statement, metric='peak of papers_lib / peak of transformers', unit='ratio', protocol=how,
+               dataset='random tokens', n=n, n_seeds=1, ours=float(np.median(ratio)), sd=float(ratio.std(ddof=1)), values=ratio.tolist(),
+               ci95=[float(ratio.min()), float(ratio.max())], baseline_name='transformers, MiB', baseline_value=float(np.median(peer)) / 2**20,
+               rule='at_most', bound=1.)
 
 # %% ../nbs/04_gpt2.ipynb #2655a4f2
 def bench_generate(seed:int=0)->Iterator[Row]:
