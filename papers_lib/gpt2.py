@@ -4,7 +4,7 @@
 
 # %% ../nbs/04_gpt2.ipynb #6bb22127
 from __future__ import annotations
-import hashlib, importlib, json, math, re, shutil, subprocess, sys
+import hashlib, importlib, json, math, re, shutil, subprocess, sys, time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -16,15 +16,17 @@ from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 
 # %% auto #0
-__all__ = ['sizes', 'ESCAPE', 'detokenizers', 'statements', 'runs', 'lexicon', 'HINT', 'bench_cfg', 'hf_loss', 'our_loss',
-           'table3', 'elsewhere', 'DataConfig', 'GPT2Config', 'GPT2', 'init_weights', 'n_params', 'hf_name', 'from_hf',
-           'to_hf', 'parity', 'scrambled', 'Detokenizer', 'detokenize', 'retokenize', 'text_ids', 'word_perplexity',
-           'cloze', 'last_word', 'lambada_passages', 'complete', 'summarize', 'translate', 'answer', 'Claims',
-           'held_out', 'train_lm', 'trained_once', 'pretrained', 'plan_lm', 'plan', 'configs', 'clean_passages',
-           'passage_nats', 'capacity_run', 'first_words', 'demonstration', 'demonstrated', 'quiz', 'demo_run',
-           'residual_variance', 'depth_run', 'token_run', 'column', 'random_strings', 'race', 'pair_of', 'train_step',
-           'bench_batch', 'bench_train', 'bfloat16_loss', 'cpu_flags', 'peak_memory', 'bench_memory', 'bench_generate',
-           'bench_score', 'full_text_score', 'bench', 'public_model', 'reference_rows']
+__all__ = ['sizes', 'ESCAPE', 'detokenizers', 'statements', 'runs', 'zero_shot', 'lexicon', 'HINT', 'table3', 'elsewhere',
+           'bench_cfg', 'hf_loss', 'our_loss', 'DataConfig', 'GPT2Config', 'GPT2', 'init_weights', 'n_params',
+           'hf_name', 'from_hf', 'to_hf', 'parity', 'scrambled', 'Detokenizer', 'detokenize', 'retokenize', 'text_ids',
+           'word_perplexity', 'cloze', 'last_word', 'lambada_passages', 'complete', 'summarize', 'translate', 'answer',
+           'Claims', 'count_bytes', 'held_out', 'train_lm', 'trained_once', 'pretrained', 'plan_lm', 'plan', 'shown',
+           'errors', 'configs', 'clean_passages', 'passage_nats', 'spread', 'window_loss', 'generalisation',
+           'capacity_run', 'overlap_scores', 'first_words', 'demonstration', 'demonstrated', 'quiz', 'demo_run',
+           'residual_variance', 'depth_run', 'token_run', 'column', 'trends', 'detok_gain', 'random_strings',
+           'rank_skill', 'public_model', 'reference_rows', 'race', 'pair_of', 'train_step', 'bench_batch',
+           'bench_train', 'bfloat16_loss', 'cpu_flags', 'peak_memory', 'bench_memory', 'memory_row', 'bench_generate',
+           'bench_score', 'full_text_score', 'bench']
 
 # %% ../nbs/04_gpt2.ipynb #55288411
 from .nn.blocks import Block, Decoder
@@ -32,7 +34,7 @@ from .nn.norms import LayerNorm
 from .nn.positions import LearnedPositions
 
 # %% ../nbs/04_gpt2.ipynb #cace908a
-from .text.corpora import TokenBatches, overlap, seen_ngrams
+from .text.corpora import TokenBatches, ngram_hashes, overlap, seen_ngrams
 from .text.tokenizers import FastBPE
 from .engine.checkpoint import load_strict, save_model
 from .engine.generate import generate
@@ -41,6 +43,7 @@ from .engine.stats import Row, mean_t, paired_t, round_robin, slope, time_ratio
 from .engine.train import Diverged, TrainConfig, fit, flops_per_token, lm_loss
 from .lab import data as lab_data
 from .lab.presets import RunSpec
+from .lab.results import published
 from .lab.runner import code_hash
 
 # %% ../nbs/04_gpt2.ipynb #c1880582
@@ -149,8 +152,10 @@ def from_hf(
     cfg = GPT2Config(n_vocab=config['vocab_size'], ctx_len=config['n_positions'], d_model=config['n_embd'],
                      n_layer=config['n_layer'], n_head=config['n_head'], eps=config['layer_norm_epsilon'])
     with torch.device('meta'): model = GPT2(cfg)
-    tensors = {k.removeprefix('transformer.'): v for k, v in tensors.items()
-               if not k.endswith(('.attn.bias', '.attn.masked_bias')) and k != 'lm_head.weight'}   # buffers, and the tied head
+    tensors = {k.removeprefix('transformer.'): v for k, v in tensors.items() if not k.endswith(('.attn.bias', '.attn.masked_bias'))}   # buffers
+    head, wte = tensors.pop('lm_head.weight', None), tensors.get('wte.weight')
+    if head is not None and wte is not None and not torch.equal(head, wte):
+        raise ValueError('lm_head.weight is not wte.weight: this checkpoint has an output matrix of its own, GPT-2 uses the embedding (tied); it would be lost')
     rename = {hf_name(name): name for name in model.state_dict()}
     ours = {rename.get(k, k): v.T if rename.get(k, '').endswith(tuple(f'{c}.weight' for c in _conv1d)) else v for k, v in tensors.items()}
     return load_strict(model, ours).eval()
@@ -268,12 +273,13 @@ def word_perplexity(
     lines:list[str],                      # the set's lines as published, without their line ends
     detokenizer:Detokenizer|None=None,    # None scores the tokenised text as it is
     stride:int|None=None,                 # tokens newly scored a window; None is half the context
-)->dict:                                  # ppl (per original word), nats, n_words, n_tokens
-    "Perplexity per original word, line ends counted as words; never blank lines dropped."
-    n_words = sum(len(line.split()) + 1 for line in lines)
+)->dict:                                  # ppl (per original word), nats, bpb (bits a byte of the published text), n_words, n_tokens, n_bytes
+    "Perplexity per original word; every line counts, blank ones too, and each line end is a word."
+    n_words, n_bytes = sum(len(line.split()) + 1 for line in lines), len('\n'.join(lines).encode())
     text = '\n'.join(lines if detokenizer is None else map(detokenizer.detokenize, lines))
     nll = token_nll(model, text_ids(tok, text), ctx_len=model.cfg.ctx_len, stride=stride or model.cfg.ctx_len // 2)
-    return dict(ppl=math.exp(min(nll.sum() / n_words, 50)), nats=float(nll.sum()), n_words=n_words, n_tokens=len(nll))
+    nats = float(nll.sum(dtype=np.float64))
+    return dict(ppl=math.exp(nats / n_words), nats=nats, bpb=nats / math.log(2) / n_bytes, n_words=n_words, n_tokens=len(nll), n_bytes=n_bytes)
 
 # %% ../nbs/04_gpt2.ipynb #f00633b8
 def cloze(
@@ -362,13 +368,16 @@ class Claims:
     "How the paper's claims are measured at a preset; an empty grid leaves a claim out."
     widths:tuple = ()              # C1, C6, C7: d_model of the models compared, smallest first
     depths:tuple = ()              # C4: n_layer, deepest last
-    shares:tuple = ()              # C2, C3, C8: share of documents with a demonstration, 0 first
+    shares:tuple = ()              # C2, C3: share of documents with a demonstration, 0 first
+    share_rank:float = 0.03        # C8: the one of `shares` at which some answers are right and some wrong
     bytes_vs_bpe:bool = False      # C5
     n_step:int = 300               # optimizer steps of each such model
-    n_step_depth:int = 100         # optimizer steps of each model of C4
-    lr_depth:float = 3e-3          # their peak rate, from the first step: no warm-up
+    n_step_depth:int = 250         # optimizer steps of each model of C4
+    lr_depth:float = 1e-3          # their peak rate, from the first step: no warm-up
+    n_vocab_depth:int = 1024       # their vocabulary
     n_step_demo:int = 1000         # optimizer steps of each model of C2, C3, C8
-    n_word:int = 20_000            # words of WikiText-2 and PTB scored
+    n_word:int = 10_000            # words of WikiText-2 and PTB scored
+    n_context:int = 5              # C2, C3, C8: texts behind which each of the twenty words is asked
     n_passage:int = 1_000          # LAMBADA passages scored
 
 # %% ../nbs/04_gpt2.ipynb #3ba00b11
@@ -376,16 +385,16 @@ _small = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_dec
 
 runs = {
     'tiny': RunSpec(model=GPT2Config(n_vocab=1024, ctx_len=64, d_model=64, n_layer=2, n_head=2),
-                    train=TrainConfig(n_step=200, batch_size=16, lr=4e-3, n_warmup=20, **_small),
+                    train=TrainConfig(n_step=200, batch_size=16, lr=4e-3, n_warmup=20, eval_every=100, **_small),
                     data=DataConfig('books', 1024), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=GPT2Config(n_vocab=2048, ctx_len=128, d_model=128, n_layer=4, n_head=4),
-                   train=TrainConfig(n_step=1000, batch_size=16, lr=2e-3, n_warmup=50, **_small),
+                   train=TrainConfig(n_step=1000, batch_size=16, lr=2e-3, n_warmup=50, eval_every=250, **_small),
                    data=DataConfig('books', 2048), n_seeds=5,
-                   claims=Claims(widths=(32, 64, 96, 128), depths=(4, 12, 24), shares=(0., 0.01, 0.05), bytes_vs_bpe=True)),
+                   claims=Claims(widths=(32, 64, 96, 128), depths=(4, 24), shares=(0., 0.03, 0.05), bytes_vs_bpe=True)),
     'gpu': RunSpec(model=GPT2Config(n_vocab=8192, ctx_len=512, d_model=512, n_layer=8, n_head=8, dropout=0.1),
-                   train=TrainConfig(n_step=2000, batch_size=64, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True, **_small),
+                   train=TrainConfig(n_step=2000, batch_size=64, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True, eval_every=500, **_small),
                    data=DataConfig('books', 8192), n_seeds=3,
-                   claims=Claims(widths=(64, 128, 256, 512), depths=(12, 48), shares=(0., 0.001, 0.01, 0.05), bytes_vs_bpe=True,
+                   claims=Claims(widths=(64, 128, 256, 512), depths=(12, 48), shares=(0., 0.001, 0.03, 0.05), bytes_vs_bpe=True,
                                  n_step=1000, n_step_depth=200, n_word=250_000, n_passage=5153)),
     'paper': RunSpec(model=sizes['1558M'],   # batch 512 and context 1024 are the report's; the rest it does not give (GPT-3's recipe stands in)
                      train=TrainConfig(n_step=600_000, batch_size=512, lr=2e-4, n_warmup=2000, dtype='bfloat16', compile=True, **_small),
@@ -393,11 +402,17 @@ runs = {
 }
 
 # %% ../nbs/04_gpt2.ipynb #4e7b367a
-def held_out(model:GPT2, corpus, max_tokens:int=20_000)->dict:   # nats a token, bits a byte, tokens scored
+def count_bytes(tok:FastBPE, ids)->int:
+    "Count the bytes that tokens write; an end of text writes none."
+    return len(tok.decode(np.asarray(ids).tolist()).encode())
+
+# %% ../nbs/04_gpt2.ipynb #81c542c7
+def held_out(model:GPT2, corpus, max_tokens:int=20_000)->dict:   # nats a token, bits a byte, tokens and bytes scored
     "Score the held-out text with half a context of history at least."
-    ids = np.concatenate([[corpus.tokenizer.eot], corpus.valid[:max_tokens].astype(np.int64)])
-    nll = token_nll(model, ids, ctx_len=model.cfg.ctx_len, stride=model.cfg.ctx_len // 2)
-    return dict(loss=float(nll.mean()), bpb=float(nll.mean() / math.log(2) / corpus.valid.bytes_per_token), n_tokens=len(nll))
+    scored = corpus.valid[:max_tokens].astype(np.int64)
+    nll = token_nll(model, scored, ctx_len=model.cfg.ctx_len, stride=model.cfg.ctx_len // 2, eot=corpus.tokenizer.eot)
+    n_bytes = count_bytes(corpus.tokenizer, scored)
+    return dict(loss=float(nll.mean()), bpb=float(nll.sum(dtype=np.float64) / math.log(2) / n_bytes), n_tokens=len(nll), n_bytes=n_bytes)
 
 # %% ../nbs/04_gpt2.ipynb #e41958f0
 def train_lm(
@@ -444,14 +459,38 @@ def plan_lm(cls:type, spec:RunSpec)->dict:
                 hours_on_one_h100_at_40_percent=round(flops / (0.4 * 989e12) / 3600, 3), data=spec.data.name)
 
 def plan(preset:str)->dict:
-    "Estimate what a preset's main run takes."
-    return plan_lm(GPT2, runs[preset])
+    "Estimate what a preset's main run takes, and say where its text is not one that `papers data` can fetch."
+    out = plan_lm(GPT2, runs[preset])
+    if out['data'] not in lab_data.registry:
+        out['data'] += ': not in the registry of `papers data`, so this preset plans and does not train; OpenWebText is 8,013,769 documents, ' \
+                       '9.04 billion training tokens with the released vocabulary (17 GiB as 16-bit tokens, to be downloaded and tokenised by hand)'
+    return out
+
+# %% ../nbs/04_gpt2.ipynb #4c607fb7
+def shown(
+    rows:list[Row],    # of this run
+    pattern:str,       # regular expression of the ids
+    paper:str='gpt2',
+)->tuple[list[Row], str]:   # rows with a number, in the order of their ids' numbers; the preset they are from, '' for this run
+    "Find rows by id: this run's, else those of the largest published preset that has any."
+    last = lambda r: float(m[0]) if (m := re.search(r'\d+(\.\d+)?$', r.id)) and '.' in r.id else math.inf
+    pick = lambda rows: sorted((r for r in rows if r.ours is not None and re.fullmatch(pattern, r.id)), key=last)
+    if found := pick(rows): return found, ''
+    files = {prov['preset']: rows for rows, prov in published(paper).files}
+    return next(((found, p) for p in ('paper', 'gpu', 'cpu', 'tiny') if (found := pick(files.get(p, [])))), ([], ''))
+
+# %% ../nbs/04_gpt2.ipynb #84bca04a
+def errors(rows:list[Row], shift=0.)->tuple:   # values (n,), distances to the ends of the intervals (2, n)
+    "Bring rows into the form that matplotlib's `errorbar` takes."
+    y, ends = np.array([r.ours for r in rows]), np.array([r.ci95 for r in rows]).T
+    return y + shift, np.abs(ends - y)
 
 # %% ../nbs/04_gpt2.ipynb #91564497
 def configs(model:dict, train:dict, data:dict)->tuple:
     "Rebuild the three configurations from plain dictionaries (variants are stored as JSON)."
     return GPT2Config(**model), TrainConfig(**train), DataConfig(**data)
 
+# %% ../nbs/04_gpt2.ipynb #5967a92f
 @lru_cache(maxsize=4)
 def clean_passages(name:str, n_word:int=60, n:int=400, order:int=8)->tuple:   # (passages, seen): strings, (n,) bool
     "Cut held-out text into passages and mark those that share an 8-gram with the training text."
@@ -465,25 +504,62 @@ def passage_nats(model:GPT2, tok:FastBPE, passages:list[str])->np.ndarray:   # (
     "Score each passage on its own, after an end of text."
     return np.array([token_nll(model, text_ids(tok, p), ctx_len=model.cfg.ctx_len, stride=model.cfg.ctx_len // 2).sum() for p in passages])
 
+# %% ../nbs/04_gpt2.ipynb #6a0038a9
+def spread(n:int, k:int)->np.ndarray:   # (min(n, k),) increasing
+    "Pick k of n places, evenly from the first to the last."
+    return np.linspace(0, n - 1, min(n, k)).astype(int)
+
+# %% ../nbs/04_gpt2.ipynb #f1f75484
+@torch.inference_mode()
+def window_loss(model:GPT2, tokens, starts)->float:   # nats a token
+    "Score windows of one context each, as training meets them: with nothing before their first token."
+    x = torch.from_numpy(np.stack([tokens[s:s + model.cfg.ctx_len + 1] for s in starts]).astype(np.int64))   # (n, t + 1)
+    parts = x.to(next(model.parameters()).device).split(32)
+    return sum(lm_loss(model, dict(ids=p[:, :-1], targets=p[:, 1:])).item() for p in parts) / x[:, 1:].numel()
+
+# %% ../nbs/04_gpt2.ipynb #69355899
+def generalisation(
+    model:GPT2, corpus,
+    seed:int,           # of the training, which fixes what it read
+    n_trained:int,      # windows that it read
+    n:int=128,          # windows scored of each kind
+)->dict:                # loss_met, loss_new: nats a token
+    "Score the final model on windows it was trained on and on windows of held-out documents, both spread over their whole text."
+    t = model.cfg.ctx_len
+    met = TokenBatches(corpus.train, t, 1, seed=seed).order(0)[:n_trained]
+    new = spread((len(corpus.valid) - 1) // t, n)
+    return dict(loss_met=window_loss(model, corpus.train, met[spread(len(met), n)] * t), loss_new=window_loss(model, corpus.valid, new * t))
+
 # %% ../nbs/04_gpt2.ipynb #280a80f6
+zero_shot = dict(wikitext2='test.txt', ptb='valid.txt')   # scored from their first word on
+
+# %% ../nbs/04_gpt2.ipynb #ee284c54
 def capacity_run(*, seed:int, model:dict, train:dict, data:dict, n_word:int, n_passage:int)->dict:
-    "Train one width on books; score it on held-out books and, where they are at hand, on three other sets."
+    "Train one width on books; score it on held-out books and, where they are at hand, on three sets from elsewhere."
     net, fitted, corpus = train_lm(GPT2, *configs(model, train, data), seed=seed)
     tok = corpus.tokenizer
-    out = dict(n_params=n_params(net), train=float(np.mean([l for _, l in fitted.losses[-10:]])), **held_out(net, corpus))
-    passages, seen = clean_passages(data['name'])
-    bits = passage_nats(net, tok, passages) / math.log(2) / np.array([len(p.encode()) for p in passages])
-    out |= dict(bpb_clean=float(bits[~seen].mean()), bpb_seen=float(bits[seen].mean()) if seen.any() else None,
-                seen=float(seen.mean()), n_passages=len(passages))
-    for name in ('wikitext2', 'ptb'):
+    out = dict(n_params=n_params(net), **held_out(net, corpus), **generalisation(net, corpus, seed, fitted.step * train['batch_size']))
+    out |= overlap_scores(net, tok, data['name'])
+    for name, file in zero_shot.items():
         if not lab_data.available(name): continue
-        lines = first_words(lab_data.get(name).path(dict(wikitext2='test.txt', ptb='valid.txt')[name]).read_text().split('\n'), n_word)
+        lines = first_words(lab_data.get(name).path(file).read_text().split('\n'), n_word)
         for arm, detok in (('raw', None), ('detok', detokenizers[name])):
             out |= {f'{name}_{arm}_{k}': v for k, v in word_perplexity(net, tok, lines, detok).items()}
     if lab_data.available('lambada'):
-        texts = lambada_passages(n_passage)
-        r = last_word(net, tok, texts)
-        out |= dict(lambada_acc=float(r['hits'].mean()), lambada_nats=float(r['nats'].mean()), lambada_n=len(texts))
+        texts = lambada_passages(n_passage); r = last_word(net, tok, texts)
+        n_bytes = sum(len((' ' + p.rsplit(' ', 1)[1]).encode()) for p in texts)
+        out |= dict(lambada_acc=float(r['hits'].mean()), lambada_bpb=float(r['nats'].sum() / math.log(2) / n_bytes), lambada_n_bytes=n_bytes, lambada_n=len(texts))
+    return out
+
+# %% ../nbs/04_gpt2.ipynb #4ed06780
+def overlap_scores(model:GPT2, tok:FastBPE, name:str, n:int=400)->dict:
+    "Bits a byte of held-out passages with and without an 8-gram of the training text: at most n of each, spread over all documents."
+    passages, seen = clean_passages(name, n=10**6)
+    out = dict(n_passages=len(passages), n_overlap=int(seen.sum()))
+    for arm, which in (('clean', np.flatnonzero(~seen)), ('seen', np.flatnonzero(seen))):
+        some = [passages[i] for i in which[spread(len(which), n)]]
+        bits = passage_nats(model, tok, some) / math.log(2) / [len(p.encode()) for p in some] if some else None
+        out |= {f'bpb_{arm}': float(bits.mean()) if some else None, f'n_{arm}': len(some)}
     return out
 
 # %% ../nbs/04_gpt2.ipynb #66c87238
@@ -533,7 +609,7 @@ def quiz(
     return out
 
 # %% ../nbs/04_gpt2.ipynb #e05d9f47
-def demo_run(*, seed:int, share:float, model:dict, train:dict, data:dict, n_context:int=3)->dict:
+def demo_run(*, seed:int, share:float, model:dict, train:dict, data:dict, n_context:int=5)->dict:
     "Train on books with a share of demonstrations, then ask."
     model, train, data = configs(model, train, data)
     corpus = lab_data.lm_corpus(data.name, n_vocab=data.n_vocab); tok = corpus.tokenizer
@@ -579,6 +655,22 @@ def column(results, name:str)->np.ndarray|None:   # float, the shape of `results
     if not results.size or any(r.get(name) is None for r in results.flat): return None
     return np.array([float(r[name]) for r in results.flat]).reshape(results.shape)
 
+# %% ../nbs/04_gpt2.ipynb #49138b69
+def trends(
+    x,           # (k,) increasing, such as ln(parameters)
+    y,           # (k, n): one column a seed; lower is better
+)->dict:         # slope, step, curve: (n,) each
+    "Measure how a loss falls: minus its slope, its smallest fall between neighbours, the quadratic term of a parabola."
+    x, y = np.asarray(x), np.asarray(y)
+    return dict(slope=-slope(x, y.T), step=(y[:-1] - y[1:]).min(0), curve=np.polyfit(x - x.mean(), y, 2)[0] if len(x) > 2 else None)
+
+# %% ../nbs/04_gpt2.ipynb #d295591b
+def detok_gain(raw:dict, detok:dict, n_vocab:int)->dict:   # ln, uniform, beyond: nats an original word; points: of perplexity
+    "Split what de-tokenisation gains into what fewer tokens give to a model that knows nothing, and the rest."
+    n, ln = raw['n_words'], (raw['nats'] - detok['nats']) / raw['n_words']
+    uniform = math.log(n_vocab) * (raw['n_tokens'] - detok['n_tokens']) / n
+    return dict(ln=ln, uniform=uniform, beyond=ln - uniform, points=raw['ppl'] - detok['ppl'])
+
 # %% ../nbs/04_gpt2.ipynb #ccb3b323
 def random_strings(n:int, seed:int=0)->Iterator[str]:
     "Draw strings of 0 to 20 characters from the whole of Unicode, surrogates left out."
@@ -588,6 +680,65 @@ def random_strings(n:int, seed:int=0)->Iterator[str]:
         points = np.where(rng.random(len(points)) < 0.5, points % 128, points)             # half of them ASCII
         yield ''.join(chr(p) for p in points if not 0xD800 <= p <= 0xDFFF)
 
+# %% ../nbs/04_gpt2.ipynb #882cca8b
+def rank_skill(
+    correct,        # (n,) 0 or 1, one a question
+    confidence,     # (n,) log-probability of the chosen answer
+)->dict:            # rho: Spearman's correlation, None where one side never varies; top: most confident tenth minus mean; fifths: accuracies, most confident first
+    "Measure how well the probability of an answer ranks answers by correctness."
+    right, sure = np.asarray(correct, float), np.asarray(confidence, float)
+    ranked = right[np.argsort(-sure, kind='stable')]
+    varies = len(set(right)) > 1 and len(set(sure)) > 1
+    return dict(rho=float(spearmanr(sure, right).statistic) if varies else None, top=float(ranked[:max(1, len(ranked) // 10)].mean() - right.mean()),
+                fifths=[float(f.mean()) for f in np.array_split(ranked, 5)])
+
+# %% ../nbs/04_gpt2.ipynb #583d5639
+table3 = {  # 124M ("117M" in the paper), table 3
+    'T3.wikitext2': ('WikiText-2 perplexity', 'perplexity a word', 29.41), 'T3.ptb': ('Penn Treebank perplexity', 'perplexity a word', 65.85),
+    'T3.lambada.acc': ('LAMBADA accuracy', '%', 45.99), 'T3.lambada.ppl': ('LAMBADA perplexity', 'perplexity a word', 35.13),
+}
+elsewhere = {  # id: (what, paper's value at 1542M, unit, why we have no number)
+    'T3.cbt.cn': ("Children's Book Test, common nouns", 93.30, '%', 'the data set is not at hand; `cloze` is its scoring rule'),
+    'T3.enwik8': ('enwik8', 0.93, 'bits a byte', 'the data set is not at hand'),
+    'T3.1bw': ('One Billion Word', 42.16, 'perplexity a word', 'the data set is not at hand'),
+    'T4.cnndm': ('CNN/DM summaries after TL;DR:', 21.40, 'mean ROUGE', 'the articles are not at hand; `summarize` is the protocol'),
+    'S3.4.winograd': ('Winograd schemas', 70.70, '%', 'a model of this size is at chance; it waits for public weights'),
+    'S3.5.coqa': ('CoQA', 55., 'F1', 'the data set is not at hand; `answer` is the protocol'),
+    'S3.7.wmt': ('WMT-14 French to English', 11.5, 'BLEU', 'the data set is not at hand; `translate` is the protocol'),
+    'S3.8.nq': ('Natural Questions', 4.1, '% exact match', 'the data set is not at hand; `answer` is the protocol'),
+}
+
+# %% ../nbs/04_gpt2.ipynb #431c55cd
+def public_model(name:str='gpt2')->tuple:   # (GPT2, its tokenizer); NotFound where the hub cannot be reached
+    "Load released weights and vocabulary."
+    root = lab_data.get('tokenizers').root
+    return GPT2.from_hf(name), FastBPE.from_files(root / 'gpt2-vocab.json', root / 'gpt2-merges.txt')
+
+# %% ../nbs/04_gpt2.ipynb #d76c9107
+def reference_rows(run)->None:
+    "Score the public 124M model on table 3, or say why not."
+    try: model, tok = public_model()
+    except lab_data.NotFound as e:
+        for id, (what, unit, value) in table3.items():
+            run.not_attempted(id, f'the public weights cannot be had: {e}', statement=f'{what} of the released 124M model', unit=unit, paper_value=value, paper_ref='table 3')
+        return
+    model.to(run.device)
+    values = {}
+    for name, file in zero_shot.items():
+        if lab_data.available(name):
+            lines = lab_data.get(name).path(file).read_text().split('\n')
+            values[f'T3.{name}'] = word_perplexity(model, tok, lines, detokenizers[name], stride=32)['ppl'], name
+    if lab_data.available('lambada'):
+        r = last_word(model, tok, lambada_passages())
+        values |= {'T3.lambada.acc': (100 * r['hits'].mean(), 'lambada'), 'T3.lambada.ppl': (math.exp(r['nats'].mean()), 'lambada')}
+    for id, (what, unit, value) in table3.items():
+        facts = dict(statement=f'{what} of the released 124M model', unit=unit, paper_value=value, paper_ref='table 3')
+        if id not in values: run.not_attempted(id, 'the data set is not at hand', **facts); continue
+        ours, dataset = values[id]
+        same = id == 'T3.wikitext2'     # the others differ in text (PTB) or in the stop-word filter (LAMBADA)
+        run.table(id, ours, dataset=str(lab_data.get(dataset)), metric=what, rule='paper' if same else 'scaled', margin=0.05 * value if same else None,
+                  protocol='our de-tokenizers, stride 32, no stop-word filter', **facts)
+
 # %% ../nbs/04_gpt2.ipynb #658dafb6
 def race(
     id:str, statement:str,
@@ -596,12 +747,12 @@ def race(
     n:int=15,            # rounds
     paper:str='gpt2',
     **fields,
-)->Row:
+)->Row:                  # its baseline is the peer's median time in seconds
     "Time two functions in turn and hold the ratio against a bound."
     (peer, _), (ours, _) = fns.items()
-    ratio = time_ratio(round_robin(fns, n=n), slow=peer, fast=ours)
-    return Row(paper=paper, kind='speed', id=id, statement=statement, metric=f'time of {peer} / time of {ours}', unit='ratio', rule='at_least', bound=bound,
-               ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=n, n_seeds=1, baseline_name=peer, baseline_value=1., **fields)
+    times = round_robin(fns, n=n); ratio = time_ratio(times, slow=peer, fast=ours)
+    return Row(paper=paper, kind='speed', id=id, statement=statement, metric=f'time of {peer} / time of {ours}', unit='ratio',
+               rule='at_least', bound=bound, ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=n, n_seeds=1, baseline_name=f'{peer}, seconds', baseline_value=float(np.median(times[peer])), **fields)
 
 # %% ../nbs/04_gpt2.ipynb #4ec6a9d4
 def pair_of(cfg:GPT2Config, seed:int=0)->tuple:   # (ours, the same weights in transformers)
@@ -651,12 +802,12 @@ def bench_train(
 def bfloat16_loss(Model, spec:RunSpec, paper:str, seed:int=0, n:int=5)->Row:
     "Compare the final held-out loss of bfloat16 and float32 training, seed by seed."
     def final(dtype, s):
-        net, _, corpus = train_lm(Model, spec.model, replace(spec.train, dtype=dtype), spec.data, seed=s)
+        net, _, corpus = train_lm(Model, spec.model, replace(spec.train, dtype=dtype, eval_every=0), spec.data, seed=s)
         return held_out(net, corpus)['loss']
     low, high = (np.array([final(dtype, seed + i) for i in range(n)]) for dtype in ('bfloat16', 'float32'))
     effect = paired_t(low, high)
     return Row(paper=paper, kind='speed', id='S.train.bf16.loss', statement='Its final loss lies within the noise of the seeds', metric='held-out loss, bfloat16 minus float32',
-               unit='nats a token', protocol=f'preset tiny, {n} seeds; the bound is the standard deviation of the float32 loss over seeds', dataset=str(spec.data.name), n=n, n_seeds=n,
+               unit='nats a token', protocol=f'preset tiny, {n} seeds; the bound is the standard deviation of the float32 loss over seeds', dataset=str(lab_data.get(spec.data.name)), n=n, n_seeds=n,
                ours=effect.mean, sd=effect.sd, ci95=effect.ci95, values=effect.values, baseline_name='float32', baseline_value=float(high.mean()), rule='at_most', bound=float(high.std(ddof=1)))
 
 # %% ../nbs/04_gpt2.ipynb #ad0242d7
@@ -666,7 +817,7 @@ def cpu_flags()->str:
     return next((line for line in path.read_text().splitlines() if line.startswith('flags')), '') if path.exists() else ''
 
 # %% ../nbs/04_gpt2.ipynb #f8a5b0a5
-def peak_memory(arm:str, paper:str='gpt2', n_step:int=4)->float:   # bytes above what was resident before the first step
+def peak_memory(arm:str, paper:str='gpt2', n_step:int=4, compiled:bool=False)->float:   # bytes above what was resident before the first step
     "Train a few steps here and tell how far resident memory rose; run it in a process of its own."
     import resource
     from transformers import GPT2LMHeadModel                                  # both arms pay for the import
@@ -674,22 +825,32 @@ def peak_memory(arm:str, paper:str='gpt2', n_step:int=4)->float:   # bytes above
     ours, hf = home.pair_of(home.bench_cfg)
     model, loss = (ours, our_loss) if arm == 'papers_lib' else (hf, hf_loss)
     del ours, hf
+    if compiled: model, loss = (model, torch.compile(loss)) if arm == 'papers_lib' else (torch.compile(model), loss)
     step, before = train_step(model.train(), bench_batch(home.bench_cfg), loss), int(Path('/proc/self/statm').read_text().split()[1]) * 4096
     for _ in range(n_step): step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 # %% ../nbs/04_gpt2.ipynb #c5816300
 def bench_memory(seed:int=0, paper:str='gpt2', n:int=5)->Iterator[Row]:
-    "Compare the peak of a training step, a fresh process each time."
+    "Compare the peak of a training step, a fresh process each time; eager, and compiled where there is a C++ compiler."
     if not Path('/proc/self/statm').exists(): return
-    run = lambda arm: float(subprocess.run([sys.executable, '-c', f'from papers_lib.gpt2 import peak_memory; print(peak_memory({arm!r}, {paper!r}))'],
-                                           capture_output=True, text=True, check=True).stdout.split()[-1])
-    peaks = {arm: [run(arm) for _ in range(n)] for arm in ('transformers', 'papers_lib')}
-    ratio = np.array(peaks['papers_lib']) / np.array(peaks['transformers'])
-    yield Row(paper=paper, kind='speed', id='S.train.memory', statement='Training needs no more memory than transformers', metric='peak of papers_lib / peak of transformers',
-              unit='ratio', protocol='resident memory above the start, fresh process, 4 steps', dataset='random tokens', n=n, n_seeds=1, ours=float(np.median(ratio)),
-              sd=float(ratio.std(ddof=1)), ci95=[float(ratio.min()), float(ratio.max())], values=ratio.tolist(), baseline_name='transformers',
-              baseline_value=float(np.median(peaks['transformers'])) / 2**20, rule='at_most', bound=1.)
+    yield memory_row(paper, n, compiled=False)
+    if shutil.which('g++') or shutil.which('clang++'): yield memory_row(paper, n, compiled=True)
+
+# %% ../nbs/04_gpt2.ipynb #aad0e13a
+def memory_row(paper:str, n:int, compiled:bool)->Row:
+    "Measure both arms n times in turn; a compiled arm is run once more before, so that what the compiler keeps on disk is there for all."
+    code = lambda arm: f'from papers_lib.gpt2 import peak_memory; print(peak_memory({arm!r}, {paper!r}, compiled={compiled}))'
+    once = lambda arm: float(subprocess.run([sys.executable, '-c', code(arm)], capture_output=True, text=True, check=True).stdout.split()[-1])
+    rounds = [{arm: once(arm) for arm in ('transformers', 'papers_lib')} for _ in range(n + compiled)][int(compiled):]
+    ratio, peer = (np.array([r['papers_lib'] / r['transformers'] for r in rounds]), [r['transformers'] for r in rounds])
+    how = 'resident memory above the start, fresh process, 4 steps' + (", the compiler's own memory included" if compiled else '')
+    id, statement = (('S.train.memory.compiled', 'So it is when both are compiled') if compiled else
+                     ('S.train.memory', 'Training needs no more memory than transformers'))
+    return Row(paper=paper, kind='speed', id=id, statement=statement, metric='peak of papers_lib / peak of transformers', unit='ratio', protocol=how,
+               dataset='random tokens', n=n, n_seeds=1, ours=float(np.median(ratio)), sd=float(ratio.std(ddof=1)), values=ratio.tolist(),
+               ci95=[float(ratio.min()), float(ratio.max())], baseline_name='transformers, MiB', baseline_value=float(np.median(peer)) / 2**20,
+               rule='at_most', bound=1.)
 
 # %% ../nbs/04_gpt2.ipynb #2655a4f2
 def bench_generate(seed:int=0)->Iterator[Row]:
@@ -745,50 +906,3 @@ def bench(
     "Run the races of `papers bench gpt2`."
     for prefix, part in (('S.train.memory', bench_memory), ('S.train', bench_train), ('S.generate', bench_generate), ('S.score', bench_score)):
         if only is None or only in prefix or prefix in only: yield from part(seed)
-
-# %% ../nbs/04_gpt2.ipynb #583d5639
-table3 = {  # 124M ("117M" in the paper), table 3
-    'T3.wikitext2': ('WikiText-2 perplexity', 'perplexity a word', 29.41), 'T3.ptb': ('Penn Treebank perplexity', 'perplexity a word', 65.85),
-    'T3.lambada.acc': ('LAMBADA accuracy', '%', 45.99), 'T3.lambada.ppl': ('LAMBADA perplexity', 'perplexity a word', 35.13),
-}
-elsewhere = {  # id: (what, paper's value at 1542M, unit, why we have no number)
-    'T3.cbt.cn': ("Children's Book Test, common nouns", 93.30, '%', 'the data set is not at hand; `cloze` is its scoring rule'),
-    'T3.enwik8': ('enwik8', 0.93, 'bits a byte', 'the data set is not at hand'),
-    'T3.1bw': ('One Billion Word', 42.16, 'perplexity a word', 'the data set is not at hand'),
-    'T4.cnndm': ('CNN/DM summaries after TL;DR:', 21.40, 'mean ROUGE', 'the articles are not at hand; `summarize` is the protocol'),
-    'S3.4.winograd': ('Winograd schemas', 70.70, '%', 'a model of this size is at chance; it waits for public weights'),
-    'S3.5.coqa': ('CoQA', 55., 'F1', 'the data set is not at hand; `answer` is the protocol'),
-    'S3.7.wmt': ('WMT-14 French to English', 11.5, 'BLEU', 'the data set is not at hand; `translate` is the protocol'),
-    'S3.8.nq': ('Natural Questions', 4.1, '% exact match', 'the data set is not at hand; `answer` is the protocol'),
-}
-
-# %% ../nbs/04_gpt2.ipynb #431c55cd
-def public_model(name:str='gpt2')->tuple:   # (GPT2, its tokenizer); NotFound where the hub cannot be reached
-    "Load released weights and vocabulary."
-    root = lab_data.get('tokenizers').root
-    return GPT2.from_hf(name), FastBPE.from_files(root / 'gpt2-vocab.json', root / 'gpt2-merges.txt')
-
-# %% ../nbs/04_gpt2.ipynb #d76c9107
-def reference_rows(run)->None:
-    "Score the public 124M model on table 3, or say why not."
-    try: model, tok = public_model()
-    except lab_data.NotFound as e:
-        for id, (what, unit, value) in table3.items():
-            run.not_attempted(id, f'the public weights cannot be had: {e}', statement=f'{what} of the released 124M model', unit=unit, paper_value=value, paper_ref='table 3')
-        return
-    model.to(run.device)
-    values = {}
-    for name, file in (('wikitext2', 'test.txt'), ('ptb', 'valid.txt')):
-        if lab_data.available(name):
-            lines = lab_data.get(name).path(file).read_text().split('\n')
-            values[f'T3.{name}'] = word_perplexity(model, tok, lines, detokenizers[name], stride=32)['ppl'], name
-    if lab_data.available('lambada'):
-        r = last_word(model, tok, lambada_passages())
-        values |= {'T3.lambada.acc': (100 * r['hits'].mean(), 'lambada'), 'T3.lambada.ppl': (math.exp(r['nats'].mean()), 'lambada')}
-    for id, (what, unit, value) in table3.items():
-        facts = dict(statement=f'{what} of the released 124M model', unit=unit, paper_value=value, paper_ref='table 3')
-        if id not in values: run.not_attempted(id, 'the data set is not at hand', **facts); continue
-        ours, dataset = values[id]
-        same = id == 'T3.wikitext2'     # the others differ in text (PTB) or in the stop-word filter (LAMBADA)
-        run.table(id, ours, dataset=dataset, metric=what, rule='paper' if same else 'scaled', margin=0.05 * value if same else None,
-                  protocol='our de-tokenizers, stride 32, no stop-word filter', **facts)

@@ -1,14 +1,18 @@
 "GPT-2: what a cell cannot say. Properties, parity with transformers, faults."
-import gzip, json, math, os
+import gzip, json, math, os, shutil, time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import pytest, torch
+import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-from papers_lib.gpt2 import (ESCAPE, GPT2, GPT2Config, capacity_run, demo_run, depth_run, detokenizers, parity, residual_variance, runs, scrambled,
-                             sizes, token_run)
+from papers_lib import gpt2
+from papers_lib.engine.stats import Row
+from papers_lib.gpt2 import (ESCAPE, GPT2, GPT2Config, capacity_run, clean_passages, count_bytes, demo_run, depth_run, detok_gain, detokenizers,
+                             generalisation, held_out, parity, plan, race, rank_skill, residual_variance, runs, scrambled, shown, sizes, token_run, trends)
+from papers_lib.lab import data as lab_data
+from papers_lib.lab.results import published
 
 cfg = GPT2Config(n_vocab=97, ctx_len=32, d_model=48, n_layer=3, n_head=4)
 ids = torch.randint(97, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -143,9 +147,109 @@ def test_detokenizers_invert_the_real_sets(name, file):
 
 
 @pytest.mark.parametrize('fn, more, key', [
-    (capacity_run, dict(n_word=100, n_passage=5), 'bpb_clean'), (depth_run, {}, 'loss'),
+    (capacity_run, dict(n_word=100, n_passage=5), 'bpb_clean'), (capacity_run, dict(n_word=100, n_passage=5), 'loss_met'), (depth_run, {}, 'loss'),
     (token_run, dict(n_vocab=257, flops=1e9), 'bpb'), (demo_run, dict(share=0.5, n_context=1), 'choice')])
 def test_every_variant_of_the_claims_runs_and_answers_in_json(fn, more, key):
     spec = runs['tiny']
     out = fn(seed=0, model=asdict(replace(spec.model, n_layer=1)), data=asdict(spec.data), train=asdict(replace(spec.train, n_step=2, n_warmup=0)), **more)
     assert math.isfinite(out[key]) and json.loads(json.dumps(out)) == out
+
+
+def test_an_untied_head_is_refused(tmp_path):
+    from safetensors.torch import save_file
+    ours = scrambled(cfg); hf = ours.to_hf(); tensors = {k: v.contiguous().clone() for k, v in hf.state_dict().items()}
+    (tmp_path / 'config.json').write_text(json.dumps(hf.config.to_dict()))
+    save_file(tensors, tmp_path / 'model.safetensors')                       # present and equal: it loads
+    assert parity(GPT2.from_hf(tmp_path), hf, ids) <= 1e-5
+    for head in (tensors['lm_head.weight'] * 1.001, tensors['lm_head.weight'][:-1].clone()):
+        save_file(tensors | {'lm_head.weight': head}, tmp_path / 'model.safetensors')
+        with pytest.raises(ValueError, match='lm_head.weight is not wte.weight'): GPT2.from_hf(tmp_path)
+
+
+def test_detokenisation_gain_of_a_uniform_model_is_counting_only():
+    uniform = lambda n_tokens: dict(nats=n_tokens * math.log(50), ppl=50 ** (n_tokens / 10), n_words=10, n_tokens=n_tokens)
+    g = detok_gain(uniform(40), uniform(30), 50)
+    assert g['ln'] == pytest.approx(math.log(50)) and g['beyond'] == pytest.approx(0, abs=1e-9) and g['points'] > 1e6
+    worse = uniform(30) | dict(nats=30 * math.log(50) + 5)                   # fewer tokens, each dearer: no gain beyond counting
+    assert detok_gain(uniform(40), worse, 50)['beyond'] == pytest.approx(-0.5)
+
+
+def test_trends_see_slope_monotony_and_curvature():
+    x = np.log([1e5, 3e5, 9e5])
+    t = trends(x, np.array([[3., 3.], [2., 2.], [1., 2.5]]))
+    assert t['slope'][0] == pytest.approx(1 / math.log(3)) and t['curve'][0] == pytest.approx(0, abs=1e-9) and t['step'][0] == pytest.approx(1)
+    assert t['step'][1] == pytest.approx(-0.5) and t['curve'][1] > 0.1       # falls, then rises
+    assert trends(x[:2], np.zeros((2, 3)))['curve'] is None
+
+
+@pytest.mark.parametrize('correct', [[1] * 10, [0] * 10])
+def test_an_undefined_rank_correlation_is_none_not_zero(correct):
+    assert rank_skill(correct, -np.arange(10.))['rho'] is None
+
+
+def test_rank_skill_orders_by_confidence():
+    correct, sure = np.arange(20) < 10, -np.arange(20.)
+    best, worst = rank_skill(correct, sure), rank_skill(correct, -sure)
+    assert best['rho'] > 0.8 and worst['rho'] == pytest.approx(-best['rho'])
+    assert (best['top'], worst['top']) == (0.5, -0.5) and best['fifths'] == worst['fifths'][::-1] == [1, 1, 0.5, 0, 0]
+
+
+def test_held_out_passages_do_overlap_with_the_training_text():
+    passages, seen = clean_passages('books', n=10**6)
+    assert len(passages) == len(seen) > 1000 and 20 <= seen.sum() < len(seen) / 2
+
+
+def test_bits_a_byte_are_of_the_scored_part():
+    corpus = lab_data.lm_corpus('books', n_vocab=1024); model = GPT2(replace(cfg, n_vocab=1024)); torch.nn.init.zeros_(model.tok_emb.weight)
+    part = corpus.tokenizer.decode(corpus.valid[:500].tolist())
+    assert held_out(model, corpus, 500)['bpb'] == pytest.approx(500 * 10 / len(part.encode()), rel=1e-4)
+    assert len(part.encode()) != round(500 * corpus.valid.bytes_per_token)   # the split's average would have been another number
+    assert count_bytes(corpus.tokenizer, [corpus.tokenizer.eot]) == 0
+
+
+def test_the_gap_is_between_windows_read_and_windows_held_out(monkeypatch):
+    corpus, calls = lab_data.lm_corpus('books', n_vocab=1024), []
+    monkeypatch.setattr(gpt2, 'window_loss', lambda model, tokens, starts: calls.append((tokens, list(starts))) or float(len(calls)))
+    out = generalisation(GPT2(replace(cfg, n_vocab=1024)), corpus, seed=3, n_trained=40, n=10)
+    read = gpt2.TokenBatches(corpus.train, cfg.ctx_len, 1, seed=3)
+    assert out == dict(loss_met=1., loss_new=2.) and calls[0][0] is corpus.train and calls[1][0] is corpus.valid
+    assert set(calls[0][1]) <= {int(i) * cfg.ctx_len for i in read.order(0)[:40]} and len(calls[0][1]) == len(calls[1][1]) == 10
+
+
+def test_shown_prefers_this_run_and_falls_back_to_a_published_one():
+    row = Row('gpt2', 'claim', 'C1', ours=1., ci95=[0., 2.])
+    assert shown([row], 'C1') == ([row], '')
+    old, where = shown([], 'C1')
+    assert where in ('cpu', 'gpu', 'paper') and old[0].ours in [r.ours for r in published('gpt2').rows if r.id == 'C1']
+    assert shown([], 'no such row') == ([], '')
+    sized = [Row('gpt2', 'table', f'C3{x}', ours=1., ci95=[1., 1.]) for x in ('', '.0.05', '.0.001')]
+    assert [r.id for r in shown(sized, r'C3(\.0\.\d+)?')[0]] == ['C3.0.001', 'C3.0.05', 'C3']
+
+
+def test_race_keeps_the_peers_seconds():
+    row = race('S.x', 'less is faster', {'peer': lambda: time.sleep(0.02), 'ours': lambda: time.sleep(0.005)}, bound=1., n=5)
+    assert row.baseline_name == 'peer, seconds' and 0.015 < row.baseline_value < 0.2 and row.ours > 1
+
+
+@pytest.mark.parametrize('compiler, ids', [('/usr/bin/g++', ['S.train.memory', 'S.train.memory.compiled']), (None, ['S.train.memory'])])
+def test_compiled_memory_is_measured_where_there_is_a_compiler(monkeypatch, compiler, ids):
+    asked = []
+    def fake(command, **kw):
+        asked.append(command[-1]); peak = 2 if 'papers_lib\'' in command[-1] else 4
+        return type('Done', (), dict(stdout=f'{peak * 2**20}.0\n'))
+    monkeypatch.setattr(shutil, 'which', lambda name: compiler); monkeypatch.setattr(gpt2.subprocess, 'run', fake)
+    rows = list(gpt2.bench_memory(n=3))
+    assert [r.id for r in rows] == ids and all(r.ours == 0.5 and r.baseline_value == 4 and len(r.values) == 3 for r in rows)
+    assert sum('compiled=True' in a for a in asked) == (8 if compiler else 0)    # three rounds and one before, both arms
+
+
+def test_a_preset_whose_text_cannot_be_fetched_says_so():
+    assert 'not in the registry' in plan('paper')['data'] and '8,013,769 documents' in plan('paper')['data']
+    assert all(plan(p)['data'] == runs[p].data.name for p in ('tiny', 'cpu', 'gpu'))
+
+
+@pytest.mark.parametrize('preset', ['tiny', 'cpu', 'gpu'])
+def test_presets_draw_a_curve_and_rank_at_a_measured_share(preset):
+    spec = runs[preset]
+    assert 0 < spec.train.eval_every < spec.train.n_step
+    assert not spec.claims.shares or 0 < spec.claims.share_rank < spec.claims.shares[-1] and spec.claims.share_rank in spec.claims.shares
