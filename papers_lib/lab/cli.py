@@ -10,8 +10,8 @@ from typing import Annotated, Optional
 import typer
 
 # %% auto #0
-__all__ = ['app', 'Json', 'TEMPLATE', 'list_papers', 'run', 'publish', 'scoreboard', 'data', 'checks', 'doctor', 'bench', 'main',
-           'new']
+__all__ = ['app', 'Json', 'TEMPLATE', 'list_papers', 'paper_function', 'run', 'publish', 'scoreboard', 'data', 'checks', 'doctor',
+           'bench', 'main', 'new']
 
 # %% ../../nbs/lab/08_cli.ipynb #0f06c760
 app = typer.Typer(help='Reproduce papers: run their notebooks, publish and show the results.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -32,14 +32,28 @@ def list_papers(as_json:Json=False):
     rows = [dict(name=n, notebook=f'nbs/{p.name}', title=title(p)[0]) for n, p in papers().items()]
     print(json.dumps(rows, indent=1) if as_json else '\n'.join(f"{r['name']:14} {r['notebook']:28} {r['title']}" for r in rows))
 
+# %% ../../nbs/lab/08_cli.ipynb #38847e25
+def paper_function(
+    paper:str,
+    name:str,      # 'plan' or 'bench'
+):
+    "Give what a paper's module offers to the command line; one that does not is one line of error."
+    import importlib
+    from papers_lib.lab.runner import BadRequest
+    try: return getattr(importlib.import_module(f'papers_lib.{paper}'), name)
+    except ModuleNotFoundError as e:
+        if e.name != f'papers_lib.{paper}': raise
+        raise BadRequest(f'papers_lib has no module {paper}: `make export` writes it from the notebook') from None
+    except AttributeError: raise BadRequest(f'{paper} has no `{name}`: its notebook exports no such function') from None
+
 # %% ../../nbs/lab/08_cli.ipynb #8e45d3a4
 @app.command()
 def run(
     names:Annotated[list[str], typer.Argument(help='papers, or all')],
     preset:Annotated[str, typer.Option(help='tiny, cpu, gpu or paper')]='tiny',
-    jobs:Annotated[int, typer.Option(help='notebooks at a time')]=1,
+    jobs:Annotated[int, typer.Option(min=1, help='notebooks at a time')]=1,
     set_:Annotated[Optional[list[str]], typer.Option('--set', help='claims=C1,C4, n_seeds=3, or a field such as train.lr=3e-4')]=None,
-    timeout:Annotated[int, typer.Option(help='seconds a cell may take')]=7200,
+    timeout:Annotated[int, typer.Option(min=1, help='seconds a cell may take')]=7200,
     out:Annotated[Optional[Path], typer.Option(help='folder of runs')]=None,
     dry_run:Annotated[bool, typer.Option('--dry-run', help='print what it would take, start nothing')]=False,
     as_json:Json=False,
@@ -51,13 +65,13 @@ def run(
     for item in set_ or []:
         key, eq, value = item.partition('=')
         if not eq: _stop(f'--set {item!r}: write key=value')
+        if key == 'overrides': _stop('overrides is not set like a parameter: write the field itself, such as --set train.lr=3e-4')
         if '.' in key: overrides[key] = _value(value)
-        else: parameters[key] = value if key in ('claims', 'out_dir') else _value(value)
+        else: parameters[key] = value if key == 'claims' else _value(value)
     if overrides: parameters['overrides'] = json.dumps(overrides)
     try:
         if dry_run:
-            import importlib
-            for n in check(names, preset, parameters): print(json.dumps({n: importlib.import_module(f'papers_lib.{n}').plan(preset)}, indent=1))
+            for n in check(names, preset, parameters): print(json.dumps({n: paper_function(n, 'plan')(preset)}, indent=1))
             return
         done = run_notebooks(names, preset, jobs, parameters, timeout, out, report=lambda line: print(line, file=sys.stderr, flush=True))
     except (BadRequest, FileNotFoundError) as e: _stop(e)

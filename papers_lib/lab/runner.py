@@ -11,14 +11,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['code_hash', 'variant', 'map_variants', 'Run', 'add', 'claim', 'table', 'not_attempted', 'finish', 'start', 'papers',
-           'BadRequest', 'check', 'execute', 'run_notebooks']
+__all__ = ['elsewhere', 'code_hash', 'variant', 'map_variants', 'Run', 'add', 'claim', 'table', 'not_attempted', 'finish',
+           'start', 'papers', 'BadRequest', 'check', 'execute', 'run_notebooks']
 
 # %% ../../nbs/lab/06_runner.ipynb #10f71e0a
 from ..engine.stats import Effect, Row, verdict
 from .data import cache_dir, locked
-from .presets import PRESETS, RunSpec, apply_overrides, nearest
-from .results import Table, provenance, repo_root, write_results
+from .presets import PRESETS, RunSpec, check_parameters, missing_data, nearest
+from .results import Table, notebook_hash, provenance, repo_root, write_results
 from ..text.corpora import atomic_write
 
 # %% ../../nbs/lab/06_runner.ipynb #941c77fa
@@ -186,16 +186,9 @@ def start(
 )->Run:
     "Begin a run from a notebook's parameters."
     import torch
-    if preset not in runs: raise ValueError(f'preset {preset!r}: {paper} has no such preset' + nearest(preset, runs))
-    if claims not in ('all', 'none'):
-        for c in claims.split(','):
-            if c not in statements: raise ValueError(f'claims={claims!r}: {paper} has no claim {c!r}' + nearest(c, statements))
-    if device not in ('auto', 'cpu', 'cuda'): raise ValueError(f"device={device!r}: must be 'auto', 'cpu' or 'cuda'")
-    if device == 'cuda' and not torch.cuda.is_available(): raise ValueError("device='cuda': this machine has no CUDA device that torch can use")
-    spec = apply_overrides(runs[preset], overrides)
+    spec = check_parameters(paper, dict(preset=preset, seed=seed, n_seeds=n_seeds, claims=claims, device=device, wandb_mode=wandb_mode, out_dir=out_dir, overrides=overrides), runs, statements)
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
-    out = Path(out_dir) if out_dir else repo_root() / 'runs' / paper / preset / time.strftime('%Y%m%d-%H%M%S')
-    out.mkdir(parents=True, exist_ok=True)
+    out = Path(out_dir) if out_dir else repo_root() / 'runs' / paper / preset / time.strftime('%Y%m%d-%H%M%S')     # made by what is first written to it
     run = Run(paper, preset, spec, list(range(seed, seed + (n_seeds or spec.n_seeds))), statements, device, wandb_mode, out, claims, overrides)
     _fail_trackers(run)
     return run
@@ -219,6 +212,15 @@ def papers(root:Path|None=None)->dict[str, Path]:
 class BadRequest(ValueError):
     "A run that cannot be started as asked."
 
+# %% ../../nbs/lab/06_runner.ipynb #0621f21b
+elsewhere = {'preset': '--preset (preset= in Python)', 'out_dir': '--out (out= in Python)'}      # parameters of the notebook that the runner sets
+
+def _module(paper):
+    "A paper's module; None if its notebook was not exported yet."
+    try: return importlib.import_module(f'papers_lib.{paper}')
+    except ModuleNotFoundError as e:
+        if e.name != f'papers_lib.{paper}': raise
+
 # %% ../../nbs/lab/06_runner.ipynb #ef6d38b4
 def check(
     names:list[str], preset:str, parameters:dict,
@@ -230,20 +232,17 @@ def check(
     chosen = list(found) if names == ['all'] else names
     for n in chosen:
         if n not in found: raise BadRequest(f'unknown paper {n!r}' + nearest(n, found))
-    if preset not in PRESETS: raise BadRequest(f'unknown preset {preset!r}' + nearest(preset, PRESETS))
+    for p in parameters:
+        if p in elsewhere: raise BadRequest(f'{p} is not set like a parameter: use {elsewhere[p]}')
     for n in chosen:
         known = papermill.inspect_notebook(found[n])
         if not known: raise BadRequest(f"{found[n].name}: no cell is tagged 'parameters', so no parameter would arrive; restore the tag")
         for p in parameters:
             if p not in known: raise BadRequest(f'{n} has no parameter {p!r}' + nearest(p, known))
-        try: module = importlib.import_module(f'papers_lib.{n}')
-        except ModuleNotFoundError: continue
-        try:
-            if preset not in module.runs: raise ValueError(f'{n} has no preset {preset!r}' + nearest(preset, module.runs))
-            apply_overrides(module.runs[preset], parameters.get('overrides', '{}'))
-            for c in parameters.get('claims', 'all').split(','):
-                if c not in ('all', 'none', *module.statements): raise ValueError(f'{n} has no claim {c!r}' + nearest(c, module.statements))
+        module = _module(n)
+        try: spec = check_parameters(n, parameters | dict(preset=preset), getattr(module, 'runs', None), getattr(module, 'statements', None))
         except ValueError as e: raise BadRequest(str(e)) from None
+        if spec and (note := missing_data(spec)): print(f'{n}: {note}', file=sys.stderr)
     return {n: found[n] for n in chosen}
 
 # %% ../../nbs/lab/06_runner.ipynb #67c82aa7
@@ -314,6 +313,7 @@ def run_notebooks(
 )->list[dict]:                     # one status a paper
     "Execute notebooks, some at a time; a failed one does not stop the others."
     parameters = dict(parameters or {})
+    if jobs < 1 or timeout < 1: raise BadRequest(f'jobs={jobs}, timeout={timeout}: both must be at least 1')
     todo = list(check(names, preset, parameters, root).items())
     base, stamp = Path(out) if out else (root or repo_root()) / 'runs', time.strftime('%Y%m%d-%H%M%S')
     threads = 1 if preset == 'tiny' and jobs > 1 else 0
