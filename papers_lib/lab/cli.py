@@ -71,10 +71,13 @@ def run(
     if overrides: parameters['overrides'] = json.dumps(overrides)
     try:
         if dry_run:
-            for n in check(names, preset, parameters): print(json.dumps({n: paper_function(n, 'plan')(preset)}, indent=1))
+            chosen = check(names, preset, parameters)
+            if overrides: print('papers: the plan is that of the preset, without what --set changes', file=sys.stderr)
+            for n in chosen: print(json.dumps({n: paper_function(n, 'plan')(preset)}, indent=1))
             return
         done = run_notebooks(names, preset, jobs, parameters, timeout, out, report=lambda line: print(line, file=sys.stderr, flush=True))
     except (BadRequest, FileNotFoundError) as e: _stop(e)
+    except OSError as e: _stop(e, 1)
     except KeyboardInterrupt: _stop('interrupted; finished runs are kept', 130)
     if as_json: print(json.dumps(done, indent=1))
     else: _show(done)

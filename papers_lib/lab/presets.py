@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ['PRESETS', 'rules', 'RunSpec', 'fits', 'finite', 'in_words', 'apply_overrides', 'check_parameters', 'missing_data']
 
 # %% ../../nbs/lab/02_presets.ipynb #019070ba
-from .data import known, nearest, registry
+from .data import nearest, registry
 
 # %% ../../nbs/lab/02_presets.ipynb #8168aedb
 PRESETS = ('tiny', 'cpu', 'gpu', 'paper')
@@ -73,7 +73,7 @@ def apply_overrides(
         old = getattr(spec, part); kinds = typing.get_type_hints(type(old))
         if name not in {f.name for f in fields(old)}: raise ValueError(f'override {key!r}: {type(old).__name__} has no such field' + nearest(name, kinds))
         if not (fits(value, kinds[name]) and finite(value)): raise ValueError(f'override {key}={value!r}: must be {in_words(kinds[name])}')
-        if key == 'data.name': known(value)
+        if key == 'data.name' and value not in registry: raise ValueError(f'override {key}={value!r}: must be a data set' + nearest(value, registry))
         value = tuple(value) if isinstance(value, list) else float(value) if kinds[name] is float else value
         spec = replace(spec, **{part: replace(old, **{name: value})})
     return spec
@@ -102,8 +102,9 @@ def check_parameters(
     preset, overrides = parameters.get('preset', 'tiny'), parameters.get('overrides', '{}')
     if preset not in (runs or PRESETS): raise ValueError(f'{paper}: unknown preset {preset!r}' + nearest(str(preset), runs or PRESETS))
     for name, (right, rule, names) in rules.items():
-        value = parameters.get(name)
-        if name in parameters and not right(value): raise ValueError(f'{name}={value!r}: must be {rule}' + (nearest({'gpu': 'cuda'}.get(value, value), names) if names and isinstance(value, str) else ''))
+        if name not in parameters or right(value := parameters[name]): continue
+        near = nearest({'gpu': 'cuda'}.get(value, value), names) if isinstance(value, str) else ''
+        raise ValueError(f'{name}={value!r}: must be {rule}' + (near if near.startswith(',') else ''))       # the rule lists the names already
     if parameters.get('device') == 'cuda':
         import torch
         if not torch.cuda.is_available(): raise ValueError("device='cuda': this machine has no CUDA device that torch can use")

@@ -160,15 +160,27 @@ def _row(paper, kind, id, effect, **fields):
     return Row(paper, kind, id, ours=effect.mean, sd=effect.sd, ci95=list(effect.ci95), values=list(effect.values), n_seeds=effect.n,
                test=effect.test, **fields)
 
+# %% ../../nbs/lab/06_runner.ipynb #6460c068
+def _running(run)->str:
+    "Name the code of the notebook that runs."
+    path = next((p for p in (run.out / f'{run.paper}.ipynb', papers().get(run.paper)) if p and p.exists()), None)
+    return notebook_hash(path.read_text(encoding='utf-8')) if path else ''
+
+def _given_up(out)->bool:
+    "Tell whether the runner has written that a run failed while its kernel is still there."
+    try: return json.loads((out / 'status.json').read_text())['status'] == 'failed'
+    except (OSError, ValueError, KeyError): return False
+
 # %% ../../nbs/lab/06_runner.ipynb #37b39f4b
 def finish(self, why:str='not selected')->Table:
     "Write results.json and provenance.json; a claim without a row becomes *not attempted* for the reason given."
+    if _given_up(self.out): raise TimeoutError('a cell took too long and the runner gave this run up: its rows are not written')
     done = {r.id for r in self.rows}
     for id, (statement, rule, margin) in self.statements.items():
         if id not in done: self.not_attempted(id, why, kind='claim', statement=statement, rule=rule, margin=margin)
     order = {k: i for i, k in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
     self.rows.sort(key=lambda r: (order[r.kind], r.id))
-    prov = provenance(self.preset, self.seeds, self.started, self.overrides, self.selected)
+    prov = provenance(self.preset, self.seeds, self.started, self.overrides, self.selected, _running(self))
     write_results(self.out / 'results.json', self.rows, prov)
     atomic_write(self.out / 'provenance.json', json.dumps(prov, indent=1))
     for t in self.trackers: t.finish()
@@ -245,6 +257,37 @@ def check(
         if spec and (note := missing_data(spec)): print(f'{n}: {note}', file=sys.stderr)
     return {n: found[n] for n in chosen}
 
+# %% ../../nbs/lab/06_runner.ipynb #9e519251
+def _papermill(
+    out:Path,
+    status:dict,     # gets `cell`, the cell that began last, and `error` at a time-out
+):
+    "papermill, with a client that keeps the status and a writer that leaves no half notebook."
+    import papermill
+    from nbclient.exceptions import CellTimeoutError
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import NBClientEngine, papermill_engines
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class Client(PapermillNotebookClient):
+        def execute_cell(self, cell, cell_index, **kw):
+            status['cell'] = cell_index
+            try: return super().execute_cell(cell, cell_index, **kw)
+            except CellTimeoutError:
+                status.update(status='failed', error=f'a cell took longer than {self.timeout} s')
+                atomic_write(out / 'status.json', json.dumps(status)); raise
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, start_timeout=60, execution_timeout=None, **_):
+            return Client(nb_man, kernel_name=kernel_name, timeout=execution_timeout, startup_timeout=start_timeout).execute()
+
+    class Whole(LocalHandler):
+        def write(self, buf, path): atomic_write(path, buf)
+
+    papermill_engines.register('papers', Engine); papermill_io.register(str(out), Whole())
+    return papermill
+
 # %% ../../nbs/lab/06_runner.ipynb #67c82aa7
 def execute(
     paper:str, notebook:str|Path, out:str|Path, parameters:dict,
@@ -252,22 +295,24 @@ def execute(
     threads:int=0,        # of the kernel; 0 leaves it to torch
 )->dict:                  # the status
     "Execute one notebook into a folder."
-    import logging, papermill
+    import logging
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     logging.getLogger('traitlets').setLevel(logging.ERROR)
-    out = Path(out); out.mkdir(parents=True, exist_ok=True); began = time.time()
+    out = Path(out).resolve(); out.mkdir(parents=True, exist_ok=True); began = time.time()
     os.environ['PAPERS_PROGRESS'] = 'plain'
     if threads: os.environ['OMP_NUM_THREADS'] = str(threads)
     status = dict(paper=paper, preset=parameters['preset'], status='running')
     atomic_write(out / 'status.json', json.dumps(status))
+    papermill = _papermill(out, status)
     try:
-        papermill.execute_notebook(str(notebook), str(out / f'{paper}.ipynb'), parameters=parameters | dict(out_dir=str(out)), kernel_name='python3',
-                                   cwd=str(Path(notebook).parent), progress_bar=False, execution_timeout=timeout, start_timeout=60)
+        papermill.execute_notebook(str(Path(notebook).resolve()), str(out / f'{paper}.ipynb'), parameters=parameters | dict(out_dir=str(out)), kernel_name='python3',
+                                   engine_name='papers', cwd=str(Path(notebook).parent), progress_bar=False, execution_timeout=timeout, start_timeout=60)
         status['status'] = 'finished' if (out / 'results.json').exists() else 'failed'
         if status['status'] == 'failed': status['error'] = 'the notebook ended without writing results.json'
+        status.pop('cell', None)
     except papermill.PapermillExecutionError as e: status |= dict(status='failed', cell=e.cell_index, error=f'{e.ename}: {e.evalue}')
-    except CellTimeoutError: status |= dict(status='failed', cell=_cell_reached(out, paper), error=f'a cell took longer than {timeout} s')
-    except DeadKernelError: status |= dict(status='failed', cell=_cell_reached(out, paper), error='the kernel died (killed, or out of memory)')
+    except CellTimeoutError: pass                                            # the client has said it
+    except DeadKernelError: status |= dict(status='failed', error='the kernel died (killed, or out of memory)')
     except KeyboardInterrupt: status |= dict(status='interrupted', error='interrupted')
     except Exception as e: status |= dict(status='failed', error=f'{type(e).__name__}: {e}')
     if status['status'] != 'finished': (out / 'results.json').unlink(missing_ok=True)
@@ -275,14 +320,6 @@ def execute(
     _render(out, paper)
     atomic_write(out / 'status.json', json.dumps(status, indent=1))
     return status
-
-# %% ../../nbs/lab/06_runner.ipynb #30591d39
-def _cell_reached(out, paper):
-    "Index of the last cell that began."
-    try: cells = json.loads((out / f'{paper}.ipynb').read_text())['cells']
-    except (OSError, ValueError): return None
-    begun = [i for i, c in enumerate(cells) if c['metadata'].get('papermill', {}).get('status') not in (None, 'pending', 'completed')]
-    return begun[0] if begun else None
 
 # %% ../../nbs/lab/06_runner.ipynb #eb6c6090
 def _render(out, paper):
@@ -323,9 +360,9 @@ def run_notebooks(
             while todo and len(running) < jobs:
                 name, notebook = todo.pop(0); folder = _fresh(base / name / preset, stamp)
                 job = dict(paper=name, notebook=str(notebook), out=str(folder), parameters=dict(preset=preset, **parameters), timeout=timeout, threads=threads)
-                log = open(folder / 'run.log', 'w')
-                running[subprocess.Popen([sys.executable, '-c', 'import sys; from papers_lib.lab.runner import _worker; _worker(sys.argv[1])', json.dumps(job)],
-                                         stdout=log, stderr=log, start_new_session=True)] = name, folder
+                with open(folder / 'run.log', 'w') as log:
+                    running[subprocess.Popen([sys.executable, '-c', 'import sys; from papers_lib.lab.runner import _worker; _worker(sys.argv[1])', json.dumps(job)],
+                                             stdout=log, stderr=log, start_new_session=True)] = name, folder
                 report(f'{name}: started')
             for p in [p for p in running if p.poll() is not None]:
                 name, folder = running.pop(p); done.append(_outcome(name, preset, folder)); s = done[-1]
@@ -358,5 +395,6 @@ def _outcome(name, preset, folder):
     if status['status'] == 'running':
         tail = (folder / 'run.log').read_text().strip().splitlines()[-1:] or ['no message']
         status |= dict(status='failed', error=f'its process ended early: {tail[0]}')
-        atomic_write(folder / 'status.json', json.dumps(status))
+        try: atomic_write(folder / 'status.json', json.dumps(status))
+        except OSError as e: status['error'] += f'; {e}'                     # a full disk: the report is all there is
     return status | dict(folder=str(folder))
