@@ -283,7 +283,7 @@ def _papermill(
             return Client(nb_man, kernel_name=kernel_name, timeout=execution_timeout, startup_timeout=start_timeout).execute()
 
     class Whole(LocalHandler):
-        def write(self, buf, path): atomic_write(path, buf)
+        def write(self, buf, path): atomic_write(path, buf, flush=False)        # twice a cell
 
     papermill_engines.register('papers', Engine); papermill_io.register(str(out), Whole())
     return papermill
