@@ -98,21 +98,22 @@ def _show(done):
 
 # %% ../../nbs/lab/08_cli.ipynb #63d26bd0
 @app.command()
-def publish(paper:str, preset:Annotated[str, typer.Option()]='cpu'):
-    "Copy the newest finished run's rows to results/ and bring README's table up to date."
-    from papers_lib.lab.results import publish as copy, repo_root
+def publish(paper:str, preset:Annotated[str, typer.Option(help='tiny, cpu, gpu, paper or bench')]='cpu'):
+    "Copy the newest finished, unchanged run's rows to results/ and bring README's table up to date."
+    from papers_lib.lab.results import newest, publish as copy
+    from papers_lib.lab.runner import PRESETS, nearest, papers
     from papers_lib.lab.scoreboard import update_readme
-    runs = [p.parent for p in sorted((repo_root() / 'runs' / paper / preset).glob('*/status.json')) if json.loads(p.read_text())['status'] == 'finished']
-    if not runs: _stop(f'{paper} has no finished run of preset {preset} to publish')
-    try: print(copy(runs[-1])); update_readme()
+    if paper not in papers(): _stop(f'unknown paper {paper!r}' + nearest(paper, papers()))
+    if preset not in (*PRESETS, 'bench'): _stop(f'unknown preset {preset!r}' + nearest(preset, (*PRESETS, 'bench')))
+    try: print(copy(newest(paper, preset))); update_readme()
     except ValueError as e: _stop(e)
 
 # %% ../../nbs/lab/08_cli.ipynb #0f7e0a49
 @app.command()
-def scoreboard(out:Annotated[Optional[Path], typer.Option()]=None):
-    "Write the page of all results; print its path."
-    from papers_lib.lab.scoreboard import scoreboard as write
-    try: print(write(out))
+def scoreboard(out:Annotated[Optional[Path], typer.Option()]=None, as_json:Json=False):
+    "Write the page of all results and print its path, or print the rows as JSON."
+    from papers_lib.lab.scoreboard import rows_found, scoreboard as write
+    try: print(json.dumps(rows_found(), indent=1) if as_json else write(out))
     except ValueError as e: _stop(e, 1)
 
 # %% ../../nbs/lab/08_cli.ipynb #e0deb773
@@ -129,7 +130,8 @@ def data(action:Annotated[str, typer.Argument(help='list, get or build')]='list'
         if action == 'get': print(sets.get(name).root)
         elif action == 'list':
             rows = sets.data_table()
-            print(json.dumps(rows, indent=1) if as_json else '\n'.join(f"{r['name']:18}{'at hand' if r['at_hand'] else '-':9}{r['records']:>9,} records  {r['licence']}" for r in rows))
+            wide = max(len(r['name']) for r in rows)
+            print(json.dumps(rows, indent=1) if as_json else '\n'.join(f"{r['name']:{wide}}  {'at hand' if r['at_hand'] else '-':9}{r['records']:>9,} records  {r['licence']}" for r in rows))
         else: _stop(f'unknown action {action!r}: list, get or build')
     except ValueError as e: _stop(e)
     except (sets.NotFound, sets.CorruptFile) as e: _stop(e, 1)
@@ -159,19 +161,28 @@ def doctor(as_json:Json=False):
     rows = checks()
     print(json.dumps(rows, indent=1) if as_json else '\n'.join(f'{what:20} {found}' + (f'   -> {advice}' if advice else '') for what, found, advice in rows))
 
+# %% ../../nbs/lab/08_cli.ipynb #a8a59499
+def _prefixes(races)->list[str]:
+    "Beginnings of the ids of a paper's speed rows, as its `bench` names them."
+    return sorted({c for c in races.__code__.co_consts if isinstance(c, str) and c.startswith('S.')})
+
 # %% ../../nbs/lab/08_cli.ipynb #9ae8223b
 @app.command()
-def bench(paper:str, only:Annotated[Optional[str], typer.Option(help='part of a row id')]=None, seed:int=0):
+def bench(paper:str, only:Annotated[Optional[str], typer.Option(help='part of a row id')]=None, seed:Annotated[int, typer.Option(min=0)]=0):
     "Measure a paper's speed rows."
-    import importlib, time
-    from papers_lib.lab.results import Table, provenance, repo_root, write_results
-    from papers_lib.lab.runner import nearest, papers
+    import time
+    from papers_lib.engine.stats import verdict
+    from papers_lib.lab.results import provenance, repo_root, write_results
+    from papers_lib.lab.runner import BadRequest, nearest, papers
     from papers_lib.text.corpora import atomic_write
     if paper not in papers(): _stop(f'unknown paper {paper!r}' + nearest(paper, papers()))
+    try: races = paper_function(paper, 'bench')
+    except BadRequest as e: _stop(e)
     started, rows, folder = time.time(), [], repo_root() / 'runs' / paper / 'bench' / time.strftime('%Y%m%d-%H%M%S')
-    from papers_lib.engine.stats import verdict
-    for row in importlib.import_module(f'papers_lib.{paper}').bench(only, seed):
+    for row in races(only, seed):
+        if only and only not in row.id: continue                      # a race may give more rows than were asked for
         row.verdict = verdict(row); rows.append(row); print(f'{row.id:24} {row.ours:.3g} [{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]  bound {row.bound:.3g}  {row.verdict}', flush=True)
+    if not rows: _stop(f'no speed row of {paper} has {only!r} in its id; they begin with {", ".join(_prefixes(races))}' if only else f'{paper} has no speed row that this machine can measure')
     write_results(folder / 'results.json', rows, provenance('bench', [seed], started, claims='all' if only is None else only))
     atomic_write(folder / 'status.json', json.dumps(dict(paper=paper, preset='bench', status='finished')))
     print(folder)
@@ -179,16 +190,28 @@ def bench(paper:str, only:Annotated[Optional[str], typer.Option(help='part of a 
 # %% ../../nbs/lab/08_cli.ipynb #f9dda1b7
 def main(): app()
 
+# %% ../../nbs/lab/08_cli.ipynb #a5818086
+def _unfit(name:str)->str:   # '' if it is a good name
+    "Say why a paper's module cannot have a name."
+    import builtins, importlib.util, keyword, re
+    import papers_lib
+    if not re.fullmatch(r'[a-z][a-z0-9]*', name): return 'a module name is lower-case letters and digits'
+    if keyword.iskeyword(name) or keyword.issoftkeyword(name): return 'a word of Python cannot name a module'
+    if name == 'all': return '`papers run all` means every paper'
+    if name in (p.stem for p in Path(papers_lib.__file__).parent.iterdir()): return f'papers_lib.{name} is there already, as a room or a module'
+    if name in sys.stdlib_module_names or hasattr(builtins, name): return 'Python itself has something of this name'
+    if importlib.util.find_spec(name): return f'an installed package is called {name}: its import would look like the paper\'s'
+    return ''
+
 # %% ../../nbs/lab/08_cli.ipynb #98354471
 @app.command()
 def new(name:Annotated[str, typer.Argument(help='lower-case name of the module')]):
     "Lay down a notebook in the house's cell order."
-    import re
     import nbformat
     from papers_lib.lab.results import repo_root
     from papers_lib.lab.runner import papers
-    if not re.fullmatch(r'[a-z][a-z0-9]*', name): _stop(f'{name!r}: a module name is lower-case letters and digits')
     if name in papers(): _stop(f'{name} is there already: {papers()[name].name}')
+    if why := _unfit(name): _stop(f'{name!r}: {why}')
     number = max([int(p.name[:2]) for p in papers().values()], default=0) + 1
     path = repo_root() / 'nbs' / f'{number:02d}_{name}.ipynb'
     nb = nbformat.v4.new_notebook(cells=[_new_cell(nbformat.v4, c.replace('NAME', name)) for c in TEMPLATE.strip('\n').split('\n%%\n')],
@@ -209,7 +232,13 @@ md
 
 > Title of the paper, authors, year, arXiv id
 
-**At a glance**: what is reproduced, at which preset, in how many minutes, and the number to expect.
+**The idea.** What the paper says, in three sentences.
+
+**At a glance**
+
+| what | paper | preset | minutes | peak memory | the number to expect |
+| --- | --- | --- | --- | --- | --- |
+| C1 | section, table or figure | cpu | | | |
 %%
 code
 #| default_exp NAME
@@ -232,20 +261,31 @@ md
 ## Parameters
 %%
 parameters
-preset = 'tiny'
-seed = 0
-n_seeds = 0
-claims = 'all'
-device = 'auto'
-wandb_mode = 'offline'
-out_dir = ''
-overrides = '{}'
+preset = 'tiny'          # tiny | cpu | gpu | paper: see `runs` below
+seed = 0                 # first seed
+n_seeds = 0              # seeds for each claim; 0 takes the preset's number
+claims = 'all'           # 'all', 'none', or a list such as 'C1,C4'
+device = 'auto'          # auto | cpu | cuda
+wandb_mode = 'offline'   # offline | online | disabled
+out_dir = ''             # '' makes runs/NAME/<preset>/<time>
+overrides = '{}'         # JSON: {"model.d_model": 32, "train.lr": 3e-4}
+%%
+md
+## Symbols
+
+| paper | here | meaning |
+| --- | --- | --- |
+| $d$ | `d_model` | width |
 %%
 md
 ## Data
+
+What the paper used, what we use, why they differ, licence and size; three real examples before any tensor.
 %%
 md
 ## Model
+
+One section of the paper at a time: prose, equation, code, a value, a test.
 %%
 code
 #| export
@@ -258,12 +298,24 @@ md
 ## Same numbers as the reference
 %%
 md
+## Claims, declared
+
+Statement, rule and margin of each claim of the paper, before anything is measured.
+%%
+code
+#| export
+statements = {'C1': ('What the paper says', 'greater', 0.)}   # statement, rule, margin
+%%
+md
 ## Train
 %%
 code
 #| export
-runs = {'tiny': RunSpec(model=Config(), train=TrainConfig(n_step=1, batch_size=1, lr=1e-3), data=Config(), claims=Config())}
-statements = {'C1': ('What the paper says', 'greater', 0.)}   # statement, rule, margin: before anything is measured
+runs = {'tiny': RunSpec(model=Config(), train=TrainConfig(n_step=1, batch_size=1, lr=1e-3), data=Config(), claims=Config())}   # then cpu, gpu and paper
+
+def plan(preset:str)->dict:
+    "Estimate what a preset's main run takes."
+    return dict(tokens=runs[preset].train.n_step * runs[preset].train.batch_size)
 %%
 code
 run = start('NAME', runs, statements, preset=preset, seed=seed, n_seeds=n_seeds, claims=claims, device=device, wandb_mode=wandb_mode, out_dir=out_dir, overrides=overrides)
@@ -273,7 +325,8 @@ md
 %%
 code
 #| slow
-run.finish(why='not measured yet')
+results = run.finish(why='not measured yet')
+results
 %%
 code
 published('NAME')
@@ -283,4 +336,8 @@ md
 %%
 md
 ## Where we differ from the paper, and what it cost us
+%%
+code
+#| slow
+results.provenance
 '''
