@@ -1,5 +1,5 @@
 "Data, presets, results, scoreboard: what is found, what is refused, what is shown."
-import gzip, hashlib, http.server, json, os, shutil, socket, subprocess, sys, threading, time, zipfile
+import gzip, hashlib, http.server, json, os, re, shutil, socket, subprocess, sys, threading, time, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,9 +7,10 @@ import pytest
 
 from papers_lib.engine.stats import Row
 from papers_lib.lab import data, results
-from papers_lib.lab.presets import RunSpec, apply_overrides
-from papers_lib.lab.results import publish, published, read_results, write_results
-from papers_lib.lab.scoreboard import readme_table, scoreboard, update_readme
+from papers_lib.lab.presets import RunSpec, apply_overrides, check_parameters, missing_data
+from papers_lib.lab.results import dirty, newest, notebook_hash, publish, published, read_results, write_results
+from papers_lib.lab.runner import start
+from papers_lib.lab.scoreboard import readme_table, rows_found, scoreboard, update_readme
 from papers_lib.text.corpora import CorruptFile
 
 TEXT = b'one\ntwo\n'
@@ -143,8 +144,33 @@ def test_tokens_are_made_once_and_harm_is_named(place):
     corpus = data.lm_corpus('books', 300)
     path = corpus.train.folder / '00000.bin'; before = path.stat().st_mtime_ns
     assert corpus.tokenizer.n_vocab == 300 and data.lm_corpus('books', 300).train.folder == corpus.train.folder and path.stat().st_mtime_ns == before
-    with open(path, 'r+b') as f: f.truncate(10)
+    raw = path.read_bytes(); path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))       # sizes do not show it
+    with pytest.raises(CorruptFile, match='00000.bin.*altered.*remove .*made again'): data.lm_corpus('books', 300)
+    path.write_bytes(raw[:10])
     with pytest.raises(CorruptFile, match='00000.bin'): data.lm_corpus('books', 300)
+    path.write_bytes(raw); merges = corpus.train.folder.parent / 'tokenizer/merges.txt'; lines = merges.read_text().splitlines(); assert data.lm_corpus('books', 300)
+    merges.write_text('\n'.join([lines[0], lines[2], lines[1], *lines[3:]]) + '\n')
+    with pytest.raises(CorruptFile, match='tokenizer: not the tokenizer'): data.lm_corpus('books', 300)
+
+
+def test_hashes_are_compared_once_a_process(place, monkeypatch):
+    from papers_lib.text import corpora
+    data.lm_corpus('books', 300); asked = []
+    monkeypatch.setattr(corpora, 'sha256', lambda path: asked.append(path))
+    data.lm_corpus('books', 300); assert not asked
+
+
+@pytest.mark.parametrize('error, network', [('httpx.ConnectError', True), ('TimeoutError', True), ('RepositoryNotFoundError', False), ('HFValidationError', False), ('MemoryError', False)])
+def test_only_the_network_makes_the_hub_unreachable(place, monkeypatch, error, network):
+    import huggingface_hub
+    from huggingface_hub import errors
+    def ask(*args, **kw):
+        if error == 'httpx.ConnectError': raise errors.LocalEntryNotFoundError('not here') from type('ConnectError', (type('TransportError', (Exception,), {}),), {})('refused')
+        if error == 'RepositoryNotFoundError': e = errors.RepositoryNotFoundError.__new__(errors.RepositoryNotFoundError); e.args = ('404',); raise e
+        raise getattr(errors, error, None) or __builtins__[error]
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', ask)
+    with pytest.raises((data.NotFound, MemoryError)) as told: data.hf_checkpoint('someone/model')
+    assert ('cannot be reached' in str(told.value)) == network == ('huggingface.co' in data.unreachable)
 
 
 # presets
@@ -165,9 +191,31 @@ def test_overrides_change_one_field_and_keep_its_type():
 
 
 @pytest.mark.parametrize('text, words', [('{', 'not JSON'), ('[1]', 'must be an object'), ('{"lr": 1}', "override 'lr': must be model.X"), ('{"train.lrr": 1}', "did you mean 'lr'"),
+                                         ('{"train.lr": Infinity}', 'train.lr=inf: must be a finite number'), ('{"claims.widths": [1, NaN]}', 'a list of finite'), ('{"train.n": "x"}', "train.n='x': must be a whole number"),
+                                         ('{"data.name": "boks"}', "data.name='boks': must be a data set, did you mean 'books'"), ('{"model.name": 3}', 'must be text or null'), ('{"modle.n": 3}', "did you mean 'model'"),
                                          ('{"train.n": 1.5}', 'must be'), ('{"train.n": true}', 'must be'), ('{"train.n": 0}', 'Toy.n=0'), ('{"optimizer.lr": 1}', 'must be model.X')])
 def test_bad_overrides_name_the_field(text, words):
     with pytest.raises(ValueError, match=words): apply_overrides(spec, text)
+
+
+@pytest.mark.parametrize('parameters, words', [
+    (dict(seed='abc'), "seed='abc': must be a whole number from 0"), (dict(seed=-1), 'seed=-1'), (dict(seed=True), 'seed=True'), (dict(n_seeds=-1), 'n_seeds=-1: must be'), (dict(n_seeds=1.5), 'n_seeds=1.5'),
+    (dict(device='gpu'), "device='gpu': must be 'auto', 'cpu' or 'cuda', did you mean 'cuda'"), (dict(wandb_mode='ofline'), "did you mean 'offline'"), (dict(preset='tinny'), "did you mean 'tiny'"),
+    (dict(claims='C7'), "no claim 'C7'"), (dict(claims=3), 'claims=3: must be'), (dict(out_dir=3), 'out_dir=3'), (dict(overrides='{"train.lrr": 1}'), "did you mean 'lr'")])
+def test_one_check_of_parameters_for_the_runner_and_the_notebook(parameters, words):
+    with pytest.raises(ValueError, match=words): check_parameters('toy', parameters, {'tiny': spec}, {'C1': ()})
+    with pytest.raises(ValueError, match=words): start('toy', {'tiny': spec}, {'C1': ()}, **parameters)
+
+
+def test_a_set_that_nobody_has_is_said_and_planned():
+    from dataclasses import replace
+    assert 'openwebtext' in missing_data(replace(spec, data=Toy(name='openwebtext'))) and not missing_data(replace(spec, data=Toy(name='books'))) and not missing_data(spec)
+
+
+def test_start_makes_no_folder_until_something_is_written(repo):
+    root = repo.parents[3]; before = sorted(root.rglob('*'))
+    run = start('toy', {'tiny': spec}, {'C1': ('x', 'greater', 0.)}); assert sorted(root.rglob('*')) == before
+    run.finish(); assert (run.out / 'results.json').exists()
 
 
 # results and the scoreboard
@@ -179,15 +227,60 @@ def claim(**kw): return Row(**dict(paper='toy', kind='claim', id='C1', statement
 def repo(tmp_path, monkeypatch):
     "A small repository with a finished run."
     (tmp_path / 'nbs').mkdir(); (tmp_path / 'settings.ini').write_text(''); (tmp_path / 'README.md').write_text('# x\n<!-- papers:begin -->\nOUTDATED\n<!-- papers:end -->\nend\n')
-    nb = dict(cells=[dict(cell_type='markdown', source='# Toy paper\n\n> Nobody, 2020', metadata={})], metadata={}, nbformat=4, nbformat_minor=5)
+    nb = dict(cells=[dict(cell_type='markdown', source='# Toy paper\n\n> Nobody, 2020', metadata={}),
+                     dict(cell_type='code', source='effect = 1.', metadata={}, outputs=[], execution_count=None)], metadata={}, nbformat=4, nbformat_minor=5)
     (tmp_path / 'nbs/01_toy.ipynb').write_text(json.dumps(nb))
     for args in (['init', '-q'], ['add', '.'], ['-c', 'user.name=t', '-c', 'user.email=t@t', 'commit', '-qm', 'x']): subprocess.run(['git', *args], cwd=tmp_path, check=True)
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / 'runs/toy/cpu/1'
-    write_results(folder / 'results.json', [claim(), Row('toy', 'table', 'T1', why='no data')], results.provenance('cpu', [0, 1, 2], time.time()))
+    write_results(folder / 'results.json', [claim(), Row('toy', 'table', 'T1', why='no data')], results.provenance('cpu', [0, 1, 2], time.time(), notebook=notebook_hash(nb)))
     (folder / 'status.json').write_text(json.dumps(dict(paper='toy', preset='cpu', status='finished')))
-    (folder / 'toy.ipynb').write_text('{}')
+    (folder / 'toy.ipynb').write_text(json.dumps(nb))
     return folder
+
+
+def change(path, f):
+    d = json.loads(path.read_text()); f(d); path.write_text(json.dumps(d, indent=2))
+
+def commit(root): subprocess.run(['git', '-c', 'user.name=t', '-c', 'user.email=t@t', 'commit', '-qam', 'y'], cwd=root, check=True)
+
+
+def test_a_notebook_is_changed_by_its_code_and_by_nothing_else(repo):
+    root = repo.parents[3]; notebook = root / 'nbs/01_toy.ipynb'; assert not dirty()
+    change(notebook, lambda d: d['cells'][1].update(outputs=[dict(output_type='stream', name='stdout', text='1')], execution_count=7))
+    change(notebook, lambda d: (d['metadata'].update(kernel='x'), d['cells'][0].update(source='# Toy paper, better said')))
+    assert not dirty()
+    change(notebook, lambda d: d['cells'][1].update(source='effect = 2.')); assert dirty()
+    with pytest.raises(ValueError, match='the notebooks.*commit'): publish(repo)
+    commit(root); assert not dirty()
+    (root / 'nbs/02_new.ipynb').write_text(notebook.read_text()); assert dirty()
+
+
+def test_a_run_is_published_with_the_notebook_of_its_commit_only(repo):
+    def ran(hash): change(repo / 'results.json', lambda d: d['provenance'].update(notebook=hash))
+    right = json.loads((repo / 'results.json').read_text())['provenance']['notebook']
+    ran('0' * 64)
+    with pytest.raises(ValueError, match='nbs/01_toy.ipynb as it ran is not the one that is committed'): publish(repo)
+    change(repo / 'results.json', lambda d: d['provenance'].pop('notebook')); read_results(repo / 'results.json'); publish(repo)     # an older run: its executed copy tells
+    change(repo / 'toy.ipynb', lambda d: d['cells'].insert(0, dict(cell_type='code', source='seed = 3', metadata=dict(tags=['injected-parameters'])))); publish(repo)
+    change(repo / 'toy.ipynb', lambda d: d['cells'][2].update(source='effect = 3.'))
+    with pytest.raises(ValueError, match='as it ran'): publish(repo)
+    ran(right); publish(repo)
+
+
+def test_the_newest_run_that_may_be_published_is_taken(repo):
+    later = repo.parent / '2'; shutil.copytree(repo, later)
+    assert newest('toy', 'cpu') == later
+    change(later / 'results.json', lambda d: d['provenance'].update(overrides='{"train.lr": 1}')); assert newest('toy', 'cpu') == repo
+    change(repo / 'status.json', lambda d: d.update(status='failed')); assert newest('toy', 'cpu') == later       # publish then says what is wrong with it
+    with pytest.raises(ValueError, match='no finished run of preset gpu'): newest('toy', 'gpu')
+
+
+def test_peak_memory_counts_the_processes_of_a_run():
+    code = ("import subprocess, sys\nfrom papers_lib.lab.results import peak_memory\nbefore = peak_memory()\n"
+            "subprocess.run([sys.executable, '-c', 'x = bytearray(700 * 2**20)'])\nprint(before, peak_memory())")
+    before, after = map(int, subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split())
+    assert before < 600 and after >= 700
 
 
 def test_published_rows_reach_the_table_the_readme_and_the_page(repo):
@@ -197,8 +290,44 @@ def test_published_rows_reach_the_table_the_readme_and_the_page(repo):
     assert readme_table() in text and 'OUTDATED' not in text and text.endswith('end\n') and '**holds**' in text
     page = scoreboard().read_text()
     assert '<script>' not in page.split('</thead>')[1].split('</tbody>')[0] and 'A &lt; B &amp; &quot;C&quot;' in page and 'src=' not in page and 'http' not in page
-    assert 'href="toy/cpu/1/toy.ipynb"' in page
+    assert 'href="toy/cpu/1/toy.ipynb"' in page and 'href="../nbs/01_toy.ipynb"' in page
+    assert [(r['id'], r['published']['verdict'], r['local']['verdict']) for r in rows_found()] == [('C1', 'holds', 'holds'), ('T1', 'not attempted', 'not attempted')]
+    shutil.rmtree(root / 'runs'); page = scoreboard().read_text()                 # a fresh clone: every published row still has its notebook
+    links = re.findall('href="([^"]+)"', page); assert len(links) == 2 and all((root / 'runs' / link).exists() for link in links)
+    assert [r['local'] for r in rows_found()] == [None, None]
     update_readme(); assert (root / 'README.md').read_text() == text
+
+
+def browser():
+    "A headless browser, or a skip that says what is missing."
+    playwright = pytest.importorskip('playwright.sync_api', reason='needs the package playwright')
+    path = shutil.which('chromium')
+    if not path: pytest.skip('needs the program chromium')
+    flags = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+    return playwright.sync_playwright(), dict(executable_path=path, headless=True, args=flags)
+
+
+def test_the_page_sorts_and_filters_in_a_browser(repo):
+    values = dict(C1=2., C2=10., C3=-1.)
+    rows = [claim(id=i, ours=v, ci95=[v - .5, v + .5], statement=f'statement {i}') for i, v in values.items()] + [Row('toy', 'table', 'T1', why='no data')]
+    write_results(repo / 'results.json', rows, read_results(repo / 'results.json')[1]); publish(repo); page = scoreboard()
+    play, how = browser()
+    with play as p:
+        b = p.chromium.launch(**how); tab = b.new_page(); wrong = []
+        tab.on('pageerror', lambda e: wrong.append(str(e))); tab.goto(page.as_uri())
+        shown = lambda: [r.locator('td').nth(1).inner_text() for r in tab.locator('tbody tr').all() if r.is_visible()]
+        head = lambda name: tab.locator('th button', has_text=name).first.click()
+        assert shown() == ['C1', 'C2', 'C3', 'T1'] and '4 of 4' in tab.locator('#count').inner_text()
+        head('published'); assert shown() == ['C3', 'C1', 'C2', 'T1']                        # by number, not by letters; no number comes last
+        head('published'); assert shown() == ['C2', 'C1', 'C3', 'T1'] and tab.locator('th[aria-sort=descending]').count() == 1
+        head('row'); assert shown() == ['C1', 'C2', 'C3', 'T1']
+        tab.fill('#q', 'Statement C2'); assert shown() == ['C2'] and '1 of 4' in tab.locator('#count').inner_text()
+        tab.fill('#q', ''); tab.select_option('#verdict', 'fails'); assert shown() == ['C3']
+        tab.select_option('#verdict', ''); tab.select_option('#kind', 'table'); assert shown() == ['T1']
+        tab.select_option('#kind', ''); tab.select_option('#paper', 'toy'); assert len(shown()) == 4
+        tab.locator('summary').first.click(); link = tab.get_by_role('link', name='notebook').first
+        assert link.is_visible() and link.evaluate('a => a.href') == (repo.parents[3] / 'nbs/01_toy.ipynb').as_uri()
+        assert not wrong; b.close()
 
 
 def test_a_hand_edited_verdict_is_refused_everywhere(repo):

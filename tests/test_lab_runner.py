@@ -61,16 +61,18 @@ def test_a_failing_notebook_is_marked_and_the_others_finish(repo):
     repo('good', START, TRACKED, FINISH, number=2)
     repo('dead', START, TRACKED, 'import os, signal, time; time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)', number=3)
     repo('slow', START, TRACKED, 'import time; time.sleep(60)', number=4)
-    repo('silent', START, number=5)
+    repo('silent', START, TRACKED, number=5)
+    repo('deaf', START, TRACKED, "import time\ntry: time.sleep(60)\nexcept BaseException: pass\ntry: run.finish()\nexcept TimeoutError: pass", number=6)
     done = run(repo, jobs=2, timeout=15)
-    assert {n: s['status'] for n, s in done.items()} == dict(bad='failed', good='finished', dead='failed', slow='failed', silent='failed')
-    assert 'RuntimeError: too bad' in done['bad']['error'] and done['bad']['cell'] >= 3
-    assert 'kernel died' in done['dead']['error'] and 'longer than 15 s' in done['slow']['error'] and 'without writing results.json' in done['silent']['error']
+    assert {n: s['status'] for n, s in done.items()} == dict(bad='failed', good='finished', dead='failed', slow='failed', silent='failed', deaf='failed')
+    assert 'RuntimeError: too bad' in done['bad']['error'] and {n: s.get('cell') for n, s in done.items()} == dict(bad=4, dead=4, slow=4, deaf=4, good=None, silent=None)
+    assert 'kernel died' in done['dead']['error'] and 'without writing results.json' in done['silent']['error']
+    assert all('longer than 15 s' in done[n]['error'] for n in ('slow', 'deaf'))
     for name, s in done.items():
         folder = Path(s['folder'])
         assert (folder / 'results.json').exists() == (name == 'good') and (folder / 'run.log').exists()
         assert json.loads((folder / 'status.json').read_text())['status'] == s['status']
-        if name in ('good', 'bad', 'dead'): assert wandb_exits(folder) == dict(good=[0], bad=[1], dead=[])[name], name
+        assert wandb_exits(folder) == dict(good=[0], dead=[]).get(name, [1]), name      # a killed kernel says nothing, the others say that they failed
     rows = json.loads((Path(done['good']['folder']) / 'results.json').read_text())['rows']
     assert [(r['id'], r['verdict'], r['why']) for r in rows] == [('C1', 'not attempted', 'tiny')]
 

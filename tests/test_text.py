@@ -107,26 +107,53 @@ def test_one_gigantic_line_needs_little_memory(tmp_path):
 
 RESIDENT = '''
 import sys
-from papers_lib.text.corpora import read_documents, write_shards, TokenBatches
-from papers_lib.text.tokenizers import ByteTokenizer
-class Streamed(ByteTokenizer):
+import numpy as np
+from papers_lib.text.corpora import TokenBatches, read_documents, write_shards
+from papers_lib.text.tokenizers import ByteTokenizer, FastBPE
+path, tokenizer, reader = sys.argv[1:]
+class Bytes(ByteTokenizer):                                    # without Python integers, so that 64 MB take seconds
     hash = 'bytes'
-    def encode_batches(self, texts): return map(self.encode, texts)
-import resource
-shards = write_shards(read_documents(sys.argv[1]), Streamed(), sys.argv[1] + '.shards', shard_tokens=2**18)
-batches = TokenBatches(shards, 256, 16)
+    def encode_batches(self, texts): return (np.frombuffer(t.encode(), np.uint8) for t in texts)
+read = lambda name: int(open('/proc/self/status').read().split(name + ':')[1].split()[0])      # not getrusage: a child's begins at its parent's size
+docs = read_documents(path)
+shards = write_shards(list(docs) if reader == 'list' else docs, Bytes() if tokenizer == 'bytes' else FastBPE.load(tokenizer), path + '.shards', shard_tokens=2**18)
+peak, before, batches = read('VmHWM'), read('RssAnon'), TokenBatches(shards, 256, 16)
 for _ in range(200): next(batches)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak, read('RssAnon') - before)
 '''
 
 
-def test_resident_memory_does_not_grow_with_the_corpus(tmp_path, books):
-    text = '\n\f\n'.join(books).encode()[:10**6]
-    peaks = []
-    for times in (1, 16):
-        path = tmp_path / f'{times}.txt'; path.write_bytes((text + b'\n\f\n') * times)
-        peaks.append(int(subprocess.run([sys.executable, '-c', RESIDENT, str(path)], capture_output=True, text=True, check=True).stdout))
-    assert peaks[1] < peaks[0] * 1.1, peaks                    # 15 MB more text; uint16 tokens would be 30 MB more
+def resident(path, raw, tokenizer='bytes', reader='stream'):
+    "Peak of a fresh process that makes shards, and what drawing batches from them added (pages of mapped files aside: they are the system's to drop); MiB."
+    path.write_bytes(raw)
+    told = subprocess.run([sys.executable, '-c', RESIDENT, str(path), str(tokenizer), reader], capture_output=True, text=True, check=True).stdout
+    return [int(x) / 1024 for x in told.split()]
+
+
+@pytest.fixture(scope='module')
+def four_megabytes(books):                                     # which sets the cache
+    return ('\n\f\n'.join(data.documents('books')).encode()[:4 * 2**20]).rsplit(b'\n', 1)[0] + b'\n\f\n'
+
+
+needs_proc = pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads /proc/self/status')
+GROWTH = 24                                                    # MiB that 60 MB more text may add: noise; a corpus that is held adds 60
+
+
+@needs_proc
+def test_resident_memory_does_not_grow_with_the_corpus(tmp_path, four_megabytes):
+    once, often = (resident(tmp_path / str(n), four_megabytes * n) for n in (1, 16))
+    assert often[0] - once[0] < GROWTH and often[1] < GROWTH, (once, often)
+    held = resident(tmp_path / 'held', four_megabytes * 16, reader='list')
+    assert held[0] - once[0] > 2 * GROWTH, (once, held)        # so the measurement sees a corpus in memory
+
+
+@needs_proc
+def test_long_documents_are_tokenised_a_few_at_a_time(tmp_path, fast, four_megabytes):
+    "The library takes 300 bytes a token: pieces of a megabyte, 256 at a time, would fill any memory. 64 MB of text take it 25 s and more, so 2 and 8 MB are compared."
+    fast.save(tmp_path / 'tokenizer')
+    line = four_megabytes.replace(b'\n', b' ').replace(b'\f', b' ')[:2**20]
+    few, many = (resident(tmp_path / str(n), line * n, tmp_path / 'tokenizer')[0] for n in (2, 8))
+    assert many - few < 64, (few, many)                        # all at once: 240
 
 
 def shards(folder, fast, books, **kw): return write_shards(iter(books[:6]), fast, folder, **kw)

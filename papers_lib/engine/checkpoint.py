@@ -17,7 +17,7 @@ __all__ = ['check_keys', 'load_strict', 'save_model', 'load_model', 'rng_state',
            'latest', 'load_state']
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #b0c7f13e
-from ..text.corpora import CorruptFile, atomic_folder, seal, unseal
+from ..text.corpora import CorruptFile, atomic_folder, seal, sweep, unseal
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #f0e0176a
 def check_keys(
@@ -104,7 +104,7 @@ def save_state(
     keep:int=2,                 # checkpoints kept
 )->Path:
     "Write a checkpoint whole, then remove the oldest beyond `keep`."
-    path = Path(folder) / f'step-{step:06d}'
+    path = Path(folder) / f'step-{step:06d}'; sweep(folder, 'step-*')
     moments = opt.state_dict()['state']
     rng, rng_plain = rng_state()
     tensors = {f'opt.{i}.{name}': torch.as_tensor(v).cpu().contiguous() for i, state in moments.items() for name, v in state.items()} | rng
@@ -126,6 +126,7 @@ def latest(
     folder:str|Path,
 )->Path|None:       # None if there is none at all
     "Find the newest whole checkpoint."
+    sweep(folder, 'step-*')                                       # a killed run left what it was writing
     found, wrong = checkpoints(folder), []
     for path in reversed(found):
         try: unseal(path); return path

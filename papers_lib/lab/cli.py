@@ -10,8 +10,8 @@ from typing import Annotated, Optional
 import typer
 
 # %% auto #0
-__all__ = ['app', 'Json', 'TEMPLATE', 'list_papers', 'run', 'publish', 'scoreboard', 'data', 'checks', 'doctor', 'bench', 'main',
-           'new']
+__all__ = ['app', 'Json', 'TEMPLATE', 'list_papers', 'paper_function', 'run', 'publish', 'scoreboard', 'data', 'checks', 'doctor',
+           'bench', 'main', 'new']
 
 # %% ../../nbs/lab/08_cli.ipynb #0f06c760
 app = typer.Typer(help='Reproduce papers: run their notebooks, publish and show the results.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -32,14 +32,28 @@ def list_papers(as_json:Json=False):
     rows = [dict(name=n, notebook=f'nbs/{p.name}', title=title(p)[0]) for n, p in papers().items()]
     print(json.dumps(rows, indent=1) if as_json else '\n'.join(f"{r['name']:14} {r['notebook']:28} {r['title']}" for r in rows))
 
+# %% ../../nbs/lab/08_cli.ipynb #38847e25
+def paper_function(
+    paper:str,
+    name:str,      # 'plan' or 'bench'
+):
+    "Give what a paper's module offers to the command line; one that does not is one line of error."
+    import importlib
+    from papers_lib.lab.runner import BadRequest
+    try: return getattr(importlib.import_module(f'papers_lib.{paper}'), name)
+    except ModuleNotFoundError as e:
+        if e.name != f'papers_lib.{paper}': raise
+        raise BadRequest(f'papers_lib has no module {paper}: `make export` writes it from the notebook') from None
+    except AttributeError: raise BadRequest(f'{paper} has no `{name}`: its notebook exports no such function') from None
+
 # %% ../../nbs/lab/08_cli.ipynb #8e45d3a4
 @app.command()
 def run(
     names:Annotated[list[str], typer.Argument(help='papers, or all')],
     preset:Annotated[str, typer.Option(help='tiny, cpu, gpu or paper')]='tiny',
-    jobs:Annotated[int, typer.Option(help='notebooks at a time')]=1,
+    jobs:Annotated[int, typer.Option(min=1, help='notebooks at a time')]=1,
     set_:Annotated[Optional[list[str]], typer.Option('--set', help='claims=C1,C4, n_seeds=3, or a field such as train.lr=3e-4')]=None,
-    timeout:Annotated[int, typer.Option(help='seconds a cell may take')]=7200,
+    timeout:Annotated[int, typer.Option(min=1, help='seconds a cell may take')]=7200,
     out:Annotated[Optional[Path], typer.Option(help='folder of runs')]=None,
     dry_run:Annotated[bool, typer.Option('--dry-run', help='print what it would take, start nothing')]=False,
     as_json:Json=False,
@@ -51,16 +65,19 @@ def run(
     for item in set_ or []:
         key, eq, value = item.partition('=')
         if not eq: _stop(f'--set {item!r}: write key=value')
+        if key == 'overrides': _stop('overrides is not set like a parameter: write the field itself, such as --set train.lr=3e-4')
         if '.' in key: overrides[key] = _value(value)
-        else: parameters[key] = value if key in ('claims', 'out_dir') else _value(value)
+        else: parameters[key] = value if key == 'claims' else _value(value)
     if overrides: parameters['overrides'] = json.dumps(overrides)
     try:
         if dry_run:
-            import importlib
-            for n in check(names, preset, parameters): print(json.dumps({n: importlib.import_module(f'papers_lib.{n}').plan(preset)}, indent=1))
+            chosen = check(names, preset, parameters)
+            if overrides: print('papers: the plan is that of the preset, without what --set changes', file=sys.stderr)
+            for n in chosen: print(json.dumps({n: paper_function(n, 'plan')(preset)}, indent=1))
             return
         done = run_notebooks(names, preset, jobs, parameters, timeout, out, report=lambda line: print(line, file=sys.stderr, flush=True))
     except (BadRequest, FileNotFoundError) as e: _stop(e)
+    except OSError as e: _stop(e, 1)
     except KeyboardInterrupt: _stop('interrupted; finished runs are kept', 130)
     if as_json: print(json.dumps(done, indent=1))
     else: _show(done)
@@ -81,21 +98,22 @@ def _show(done):
 
 # %% ../../nbs/lab/08_cli.ipynb #63d26bd0
 @app.command()
-def publish(paper:str, preset:Annotated[str, typer.Option()]='cpu'):
-    "Copy the newest finished run's rows to results/ and bring README's table up to date."
-    from papers_lib.lab.results import publish as copy, repo_root
+def publish(paper:str, preset:Annotated[str, typer.Option(help='tiny, cpu, gpu, paper or bench')]='cpu'):
+    "Copy the newest finished, unchanged run's rows to results/ and bring README's table up to date."
+    from papers_lib.lab.results import newest, publish as copy
+    from papers_lib.lab.runner import PRESETS, nearest, papers
     from papers_lib.lab.scoreboard import update_readme
-    runs = [p.parent for p in sorted((repo_root() / 'runs' / paper / preset).glob('*/status.json')) if json.loads(p.read_text())['status'] == 'finished']
-    if not runs: _stop(f'{paper} has no finished run of preset {preset} to publish')
-    try: print(copy(runs[-1])); update_readme()
+    if paper not in papers(): _stop(f'unknown paper {paper!r}' + nearest(paper, papers()))
+    if preset not in (*PRESETS, 'bench'): _stop(f'unknown preset {preset!r}' + nearest(preset, (*PRESETS, 'bench')))
+    try: print(copy(newest(paper, preset))); update_readme()
     except ValueError as e: _stop(e)
 
 # %% ../../nbs/lab/08_cli.ipynb #0f7e0a49
 @app.command()
-def scoreboard(out:Annotated[Optional[Path], typer.Option()]=None):
-    "Write the page of all results; print its path."
-    from papers_lib.lab.scoreboard import scoreboard as write
-    try: print(write(out))
+def scoreboard(out:Annotated[Optional[Path], typer.Option()]=None, as_json:Json=False):
+    "Write the page of all results and print its path, or print the rows as JSON."
+    from papers_lib.lab.scoreboard import rows_found, scoreboard as write
+    try: print(json.dumps(rows_found(), indent=1) if as_json else write(out))
     except ValueError as e: _stop(e, 1)
 
 # %% ../../nbs/lab/08_cli.ipynb #e0deb773
@@ -112,7 +130,8 @@ def data(action:Annotated[str, typer.Argument(help='list, get or build')]='list'
         if action == 'get': print(sets.get(name).root)
         elif action == 'list':
             rows = sets.data_table()
-            print(json.dumps(rows, indent=1) if as_json else '\n'.join(f"{r['name']:18}{'at hand' if r['at_hand'] else '-':9}{r['records']:>9,} records  {r['licence']}" for r in rows))
+            wide = max(len(r['name']) for r in rows)
+            print(json.dumps(rows, indent=1) if as_json else '\n'.join(f"{r['name']:{wide}}  {'at hand' if r['at_hand'] else '-':9}{r['records']:>9,} records  {r['licence']}" for r in rows))
         else: _stop(f'unknown action {action!r}: list, get or build')
     except ValueError as e: _stop(e)
     except (sets.NotFound, sets.CorruptFile) as e: _stop(e, 1)
@@ -142,19 +161,28 @@ def doctor(as_json:Json=False):
     rows = checks()
     print(json.dumps(rows, indent=1) if as_json else '\n'.join(f'{what:20} {found}' + (f'   -> {advice}' if advice else '') for what, found, advice in rows))
 
+# %% ../../nbs/lab/08_cli.ipynb #a8a59499
+def _prefixes(races)->list[str]:
+    "Beginnings of the ids of a paper's speed rows, as its `bench` names them."
+    return sorted({c for c in races.__code__.co_consts if isinstance(c, str) and c.startswith('S.')})
+
 # %% ../../nbs/lab/08_cli.ipynb #9ae8223b
 @app.command()
-def bench(paper:str, only:Annotated[Optional[str], typer.Option(help='part of a row id')]=None, seed:int=0):
+def bench(paper:str, only:Annotated[Optional[str], typer.Option(help='part of a row id')]=None, seed:Annotated[int, typer.Option(min=0)]=0):
     "Measure a paper's speed rows."
-    import importlib, time
-    from papers_lib.lab.results import Table, provenance, repo_root, write_results
-    from papers_lib.lab.runner import nearest, papers
+    import time
+    from papers_lib.engine.stats import verdict
+    from papers_lib.lab.results import provenance, repo_root, write_results
+    from papers_lib.lab.runner import BadRequest, nearest, papers
     from papers_lib.text.corpora import atomic_write
     if paper not in papers(): _stop(f'unknown paper {paper!r}' + nearest(paper, papers()))
+    try: races = paper_function(paper, 'bench')
+    except BadRequest as e: _stop(e)
     started, rows, folder = time.time(), [], repo_root() / 'runs' / paper / 'bench' / time.strftime('%Y%m%d-%H%M%S')
-    from papers_lib.engine.stats import verdict
-    for row in importlib.import_module(f'papers_lib.{paper}').bench(only, seed):
+    for row in races(only, seed):
+        if only and only not in row.id: continue                      # a race may give more rows than were asked for
         row.verdict = verdict(row); rows.append(row); print(f'{row.id:24} {row.ours:.3g} [{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]  bound {row.bound:.3g}  {row.verdict}', flush=True)
+    if not rows: _stop(f'no speed row of {paper} has {only!r} in its id; they begin with {", ".join(_prefixes(races))}' if only else f'{paper} has no speed row that this machine can measure')
     write_results(folder / 'results.json', rows, provenance('bench', [seed], started, claims='all' if only is None else only))
     atomic_write(folder / 'status.json', json.dumps(dict(paper=paper, preset='bench', status='finished')))
     print(folder)
@@ -162,16 +190,28 @@ def bench(paper:str, only:Annotated[Optional[str], typer.Option(help='part of a 
 # %% ../../nbs/lab/08_cli.ipynb #f9dda1b7
 def main(): app()
 
+# %% ../../nbs/lab/08_cli.ipynb #a5818086
+def _unfit(name:str)->str:   # '' if it is a good name
+    "Say why a paper's module cannot have a name."
+    import builtins, importlib.util, keyword, re
+    import papers_lib
+    if not re.fullmatch(r'[a-z][a-z0-9]*', name): return 'a module name is lower-case letters and digits'
+    if keyword.iskeyword(name) or keyword.issoftkeyword(name): return 'a word of Python cannot name a module'
+    if name == 'all': return '`papers run all` means every paper'
+    if name in (p.stem for p in Path(papers_lib.__file__).parent.iterdir()): return f'papers_lib.{name} is there already, as a room or a module'
+    if name in sys.stdlib_module_names or hasattr(builtins, name): return 'Python itself has something of this name'
+    if importlib.util.find_spec(name): return f'an installed package is called {name}: its import would look like the paper\'s'
+    return ''
+
 # %% ../../nbs/lab/08_cli.ipynb #98354471
 @app.command()
 def new(name:Annotated[str, typer.Argument(help='lower-case name of the module')]):
     "Lay down a notebook in the house's cell order."
-    import re
     import nbformat
     from papers_lib.lab.results import repo_root
     from papers_lib.lab.runner import papers
-    if not re.fullmatch(r'[a-z][a-z0-9]*', name): _stop(f'{name!r}: a module name is lower-case letters and digits')
     if name in papers(): _stop(f'{name} is there already: {papers()[name].name}')
+    if why := _unfit(name): _stop(f'{name!r}: {why}')
     number = max([int(p.name[:2]) for p in papers().values()], default=0) + 1
     path = repo_root() / 'nbs' / f'{number:02d}_{name}.ipynb'
     nb = nbformat.v4.new_notebook(cells=[_new_cell(nbformat.v4, c.replace('NAME', name)) for c in TEMPLATE.strip('\n').split('\n%%\n')],
@@ -192,7 +232,13 @@ md
 
 > Title of the paper, authors, year, arXiv id
 
-**At a glance**: what is reproduced, at which preset, in how many minutes, and the number to expect.
+**The idea.** What the paper says, in three sentences.
+
+**At a glance**
+
+| what | paper | preset | minutes | peak memory | the number to expect |
+| --- | --- | --- | --- | --- | --- |
+| C1 | section, table or figure | cpu | | | |
 %%
 code
 #| default_exp NAME
@@ -215,20 +261,31 @@ md
 ## Parameters
 %%
 parameters
-preset = 'tiny'
-seed = 0
-n_seeds = 0
-claims = 'all'
-device = 'auto'
-wandb_mode = 'offline'
-out_dir = ''
-overrides = '{}'
+preset = 'tiny'          # tiny | cpu | gpu | paper: see `runs` below
+seed = 0                 # first seed
+n_seeds = 0              # seeds for each claim; 0 takes the preset's number
+claims = 'all'           # 'all', 'none', or a list such as 'C1,C4'
+device = 'auto'          # auto | cpu | cuda
+wandb_mode = 'offline'   # offline | online | disabled
+out_dir = ''             # '' makes runs/NAME/<preset>/<time>
+overrides = '{}'         # JSON: {"model.d_model": 32, "train.lr": 3e-4}
+%%
+md
+## Symbols
+
+| paper | here | meaning |
+| --- | --- | --- |
+| $d$ | `d_model` | width |
 %%
 md
 ## Data
+
+What the paper used, what we use, why they differ, licence and size; three real examples before any tensor.
 %%
 md
 ## Model
+
+One section of the paper at a time: prose, equation, code, a value, a test.
 %%
 code
 #| export
@@ -241,12 +298,24 @@ md
 ## Same numbers as the reference
 %%
 md
+## Claims, declared
+
+Statement, rule and margin of each claim of the paper, before anything is measured.
+%%
+code
+#| export
+statements = {'C1': ('What the paper says', 'greater', 0.)}   # statement, rule, margin
+%%
+md
 ## Train
 %%
 code
 #| export
-runs = {'tiny': RunSpec(model=Config(), train=TrainConfig(n_step=1, batch_size=1, lr=1e-3), data=Config(), claims=Config())}
-statements = {'C1': ('What the paper says', 'greater', 0.)}   # statement, rule, margin: before anything is measured
+runs = {'tiny': RunSpec(model=Config(), train=TrainConfig(n_step=1, batch_size=1, lr=1e-3), data=Config(), claims=Config())}   # then cpu, gpu and paper
+
+def plan(preset:str)->dict:
+    "Estimate what a preset's main run takes."
+    return dict(tokens=runs[preset].train.n_step * runs[preset].train.batch_size)
 %%
 code
 run = start('NAME', runs, statements, preset=preset, seed=seed, n_seeds=n_seeds, claims=claims, device=device, wandb_mode=wandb_mode, out_dir=out_dir, overrides=overrides)
@@ -256,7 +325,8 @@ md
 %%
 code
 #| slow
-run.finish(why='not measured yet')
+results = run.finish(why='not measured yet')
+results
 %%
 code
 published('NAME')
@@ -266,4 +336,8 @@ md
 %%
 md
 ## Where we differ from the paper, and what it cost us
+%%
+code
+#| slow
+results.provenance
 '''

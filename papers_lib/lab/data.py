@@ -236,7 +236,9 @@ class Dataset:
 
 # %% ../../nbs/lab/01_data.ipynb #cbf57849
 @lru_cache(maxsize=None)
-def _checked(folder:str): return unseal(folder)     # hashes are compared once a process
+def _checked(folder, stamps): return unseal(folder)     # hashes are compared once a process, and again when a file was touched
+
+def _stamps(folder): return tuple((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.iterdir())) if folder.is_dir() else ()
 
 def _key(spec): return hashlib.sha256(json.dumps({k: f.sha256 for k, f in spec.files.items()}, sort_keys=True).encode()).hexdigest()
 
@@ -250,7 +252,7 @@ def get(
     spec = known(name); folder = _folder(name, spec)
     with locked(folder):
         if not folder.exists(): _fetch(name, spec, folder)
-        try: source = _checked(str(folder))['source']
+        try: source = _checked(folder, _stamps(folder))['source']
         except CorruptFile as e: raise CorruptFile(f'{e}; remove {folder} and it will be fetched again') from None
     return Dataset(name, source, folder, spec.licence, _key(spec))
 
@@ -315,7 +317,11 @@ def lm_corpus(
             with atomic_folder(folder) as tmp:
                 tok.save(tmp / 'tokenizer')
                 for split in ('train', 'valid'): write_shards(documents(name, split), tok, tmp / split)
-    return LMCorpus(name, key, FastBPE.load(folder / 'tokenizer'), Shards.open(folder / 'train'), Shards.open(folder / 'valid'))
+    try:
+        made_by, tok = {_checked(p, _stamps(p))['tokenizer'] for p in (folder / 'train', folder / 'valid')}, FastBPE.load(folder / 'tokenizer')
+        if made_by != {tok.hash}: raise CorruptFile(f"{folder / 'tokenizer'}: not the tokenizer that made the shards")
+    except (CorruptFile, OSError, ValueError) as e: raise CorruptFile(f'{e}; remove {folder} and it will be made again') from None
+    return LMCorpus(name, key, tok, Shards.open(folder / 'train'), Shards.open(folder / 'valid'))
 
 # %% ../../nbs/lab/01_data.ipynb #2f1c6069
 _answers = lambda d: Question(f"{d['query'].rstrip()}\nAnswer:", tuple(f' {c}' for c in d['choices']), d['gold'])
@@ -353,6 +359,14 @@ def questions(
     docs = {d['doc']['ind']: d['doc'] for d in lines}                                 # HellaSwag: one line a request, eight a question
     return [_completes(d) for d in docs.values()]
 
+# %% ../../nbs/lab/01_data.ipynb #d5d01a4f
+def _no_network(e:BaseException)->bool:
+    "Tell whether an error, or what caused it, is one of the network."
+    while e is not None:
+        if {'TransportError', 'ConnectionError', 'TimeoutError', 'Timeout'} & {k.__name__ for k in type(e).__mro__}: return True
+        e = e.__cause__
+    return False
+
 # %% ../../nbs/lab/01_data.ipynb #bfff6741
 def hf_checkpoint(
     source:str|Path,   # a folder with config.json and model.safetensors, or a name on the Hugging Face hub
@@ -362,11 +376,14 @@ def hf_checkpoint(
     folder = Path(source)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, HfHubHTTPError
         if 'huggingface.co' in unreachable: raise NotFound(f'{source}: no such folder, and the hub cannot be reached')
         try: folder = Path(snapshot_download(str(source), allow_patterns=['config.json', 'model*.safetensors'], etag_timeout=TIMEOUT))
+        except HFValidationError: raise NotFound(f'{source}: no such folder, and not a name on the hub') from None
         except Exception as e:
-            unreachable['huggingface.co'] = type(e).__name__
-            raise NotFound(f'{source}: no such folder, and the hub cannot be reached') from None
+            if _no_network(e): unreachable['huggingface.co'] = type(e).__name__; raise NotFound(f'{source}: no such folder, and the hub cannot be reached') from None
+            if isinstance(e, HfHubHTTPError): raise NotFound(f'{source}: no such folder, and the hub does not give it ({str(e).splitlines()[0]})') from None
+            raise
     files = sorted(folder.glob('*.safetensors'))
     if not files or not (folder / 'config.json').exists(): raise NotFound(f'{source}: config.json or a safetensors file is missing')
     tensors = {}

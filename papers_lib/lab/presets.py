@@ -4,15 +4,15 @@
 
 # %% ../../nbs/lab/02_presets.ipynb #1647ea9d
 from __future__ import annotations
-import json, types, typing
+import json, math, types, typing
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 # %% auto #0
-__all__ = ['PRESETS', 'RunSpec', 'fits', 'apply_overrides']
+__all__ = ['PRESETS', 'rules', 'RunSpec', 'fits', 'finite', 'in_words', 'apply_overrides', 'check_parameters', 'missing_data']
 
 # %% ../../nbs/lab/02_presets.ipynb #019070ba
-from .data import nearest
+from .data import nearest, registry
 
 # %% ../../nbs/lab/02_presets.ipynb #8168aedb
 PRESETS = ('tiny', 'cpu', 'gpu', 'paper')
@@ -44,6 +44,19 @@ def fits(value, kind)->bool:
     if kind is int: return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind) if isinstance(kind, type) else True
 
+# %% ../../nbs/lab/02_presets.ipynb #0cc1f6cf
+def finite(value)->bool:
+    "Tell whether no number of a JSON value is infinite or undefined."
+    if isinstance(value, (list, tuple)): return all(map(finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+def in_words(kind)->str:
+    "Say what a type of a field takes."
+    if isinstance(kind, types.UnionType): return ' or '.join(map(in_words, typing.get_args(kind)))
+    names = {int: 'a whole number', float: 'a finite number', bool: 'true or false', str: 'text', tuple: 'a list of finite values', type(None): 'null'}
+    kind = typing.get_origin(kind) or kind
+    return names.get(kind, getattr(kind, '__name__', str(kind)))
+
 # %% ../../nbs/lab/02_presets.ipynb #18870fa8
 def apply_overrides(
     spec:RunSpec,
@@ -56,10 +69,53 @@ def apply_overrides(
     if not isinstance(overrides, dict): raise ValueError('overrides: must be an object, such as {"train.lr": 3e-4}')
     for key, value in overrides.items():
         part, _, name = key.partition('.')
-        if part not in ('model', 'train', 'data', 'claims') or not name: raise ValueError(f'override {key!r}: must be model.X, train.X, data.X or claims.X')
+        if part not in ('model', 'train', 'data', 'claims') or not name: raise ValueError(f'override {key!r}: must be model.X, train.X, data.X or claims.X' + nearest(part, ('model', 'train', 'data', 'claims')))
         old = getattr(spec, part); kinds = typing.get_type_hints(type(old))
         if name not in {f.name for f in fields(old)}: raise ValueError(f'override {key!r}: {type(old).__name__} has no such field' + nearest(name, kinds))
-        if not fits(value, kinds[name]): raise ValueError(f'override {key}={value!r}: must be {kinds[name]}')
+        if not (fits(value, kinds[name]) and finite(value)): raise ValueError(f'override {key}={value!r}: must be {in_words(kinds[name])}')
+        if key == 'data.name' and value not in registry: raise ValueError(f'override {key}={value!r}: must be a data set' + nearest(value, registry))
         value = tuple(value) if isinstance(value, list) else float(value) if kinds[name] is float else value
         spec = replace(spec, **{part: replace(old, **{name: value})})
     return spec
+
+# %% ../../nbs/lab/02_presets.ipynb #cd2988f1
+_whole = lambda v, most: isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= most
+_devices, _modes = ('auto', 'cpu', 'cuda'), ('offline', 'online', 'disabled')
+
+rules = {  # parameter: (is it right, the rule in words, names it may have)
+    'seed': (lambda v: _whole(v, 2**32 - 1), 'a whole number from 0 to 4294967295', ()),
+    'n_seeds': (lambda v: _whole(v, 1000), "a whole number from 0 (the preset's number) to 1000", ()),
+    'claims': (lambda v: isinstance(v, str), "'all', 'none' or a list such as 'C1,C4'", ()),
+    'device': (lambda v: v in _devices, "'auto', 'cpu' or 'cuda'", _devices),
+    'wandb_mode': (lambda v: v in _modes, "'offline', 'online' or 'disabled'", _modes),
+    'out_dir': (lambda v: isinstance(v, str), 'the name of a folder', ()),
+}
+
+# %% ../../nbs/lab/02_presets.ipynb #d890429b
+def check_parameters(
+    paper:str,
+    parameters:dict,               # of the notebook: preset, seed, ..., overrides
+    runs:dict|None=None,           # preset -> RunSpec; None where the paper has no module yet
+    statements:dict|None=None,     # claim -> (statement, rule, margin)
+)->RunSpec|None:                   # the preset's run with its overrides
+    "Refuse a value that breaks its parameter's rule; the error names the parameter, the value, the rule and the nearest name."
+    preset, overrides = parameters.get('preset', 'tiny'), parameters.get('overrides', '{}')
+    if preset not in (runs or PRESETS): raise ValueError(f'{paper}: unknown preset {preset!r}' + nearest(str(preset), runs or PRESETS))
+    for name, (right, rule, names) in rules.items():
+        if name not in parameters or right(value := parameters[name]): continue
+        near = nearest({'gpu': 'cuda'}.get(value, value), names) if isinstance(value, str) else ''
+        raise ValueError(f'{name}={value!r}: must be {rule}' + (near if near.startswith(',') else ''))       # the rule lists the names already
+    if parameters.get('device') == 'cuda':
+        import torch
+        if not torch.cuda.is_available(): raise ValueError("device='cuda': this machine has no CUDA device that torch can use")
+    claims = parameters.get('claims', 'all')
+    for c in claims.split(',') if statements is not None and claims not in ('all', 'none') else ():
+        if c not in statements: raise ValueError(f'claims={claims!r}: {paper} has no claim {c!r}' + nearest(c, statements))
+    return apply_overrides(runs[preset], overrides) if runs else None
+
+# %% ../../nbs/lab/02_presets.ipynb #d7e963aa
+def missing_data(spec:RunSpec)->str:   # '' if there is nothing to say
+    "Say that a run's data set is one that we do not have."
+    name = getattr(spec.data, 'name', None)
+    if not isinstance(name, str) or name in registry: return ''
+    return f'data set {name!r} is not among those of `papers data`: it can be planned, a run would stop where it asks for the data'

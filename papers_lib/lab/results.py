@@ -4,13 +4,14 @@
 
 # %% ../../nbs/lab/04_results.ipynb #d77f3747
 from __future__ import annotations
-import datetime, html, importlib.metadata, json, math, os, platform, resource, subprocess, sys, time
+import datetime, hashlib, html, importlib.metadata, json, math, os, platform, resource, subprocess, sys, time
 from collections import Counter
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['repo_root', 'results_dir', 'dirty', 'machine', 'provenance', 'write_results', 'read_results', 'number', 'interval',
-           'Table', 'published', 'publish']
+__all__ = ['repo_root', 'results_dir', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks', 'dirty', 'machine',
+           'peak_memory', 'provenance', 'write_results', 'read_results', 'number', 'interval', 'Table', 'published',
+           'publish', 'newest']
 
 # %% ../../nbs/lab/04_results.ipynb #d6ac501d
 from ..engine.stats import Row, verdict
@@ -30,9 +31,31 @@ def _git(*args):
     p = subprocess.run(['git', *args], cwd=repo_root(), capture_output=True, text=True)
     return p.stdout.strip() if p.returncode == 0 else ''
 
+# %% ../../nbs/lab/04_results.ipynb #2f436b1f
+def code_cells(notebook:str|dict)->list[str]:   # their sources, in order
+    "Read the code of a notebook, injected parameters left aside."
+    cells = (json.loads(notebook) if isinstance(notebook, str) else notebook).get('cells', [])
+    return [''.join(c['source']).strip() for c in cells if c['cell_type'] == 'code' and 'injected-parameters' not in c['metadata'].get('tags', [])]
+
+def notebook_hash(notebook:str|dict)->str:
+    "Name the code of a notebook: sha256 of the sources of its code cells."
+    return hashlib.sha256(json.dumps(code_cells(notebook)).encode()).hexdigest()
+
+# %% ../../nbs/lab/04_results.ipynb #45a31b60
+def committed_hash(path:str, commit:str='HEAD')->str:   # '' where the commit has no such notebook
+    "Name the code of a notebook as a commit has it."
+    text = _git('show', f'{commit}:./{path}')
+    return notebook_hash(text) if text else ''
+
+def changed_notebooks()->list[str]:
+    "List the notebooks whose code is not that of the last commit; outputs and metadata do not count."
+    root = repo_root()
+    touched = f"{_git('diff', '--name-only', '--relative', '-z', 'HEAD', '--', 'nbs')}\0{_git('ls-files', '-z', '--others', '--exclude-standard', '--', 'nbs')}".split('\0')
+    return [n for n in touched if n.endswith('.ipynb') and (not (root / n).exists() or notebook_hash((root / n).read_text(encoding='utf-8')) != committed_hash(n))]
+
 def dirty()->bool:
     "Tell whether what a run is made of differs from the last commit."
-    return bool(_git('status', '--porcelain', '--', 'papers_lib', 'settings.ini', 'constraints.txt'))
+    return bool(_git('status', '--porcelain', '--', 'papers_lib', 'settings.ini', 'constraints.txt') or changed_notebooks())
 
 # %% ../../nbs/lab/04_results.ipynb #319f52c2
 def machine()->dict:
@@ -44,13 +67,22 @@ def machine()->dict:
     return dict(cpu=cpu, cores=os.cpu_count(), memory_gib=round(memory, 1), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 # %% ../../nbs/lab/04_results.ipynb #985e7c22
-def provenance(preset:str, seeds:list[int], started:float, overrides:str='{}', claims:str='all')->dict:
+def peak_memory()->int:   # MiB
+    "Largest resident memory of this process, or of one that it started and that has ended."
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return round(peak * (1 if sys.platform == 'darwin' else 1024) / 2**20)
+
+def provenance(
+    preset:str, seeds:list[int],
+    started:float,        # time.time() when the run began
+    overrides:str='{}', claims:str='all',
+    notebook:str='',      # `notebook_hash` of the notebook that ran; '' if none did
+)->dict:
     "Collect the circumstances of a run."
     names = ('torch', 'transformers', 'tokenizers', 'accelerate', 'numpy')
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-    return dict(commit=_git('rev-parse', '--short=12', 'HEAD'), dirty=dirty(), preset=preset, seeds=list(seeds), claims=claims, overrides=overrides, machine=machine(),
-                python=platform.python_version(), versions={n: importlib.metadata.version(n) for n in names}, wall_seconds=round(time.time() - started, 1),
-                peak_memory_mib=round(peak / 2**20), date=datetime.date.today().isoformat())
+    return dict(commit=_git('rev-parse', '--short=12', 'HEAD'), dirty=dirty(), notebook=notebook, preset=preset, seeds=list(seeds), claims=claims, overrides=overrides,
+                machine=machine(), python=platform.python_version(), versions={n: importlib.metadata.version(n) for n in names},
+                wall_seconds=round(time.time() - started, 1), peak_memory_mib=peak_memory(), date=datetime.date.today().isoformat())
 
 # %% ../../nbs/lab/04_results.ipynb #be89a381
 def write_results(path:str|Path, rows:list[Row], provenance:dict)->Path:
@@ -115,6 +147,17 @@ def published(paper:str)->Table:
     "Published rows of a paper, all presets."
     return Table([read_results(p) for p in sorted(results_dir().glob(f'{paper}.*.json'))])
 
+# %% ../../nbs/lab/04_results.ipynb #bd3b67d8
+def _check_notebook(folder, paper, prov):
+    "Refuse a run whose notebook is not the one of the commit that it names."
+    ran, copy = prov.get('notebook', ''), folder / f'{paper}.ipynb'
+    if not ran and copy.exists(): ran = notebook_hash(copy.read_text(encoding='utf-8'))
+    if prov['preset'] == 'bench' and not ran: return                       # speed rows come from the module alone
+    path = next((f'nbs/{p.name}' for p in (repo_root() / 'nbs').glob(f'[0-9][0-9]_{paper}.ipynb')), f'nbs/{paper}.ipynb')
+    commit = prov['commit'] if prov['commit'] and _git('cat-file', '-t', prov['commit']) else 'HEAD'
+    if ran != committed_hash(path, commit): raise ValueError(f'{path} as it ran is not the one that is committed ({commit}): commit, run again, publish')
+
+# %% ../../nbs/lab/04_results.ipynb #975ce124
 def publish(folder:str|Path)->Path:
     "Copy a finished run's rows to results/."
     folder = Path(folder); status = json.loads((folder / 'status.json').read_text())
@@ -122,5 +165,13 @@ def publish(folder:str|Path)->Path:
     rows, prov = read_results(folder / 'results.json')
     if prov['overrides'] not in ('{}', ''): raise ValueError(f"this run was overridden ({prov['overrides']}): a published one uses the preset as it is")
     if prov['claims'] != 'all': raise ValueError(f"this run measured claims {prov['claims']!r} only: a published one measures all")
-    if prov['dirty'] or dirty(): raise ValueError('papers_lib or the settings differ from the last commit: commit, run again, publish')
+    if prov['dirty'] or dirty(): raise ValueError('papers_lib, the notebooks or the settings differ from the last commit: commit, run again, publish')
+    _check_notebook(folder, status['paper'], prov)
     return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json", (folder / 'results.json').read_text())
+
+def newest(paper:str, preset:str)->Path:
+    "Find the newest finished run; one that was overridden or measured a part only is taken if there is no other."
+    runs = [p.parent for p in sorted((repo_root() / 'runs' / paper / preset).glob('*/status.json')) if json.loads(p.read_text())['status'] == 'finished']
+    if not runs: raise ValueError(f'{paper} has no finished run of preset {preset} to publish')
+    told = {r: read_results(r / 'results.json')[1] for r in runs}
+    return next((r for r in reversed(runs) if told[r]['overrides'] in ('{}', '') and told[r]['claims'] == 'all'), runs[-1])

@@ -11,14 +11,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['code_hash', 'variant', 'map_variants', 'Run', 'add', 'claim', 'table', 'not_attempted', 'finish', 'start', 'papers',
-           'BadRequest', 'check', 'execute', 'run_notebooks']
+__all__ = ['elsewhere', 'code_hash', 'variant', 'map_variants', 'Run', 'add', 'claim', 'table', 'not_attempted', 'finish',
+           'start', 'papers', 'BadRequest', 'check', 'execute', 'run_notebooks']
 
 # %% ../../nbs/lab/06_runner.ipynb #10f71e0a
 from ..engine.stats import Effect, Row, verdict
 from .data import cache_dir, locked
-from .presets import PRESETS, RunSpec, apply_overrides, nearest
-from .results import Table, provenance, repo_root, write_results
+from .presets import PRESETS, RunSpec, check_parameters, missing_data, nearest
+from .results import Table, notebook_hash, provenance, repo_root, write_results
 from ..text.corpora import atomic_write
 
 # %% ../../nbs/lab/06_runner.ipynb #941c77fa
@@ -160,15 +160,27 @@ def _row(paper, kind, id, effect, **fields):
     return Row(paper, kind, id, ours=effect.mean, sd=effect.sd, ci95=list(effect.ci95), values=list(effect.values), n_seeds=effect.n,
                test=effect.test, **fields)
 
+# %% ../../nbs/lab/06_runner.ipynb #6460c068
+def _running(run)->str:
+    "Name the code of the notebook that runs."
+    path = next((p for p in (run.out / f'{run.paper}.ipynb', papers().get(run.paper)) if p and p.exists()), None)
+    return notebook_hash(path.read_text(encoding='utf-8')) if path else ''
+
+def _given_up(out)->bool:
+    "Tell whether the runner has written that a run failed while its kernel is still there."
+    try: return json.loads((out / 'status.json').read_text())['status'] == 'failed'
+    except (OSError, ValueError, KeyError): return False
+
 # %% ../../nbs/lab/06_runner.ipynb #37b39f4b
 def finish(self, why:str='not selected')->Table:
     "Write results.json and provenance.json; a claim without a row becomes *not attempted* for the reason given."
+    if _given_up(self.out): raise TimeoutError('a cell took too long and the runner gave this run up: its rows are not written')
     done = {r.id for r in self.rows}
     for id, (statement, rule, margin) in self.statements.items():
         if id not in done: self.not_attempted(id, why, kind='claim', statement=statement, rule=rule, margin=margin)
     order = {k: i for i, k in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
     self.rows.sort(key=lambda r: (order[r.kind], r.id))
-    prov = provenance(self.preset, self.seeds, self.started, self.overrides, self.selected)
+    prov = provenance(self.preset, self.seeds, self.started, self.overrides, self.selected, _running(self))
     write_results(self.out / 'results.json', self.rows, prov)
     atomic_write(self.out / 'provenance.json', json.dumps(prov, indent=1))
     for t in self.trackers: t.finish()
@@ -186,16 +198,9 @@ def start(
 )->Run:
     "Begin a run from a notebook's parameters."
     import torch
-    if preset not in runs: raise ValueError(f'preset {preset!r}: {paper} has no such preset' + nearest(preset, runs))
-    if claims not in ('all', 'none'):
-        for c in claims.split(','):
-            if c not in statements: raise ValueError(f'claims={claims!r}: {paper} has no claim {c!r}' + nearest(c, statements))
-    if device not in ('auto', 'cpu', 'cuda'): raise ValueError(f"device={device!r}: must be 'auto', 'cpu' or 'cuda'")
-    if device == 'cuda' and not torch.cuda.is_available(): raise ValueError("device='cuda': this machine has no CUDA device that torch can use")
-    spec = apply_overrides(runs[preset], overrides)
+    spec = check_parameters(paper, dict(preset=preset, seed=seed, n_seeds=n_seeds, claims=claims, device=device, wandb_mode=wandb_mode, out_dir=out_dir, overrides=overrides), runs, statements)
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
-    out = Path(out_dir) if out_dir else repo_root() / 'runs' / paper / preset / time.strftime('%Y%m%d-%H%M%S')
-    out.mkdir(parents=True, exist_ok=True)
+    out = Path(out_dir) if out_dir else repo_root() / 'runs' / paper / preset / time.strftime('%Y%m%d-%H%M%S')     # made by what is first written to it
     run = Run(paper, preset, spec, list(range(seed, seed + (n_seeds or spec.n_seeds))), statements, device, wandb_mode, out, claims, overrides)
     _fail_trackers(run)
     return run
@@ -219,6 +224,15 @@ def papers(root:Path|None=None)->dict[str, Path]:
 class BadRequest(ValueError):
     "A run that cannot be started as asked."
 
+# %% ../../nbs/lab/06_runner.ipynb #0621f21b
+elsewhere = {'preset': '--preset (preset= in Python)', 'out_dir': '--out (out= in Python)'}      # parameters of the notebook that the runner sets
+
+def _module(paper):
+    "A paper's module; None if its notebook was not exported yet."
+    try: return importlib.import_module(f'papers_lib.{paper}')
+    except ModuleNotFoundError as e:
+        if e.name != f'papers_lib.{paper}': raise
+
 # %% ../../nbs/lab/06_runner.ipynb #ef6d38b4
 def check(
     names:list[str], preset:str, parameters:dict,
@@ -230,21 +244,49 @@ def check(
     chosen = list(found) if names == ['all'] else names
     for n in chosen:
         if n not in found: raise BadRequest(f'unknown paper {n!r}' + nearest(n, found))
-    if preset not in PRESETS: raise BadRequest(f'unknown preset {preset!r}' + nearest(preset, PRESETS))
+    for p in parameters:
+        if p in elsewhere: raise BadRequest(f'{p} is not set like a parameter: use {elsewhere[p]}')
     for n in chosen:
         known = papermill.inspect_notebook(found[n])
         if not known: raise BadRequest(f"{found[n].name}: no cell is tagged 'parameters', so no parameter would arrive; restore the tag")
         for p in parameters:
             if p not in known: raise BadRequest(f'{n} has no parameter {p!r}' + nearest(p, known))
-        try: module = importlib.import_module(f'papers_lib.{n}')
-        except ModuleNotFoundError: continue
-        try:
-            if preset not in module.runs: raise ValueError(f'{n} has no preset {preset!r}' + nearest(preset, module.runs))
-            apply_overrides(module.runs[preset], parameters.get('overrides', '{}'))
-            for c in parameters.get('claims', 'all').split(','):
-                if c not in ('all', 'none', *module.statements): raise ValueError(f'{n} has no claim {c!r}' + nearest(c, module.statements))
+        module = _module(n)
+        try: spec = check_parameters(n, parameters | dict(preset=preset), getattr(module, 'runs', None), getattr(module, 'statements', None))
         except ValueError as e: raise BadRequest(str(e)) from None
+        if spec and (note := missing_data(spec)): print(f'{n}: {note}', file=sys.stderr)
     return {n: found[n] for n in chosen}
+
+# %% ../../nbs/lab/06_runner.ipynb #9e519251
+def _papermill(
+    out:Path,
+    status:dict,     # gets `cell`, the cell that began last, and `error` at a time-out
+):
+    "papermill, with a client that keeps the status and a writer that leaves no half notebook."
+    import papermill
+    from nbclient.exceptions import CellTimeoutError
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import NBClientEngine, papermill_engines
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class Client(PapermillNotebookClient):
+        def execute_cell(self, cell, cell_index, **kw):
+            status['cell'] = cell_index
+            try: return super().execute_cell(cell, cell_index, **kw)
+            except CellTimeoutError:
+                status.update(status='failed', error=f'a cell took longer than {self.timeout} s')
+                atomic_write(out / 'status.json', json.dumps(status)); raise
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, start_timeout=60, execution_timeout=None, **_):
+            return Client(nb_man, kernel_name=kernel_name, timeout=execution_timeout, startup_timeout=start_timeout).execute()
+
+    class Whole(LocalHandler):
+        def write(self, buf, path): atomic_write(path, buf, flush=False)        # twice a cell
+
+    papermill_engines.register('papers', Engine); papermill_io.register(str(out), Whole())
+    return papermill
 
 # %% ../../nbs/lab/06_runner.ipynb #67c82aa7
 def execute(
@@ -253,22 +295,24 @@ def execute(
     threads:int=0,        # of the kernel; 0 leaves it to torch
 )->dict:                  # the status
     "Execute one notebook into a folder."
-    import logging, papermill
+    import logging
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     logging.getLogger('traitlets').setLevel(logging.ERROR)
-    out = Path(out); out.mkdir(parents=True, exist_ok=True); began = time.time()
+    out = Path(out).resolve(); out.mkdir(parents=True, exist_ok=True); began = time.time()
     os.environ['PAPERS_PROGRESS'] = 'plain'
     if threads: os.environ['OMP_NUM_THREADS'] = str(threads)
     status = dict(paper=paper, preset=parameters['preset'], status='running')
     atomic_write(out / 'status.json', json.dumps(status))
+    papermill = _papermill(out, status)
     try:
-        papermill.execute_notebook(str(notebook), str(out / f'{paper}.ipynb'), parameters=parameters | dict(out_dir=str(out)), kernel_name='python3',
-                                   cwd=str(Path(notebook).parent), progress_bar=False, execution_timeout=timeout, start_timeout=60)
+        papermill.execute_notebook(str(Path(notebook).resolve()), str(out / f'{paper}.ipynb'), parameters=parameters | dict(out_dir=str(out)), kernel_name='python3',
+                                   engine_name='papers', cwd=str(Path(notebook).parent), progress_bar=False, execution_timeout=timeout, start_timeout=60)
         status['status'] = 'finished' if (out / 'results.json').exists() else 'failed'
         if status['status'] == 'failed': status['error'] = 'the notebook ended without writing results.json'
+        status.pop('cell', None)
     except papermill.PapermillExecutionError as e: status |= dict(status='failed', cell=e.cell_index, error=f'{e.ename}: {e.evalue}')
-    except CellTimeoutError: status |= dict(status='failed', cell=_cell_reached(out, paper), error=f'a cell took longer than {timeout} s')
-    except DeadKernelError: status |= dict(status='failed', cell=_cell_reached(out, paper), error='the kernel died (killed, or out of memory)')
+    except CellTimeoutError: pass                                            # the client has said it
+    except DeadKernelError: status |= dict(status='failed', error='the kernel died (killed, or out of memory)')
     except KeyboardInterrupt: status |= dict(status='interrupted', error='interrupted')
     except Exception as e: status |= dict(status='failed', error=f'{type(e).__name__}: {e}')
     if status['status'] != 'finished': (out / 'results.json').unlink(missing_ok=True)
@@ -276,14 +320,6 @@ def execute(
     _render(out, paper)
     atomic_write(out / 'status.json', json.dumps(status, indent=1))
     return status
-
-# %% ../../nbs/lab/06_runner.ipynb #30591d39
-def _cell_reached(out, paper):
-    "Index of the last cell that began."
-    try: cells = json.loads((out / f'{paper}.ipynb').read_text())['cells']
-    except (OSError, ValueError): return None
-    begun = [i for i, c in enumerate(cells) if c['metadata'].get('papermill', {}).get('status') not in (None, 'pending', 'completed')]
-    return begun[0] if begun else None
 
 # %% ../../nbs/lab/06_runner.ipynb #eb6c6090
 def _render(out, paper):
@@ -314,6 +350,7 @@ def run_notebooks(
 )->list[dict]:                     # one status a paper
     "Execute notebooks, some at a time; a failed one does not stop the others."
     parameters = dict(parameters or {})
+    if jobs < 1 or timeout < 1: raise BadRequest(f'jobs={jobs}, timeout={timeout}: both must be at least 1')
     todo = list(check(names, preset, parameters, root).items())
     base, stamp = Path(out) if out else (root or repo_root()) / 'runs', time.strftime('%Y%m%d-%H%M%S')
     threads = 1 if preset == 'tiny' and jobs > 1 else 0
@@ -323,9 +360,9 @@ def run_notebooks(
             while todo and len(running) < jobs:
                 name, notebook = todo.pop(0); folder = _fresh(base / name / preset, stamp)
                 job = dict(paper=name, notebook=str(notebook), out=str(folder), parameters=dict(preset=preset, **parameters), timeout=timeout, threads=threads)
-                log = open(folder / 'run.log', 'w')
-                running[subprocess.Popen([sys.executable, '-c', 'import sys; from papers_lib.lab.runner import _worker; _worker(sys.argv[1])', json.dumps(job)],
-                                         stdout=log, stderr=log, start_new_session=True)] = name, folder
+                with open(folder / 'run.log', 'w') as log:
+                    running[subprocess.Popen([sys.executable, '-c', 'import sys; from papers_lib.lab.runner import _worker; _worker(sys.argv[1])', json.dumps(job)],
+                                             stdout=log, stderr=log, start_new_session=True)] = name, folder
                 report(f'{name}: started')
             for p in [p for p in running if p.poll() is not None]:
                 name, folder = running.pop(p); done.append(_outcome(name, preset, folder)); s = done[-1]
@@ -358,5 +395,6 @@ def _outcome(name, preset, folder):
     if status['status'] == 'running':
         tail = (folder / 'run.log').read_text().strip().splitlines()[-1:] or ['no message']
         status |= dict(status='failed', error=f'its process ended early: {tail[0]}')
-        atomic_write(folder / 'status.json', json.dumps(status))
+        try: atomic_write(folder / 'status.json', json.dumps(status))
+        except OSError as e: status['error'] += f'; {e}'                     # a full disk: the report is all there is
     return status | dict(folder=str(folder))

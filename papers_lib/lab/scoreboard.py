@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['published_files', 'local_runs', 'verdicts', 'title', 'readme_table', 'update_readme', 'scoreboard']
+__all__ = ['published_files', 'local_runs', 'verdicts', 'title', 'readme_table', 'update_readme', 'side_by_side', 'rows_found',
+           'scoreboard']
 
 # %% ../../nbs/lab/07_scoreboard.ipynb #67ef9ab1
 from ..engine.stats import Row
@@ -104,20 +105,39 @@ def _cell(row, prov, link=''):
     return (f'<td class=n data-v="{"" if row.ours is None else row.ours}"><span class="{slug}">{html.escape(interval(row))}{picture}</span><small>{html.escape(row.unit)}</small></td>'
             f'<td><span class="v {slug}">{html.escape(row.verdict)}</span><small>{html.escape(row.why)}</small><details><summary>run</summary>{html.escape(facts)}{link}</details></td>')
 
+# %% ../../nbs/lab/07_scoreboard.ipynb #7085bc2f
+def _links(files, page):
+    "Link what exists, by its path from the page."
+    return ''.join(f' <a href="{html.escape(Path(os.path.relpath(path, page.parent)).as_posix())}">{what}</a>' for what, path in files if path.exists())
+
 # %% ../../nbs/lab/07_scoreboard.ipynb #3a74cdb6
 def _line(paper, id, preset, pub, loc, page):
     "One row of the page: the same result as published and as found here."
     row, prov = (pub or loc)[:2]
-    link = ''
-    if loc:
-        folder = Path(os.path.relpath(loc[2], page.parent))
-        link = ''.join(f' <a href="{html.escape(str(folder / f"{paper}.{kind}"))}">{what}</a>' for kind, what in (('html', 'page'), ('ipynb', 'notebook')) if (loc[2] / f'{paper}.{kind}').exists())
+    ran = _links([('page', loc[2] / f'{paper}.html'), ('notebook', loc[2] / f'{paper}.ipynb')], page) if loc else ''
+    source = papers().get(paper)                                  # of a published run the repository has the notebook, and its page where the site was built
+    read = _links([('page', repo_root() / f'_site/{source.stem}.html'), ('notebook', source)], page) if source else ''
     how = ' · '.join(filter(None, (row.dataset, row.protocol)))
     verdict_names = '|'.join({x[0].verdict for x in (pub, loc) if x})
     return (f'<tr data-paper="{html.escape(paper)}" data-kind="{row.kind}" data-verdict="{html.escape(verdict_names)}"><td>{html.escape(paper)}</td><td>{html.escape(id)}</td><td>{preset}</td>'
             f'<td class=s>{html.escape(row.statement or row.metric)}<small>{html.escape(row.metric if row.statement else "")}</small><small>{html.escape(how)}</small></td>'
             f'<td class=n data-v="{"" if row.paper_value is None else row.paper_value}">{number(row.paper_value)}<small>{html.escape(row.paper_ref)}</small></td>'
-            + _cell(*(pub or (None, None))) + (_cell(loc[0], loc[1], link) if loc else _cell(None, None)) + '</tr>')
+            + (_cell(*pub, read) if pub else _cell(None, None)) + (_cell(loc[0], loc[1], ran) if loc else _cell(None, None)) + '</tr>')
+
+# %% ../../nbs/lab/07_scoreboard.ipynb #1babb27d
+def side_by_side(runs:str|Path|None=None)->dict:   # (paper, row, preset) -> [published: row, provenance; here: row, provenance, folder]
+    "Bring together the same rows as published and as found on this machine; None where there is none."
+    found = {}
+    for paper, rows, prov in published_files():
+        for r in rows: found.setdefault((paper, r.id, prov['preset']), [None, None])[0] = r, prov
+    for paper, rows, prov, folder in local_runs(runs):
+        for r in rows: found.setdefault((paper, r.id, prov['preset']), [None, None])[1] = r, prov, folder
+    return found
+
+def rows_found(runs:str|Path|None=None)->list[dict]:
+    "Give the page's rows as plain values, for a program."
+    return [dict(paper=paper, id=id, preset=preset, published=pub and pub[0].to_dict(), local=loc and loc[0].to_dict())
+            for (paper, id, preset), (pub, loc) in sorted(side_by_side(runs).items())]
 
 # %% ../../nbs/lab/07_scoreboard.ipynb #579e41ae
 def scoreboard(
@@ -125,12 +145,7 @@ def scoreboard(
     runs:str|Path|None=None,    # folder of local runs
 )->Path:
     "Write the page of all results."
-    out = Path(out or repo_root() / 'runs/scoreboard.html').resolve()
-    found = {}
-    for paper, rows, prov in published_files():
-        for r in rows: found.setdefault((paper, r.id, prov['preset']), [None, None])[0] = r, prov
-    for paper, rows, prov, folder in local_runs(runs):
-        for r in rows: found.setdefault((paper, r.id, prov['preset']), [None, None])[1] = r, prov, folder
+    out, found = Path(out or repo_root() / 'runs/scoreboard.html').resolve(), side_by_side(runs)
     order = {k: i for i, k in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
     keys = sorted(found, key=lambda k: (k[0], order[(found[k][0] or found[k][1])[0].kind], k[1], k[2]))
     options = lambda values: '<option value="">all</option>' + ''.join(f'<option>{html.escape(v)}</option>' for v in sorted(set(values)))

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/03_wandb_tracker.ipynb #3e9df120
 from __future__ import annotations
-import os
+import atexit, os
 from pathlib import Path
 
 # %% auto #0
@@ -24,8 +24,9 @@ class WandbTracker:
         Path(folder).mkdir(parents=True, exist_ok=True)
         self._wandb, self.run = wandb, wandb.init(project=project, group=group, job_type=job_type, name=f'{group}-{job_type}', config=config, mode=mode,
                                                   dir=str(folder), reinit='create_new', settings=wandb.Settings(x_disable_stats=mode == 'disabled'))
+        atexit.register(self.finish, False)      # before W&B's own hook, which would call it finished
 
     def log(self, metrics, step): self.run.log(metrics, step=step)
     def summary(self, values): self.run.summary.update(values)
     def figure(self, name, fig): self.run.log({name: self._wandb.Image(fig)})
-    def finish(self, ok=True): self.run.finish(exit_code=0 if ok else 1)
+    def finish(self, ok=True): atexit.unregister(self.finish); self.run.finish(exit_code=0 if ok else 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from jaxtyping import Int
 
 # %% auto #0
-__all__ = ['SEPARATOR', 'CorruptFile', 'WriteFailed', 'atomic_folder', 'atomic_write', 'sha256', 'seal', 'unseal',
+__all__ = ['SEPARATOR', 'CorruptFile', 'WriteFailed', 'atomic_folder', 'sweep', 'atomic_write', 'sha256', 'seal', 'unseal',
            'read_documents', 'clean', 'is_held_out', 'write_shards', 'Shards', 'TokenBatches', 'BloomFilter',
            'word_spans', 'ngram_hashes', 'seen_ngrams', 'overlap']
 
@@ -35,7 +35,9 @@ def atomic_folder(
     "Give a temporary folder that takes its place at the end of the block; on any error it is removed."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))
+    held = os.open(tmp, os.O_RDONLY)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX)
         yield tmp
         for file in tmp.rglob('*'):
             if file.is_file(): _flush(file)
@@ -44,23 +46,39 @@ def atomic_folder(
     except OSError as e:
         raise WriteFailed(e.errno, f'{path} could not be written ({e.strerror}): nothing was kept; free some space or choose another folder') from e
     finally:
+        os.close(held)
         for leftover in (tmp, tmp.with_name(tmp.name + '-old')): shutil.rmtree(leftover, ignore_errors=True)
 
 # %% ../../nbs/text/02_corpora.ipynb #f656f4bf
 def _flush(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
+# %% ../../nbs/text/02_corpora.ipynb #d712ba7e
+def sweep(
+    folder:str|Path,
+    name:str,            # of what was being written: a pattern such as 'step-*'
+)->list[Path]:           # what was removed
+    "Remove the temporary folders that killed writers left."
+    gone = []
+    for tmp in sorted(p for p in Path(folder).glob(f'.{name}-*') if p.is_dir()):
+        held = os.open(tmp, os.O_RDONLY)
+        try: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB); shutil.rmtree(tmp, ignore_errors=True); gone.append(tmp)
+        except BlockingIOError: pass                              # its writer lives
+        finally: os.close(held)
+    return gone
+
 # %% ../../nbs/text/02_corpora.ipynb #7fb7ada1
 def atomic_write(
     path:str|Path,
     data:bytes|str,   # text is written as UTF-8
+    flush:bool=True,  # to the disk before the renaming; without, a power cut may leave an empty file
 )->Path:
     "Write a file that is whole or not there at all."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(prefix=f'.{path.name}-', dir=path.parent)
     try:
         with os.fdopen(fd, 'wb') as f:
-            f.write(data.encode() if isinstance(data, str) else data); f.flush(); os.fsync(f.fileno())
+            f.write(data.encode() if isinstance(data, str) else data); f.flush(); flush and os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError as e:
         raise WriteFailed(e.errno, f'{path} could not be written ({e.strerror}): nothing was kept; free some space or choose another folder') from e
@@ -157,7 +175,7 @@ def write_shards(
         n, size = 0, 0
         def flush(parts, k): np.concatenate(parts).astype(dtype).tofile(tmp / f'{k:05d}.bin')
         for ids in tokenizer.encode_batches(_counted(docs, totals)):
-            buffer.append(np.array([*ids, tokenizer.eot])); size += len(ids) + 1; totals['tokens'] += len(ids) + 1
+            buffer.append(np.append(np.asarray(ids, dtype=np.int64), tokenizer.eot)); size += len(ids) + 1; totals['tokens'] += len(ids) + 1
             while size >= shard_tokens:
                 joined = np.concatenate(buffer); flush([joined[:shard_tokens]], n)
                 buffer, size, n = [joined[shard_tokens:]], size - shard_tokens, n + 1

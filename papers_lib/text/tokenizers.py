@@ -9,14 +9,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from heapq import heappop, heappush
-from itertools import islice
 from pathlib import Path
 import regex
 
 # %% auto #0
 __all__ = ['PATTERN', 'EOT', 'CharTokenizer', 'ByteTokenizer', 'byte_alphabet', 'pre_tokens', 'merge_piece', 'learn_merges',
-           'ByteBPE', 'encode_special', 'vocabulary', 'from_files', 'read_bpe', 'FastBPE', 'encode_batches', 'save',
-           'load', 'train_fast_bpe', 'merge_best', 'read_pieces', 'PieceBPE', 'decode', 'FastPieces', 'train_pieces']
+           'ByteBPE', 'encode_special', 'vocabulary', 'from_files', 'read_bpe', 'FastBPE', 'handfuls', 'encode_batches',
+           'save', 'load', 'train_fast_bpe', 'merge_best', 'read_pieces', 'PieceBPE', 'decode', 'FastPieces',
+           'train_pieces']
 
 # %% ../../nbs/text/01_tokenizers.ipynb #602ce9da
 class CharTokenizer:
@@ -239,15 +239,27 @@ class FastBPE:
         silent = {self.eot, *self.special.values()}
         return self._inner.decode([i for i in ids if i not in silent], skip_special_tokens=False)
 
+# %% ../../nbs/text/01_tokenizers.ipynb #cac12308
+def handfuls(
+    texts:Iterable[str],
+    most:int,              # texts
+    chars:int=2**18,       # characters, unless one text alone is longer
+)->Iterator[list[str]]:
+    "Cut a stream of texts into lists."
+    part, size = [], 0
+    for text in texts:
+        if part and (len(part) == most or size + len(text) > chars): yield part; part, size = [], 0
+        part.append(text); size += len(text)
+    if part: yield part
+
 # %% ../../nbs/text/01_tokenizers.ipynb #8fbfc090
 def encode_batches(self,
     texts:Iterable[str],    # any number; they are never all in memory
     batch_size:int=256,     # texts encoded at a time, by all cores
 )->Iterator[list[int]]:     # the ids of each text
     "Encode a stream of texts."
-    texts = iter(texts)
-    while part := list(islice(texts, batch_size)):
-        for encoding in self._inner.encode_batch_fast(part, add_special_tokens=False): yield encoding.ids
+    for part in handfuls(texts, batch_size):
+        yield from (e.ids for e in self._inner.encode_batch_fast(part, add_special_tokens=False))     # a loop would hold the last one while the next part is encoded
 
 FastBPE.encode_batches = encode_batches
 
@@ -387,8 +399,7 @@ class FastPieces:
 
     def encode_batches(self, texts:Iterable[str], batch_size:int=256)->Iterator[list[int]]:
         "Encode a stream of texts."
-        texts = iter(texts)
-        while part := list(islice(texts, batch_size)): yield from self._inner.encode(part)
+        for part in handfuls(texts, batch_size): yield from self._inner.encode(part)
 
     def save(self, folder:str|Path)->None:
         "Write tokenizer.model, the public format."
