@@ -4,9 +4,10 @@ from pathlib import Path
 
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from typer.testing import CliRunner
 
 import papers_lib
-from papers_lib.lab.cli import TEMPLATE
+from papers_lib.lab.cli import TEMPLATE, app, paper_function
 from papers_lib.lab.runner import BadRequest, check, code_hash, run_notebooks, variant
 
 PARAMETERS = """preset = 'tiny'
@@ -86,11 +87,49 @@ def test_parameters_and_overrides_arrive(repo):
 
 @pytest.mark.parametrize('names, preset, parameters, words', [
     (['toi'], 'tiny', {}, "unknown paper 'toi', did you mean 'toy'"), (['toy'], 'tini', {}, "unknown preset 'tini', did you mean 'tiny'"),
-    (['toy'], 'tiny', dict(sed=1), "no parameter 'sed', did you mean 'seed'")])
+    (['toy'], 'tiny', dict(sed=1), "no parameter 'sed', did you mean 'seed'"), (['toy'], 'tiny', dict(seed='abc'), "seed='abc': must be a whole number"),
+    (['toy'], 'tiny', dict(preset='cpu'), 'use --preset'), (['toy'], 'tiny', dict(out_dir='x'), 'use --out')])
 def test_what_cannot_be_started_is_refused_before_anything_starts(repo, names, preset, parameters, words):
     repo('toy', START, FINISH)
     with pytest.raises(BadRequest, match=words): run_notebooks(names, preset, parameters=parameters, root=repo.root)
     assert not (repo.root / 'runs').exists()
+
+
+@pytest.mark.parametrize('bad', [dict(jobs=0), dict(timeout=0), dict(timeout=-1)])
+def test_no_jobs_and_no_time_are_refused(repo, bad):
+    repo('toy', START, FINISH)
+    with pytest.raises(BadRequest, match='must be at least 1'): run_notebooks(['toy'], root=repo.root, **bad)
+
+
+LIMITED = """
+import json, resource, sys
+from pathlib import Path
+from papers_lib.lab.runner import run_notebooks
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+print(json.dumps(run_notebooks(['toy'], root=Path(sys.argv[1]), report=lambda line: None)[0]))
+"""
+
+
+def test_a_disk_that_fills_up_is_named_and_leaves_a_whole_notebook(repo):
+    repo('toy', START, "print('kept')", "print('x' * 100_000)", FINISH)
+    status = json.loads(subprocess.run([sys.executable, '-c', LIMITED, str(repo.root)], capture_output=True, text=True, check=True).stdout)
+    folder = Path(status['folder'])
+    assert status['status'] == 'failed' and f"{folder / 'toy.ipynb'} could not be written" in status['error'] and status['cell'] == 4
+    nb = nbformat.read(folder / 'toy.ipynb', 4); nbformat.validate(nb)
+    assert 'kept' in str(nb.cells[3].outputs) and not (folder / 'results.json').exists() and not [p.name for p in folder.glob('.*')]
+
+
+def test_provenance_names_the_code_that_ran(repo):
+    from papers_lib.lab.results import notebook_hash
+    repo('toy', START, FINISH); s = run(repo, parameters=dict(seed=3))['toy']; folder = Path(s['folder'])
+    ran = json.loads((folder / 'provenance.json').read_text())['notebook']
+    assert ran == notebook_hash((repo.root / 'nbs/01_toy.ipynb').read_text()) == notebook_hash((folder / 'toy.ipynb').read_text())
+    assert any('injected-parameters' in c.metadata.get('tags', []) for c in nbformat.read(folder / 'toy.ipynb', 4).cells)
+
+
+def test_a_relative_folder_of_runs(repo):
+    repo('toy', START, FINISH); s = run(repo, out='elsewhere')['toy']
+    assert s['status'] == 'finished' and (repo.root / s['folder'] / 'results.json').exists(), s
 
 
 def test_a_lost_parameters_tag_is_refused(repo):
@@ -150,10 +189,41 @@ def papers(*args, cwd=None): return subprocess.run([str(Path(sys.executable).par
     (['run', 'gpt22'], "unknown paper 'gpt22', did you mean 'gpt2'"), (['run', 'gpt2', '--preset', 'cpuu'], "did you mean 'cpu'"),
     (['run', 'gpt2', '--set', 'train.lrr=1'], "did you mean 'lr'"), (['run', 'gpt2', '--set', 'model.n_head=5'], 'GPT2Config.n_head=5: must divide'),
     (['run', 'gpt2', '--set', 'claims=C99'], "no claim 'C99'"), (['run', 'gpt2', '--set', 'seed'], 'write key=value'), (['data', 'get', 'boks'], "did you mean 'books'"),
-    (['bench', 'gtp2'], "did you mean 'gpt2'"), (['new', 'GPT-9'], 'lower-case letters and digits')])
+    (['run', 'gpt2', '--set', 'preset=cpu'], 'use --preset'), (['run', 'gpt2', '--set', 'out_dir=x'], 'use --out'), (['run', 'gpt2', '--set', 'overrides={}'], '--set train.lr=3e-4'),
+    (['run', 'gpt2', '--set', 'seed=-1', '--dry-run'], 'seed=-1: must be a whole number'), (['run', 'gpt2', '--set', 'train.lr=Infinity', '--dry-run'], 'train.lr=inf: must be a finite number'),
+    (['run', 'gpt2', '--set', 'data.name=boks', '--dry-run'], "did you mean 'books'"), (['run', 'gpt2', '--set', 'device=gpu', '--dry-run'], "did you mean 'cuda'"),
+    (['bench', 'gtp2'], "did you mean 'gpt2'"), (['bench', 'gpt2', '--only', 'ZZZ'], 'they begin with S.generate, S.score, S.train'),
+    (['publish', 'nope'], "unknown paper 'nope'"), (['publish', 'gpt22'], "did you mean 'gpt2'"), (['publish', 'gpt2', '--preset', 'gpuu'], "did you mean 'gpu'"),
+    (['new', 'GPT-9'], 'lower-case letters and digits'), *[(['new', n], f'{n!r}: ') for n in ('lab', 'class', 'match', 'all', 'os', 'print', 'torch')]])
 def test_the_command_line_names_what_is_wrong(args, words):
-    p = papers(*args)
-    assert p.returncode == 2 and words in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
+    p = CliRunner().invoke(app, args)
+    assert p.exit_code == 2 and words in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
+
+
+@pytest.mark.parametrize('option', ['--jobs', '--timeout'])
+def test_counts_begin_at_one(option):
+    p = CliRunner().invoke(app, ['run', 'gpt2', option, '0'], env=dict(COLUMNS='200', NO_COLOR='1')); assert p.exit_code == 2 and option in p.stderr
+
+
+def test_a_paper_without_speed_rows_or_a_plan_is_one_line():
+    with pytest.raises(BadRequest, match='gpt2 has no `nosuch`: its notebook'): paper_function('gpt2', 'nosuch')
+    with pytest.raises(BadRequest, match='papers_lib has no module nopaper'): paper_function('nopaper', 'bench')
+
+
+def test_a_benchmark_without_rows_leaves_no_run(repo, monkeypatch):
+    from papers_lib import gpt2
+    from papers_lib.engine.stats import Row
+    repo('gpt2', START)
+    def bench(only, seed): yield from (Row('gpt2', 'speed', f'S.{n}', ours=1., ci95=[1., 1.], values=[1.], n_seeds=1, rule='at_least', bound=.9) for n in ('one', 'two'))
+    monkeypatch.setattr(gpt2, 'bench', bench)
+    told = CliRunner().invoke(app, ['bench', 'gpt2', '--only', 'three']); assert told.exit_code == 2 and not (repo.root / 'runs').exists()
+    assert CliRunner().invoke(app, ['bench', 'gpt2', '--only', 'two']).exit_code == 0
+    assert [r['id'] for r in json.loads(next((repo.root / 'runs').rglob('results.json')).read_text())['rows']] == ['S.two']
+
+
+def test_sets_are_listed_in_columns():
+    lines = papers('data').stdout.splitlines()
+    assert len({line.index(' records ') for line in lines}) == 1 and all('  ' in line[:line.index(' records ')].strip() for line in lines)
 
 
 def test_commands_for_programs():
@@ -162,12 +232,17 @@ def test_commands_for_programs():
     assert any(what == 'torch' for what, *_ in json.loads(papers('doctor', '--json').stdout))
     plan = json.loads(papers('run', 'gpt2', '--preset', 'paper', '--dry-run').stdout)['gpt2']
     assert plan['parameters'] == 1_557_611_200
+    assert "'openwebtext' is not among those of `papers data`" in papers('run', 'gpt2', '--preset', 'paper', '--dry-run').stderr
+    assert {'paper', 'id', 'preset', 'published', 'local'} == set(json.loads(papers('scoreboard', '--json').stdout)[0])
 
 
 def test_new_lays_down_a_notebook_that_exports_and_runs(repo):
     assert papers('new', 'toy', cwd=repo.root).returncode == 0 and 'there already' in papers('new', 'toy', cwd=repo.root).stderr
     nb = nbformat.read(repo.root / 'nbs/01_toy.ipynb', 4); nbformat.validate(nb)
     assert sum('parameters' in c.metadata.get('tags', []) for c in nb.cells) == 1 and TEMPLATE.count('\n## ') == sum(c.source.startswith('## ') for c in nb.cells)
+    titles = [c.source.splitlines()[0][3:].split(',')[0] for c in nb.cells if c.source.startswith('## ')]
+    assert titles == ['Parameters', 'Symbols', 'Data', 'Model', 'Same numbers as the reference', 'Claims', 'Train', 'Results', 'Look inside', 'Where we differ from the paper']
+    assert nb.cells[-1].source.endswith('results.provenance')
     s = run(repo)['toy']
     assert s['status'] == 'finished', s
 
