@@ -55,6 +55,12 @@ def test_the_harness_example_knows_both_capitals(smollm2, tmp_path):
     assert run_example('write_task', tmp_path) == '1.0\n' and (tmp_path / 'runs/tasks/capitals.yaml').exists()
 
 
+def test_the_lighter_weights_example_answers():
+    try: data.get('smollm2-135m-instruct')
+    except data.NotFound as e: pytest.skip(f'SmolLM2 cannot be had: {e}')
+    assert 'Rome' in run_example('packed')
+
+
 def test_links_lead_somewhere():
     for link in re.findall(r'\]\((?!http)([^)#]+)\)', readme): assert (root / link).exists(), link
 
