@@ -463,7 +463,7 @@ runs = {
                    train=TrainConfig(n_step=1000, batch_size=16, lr=3e-3, n_warmup=50, **_recipe),
                    data=DataConfig('books', 2048), n_seeds=3,
                    claims=Claims(twins=('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama'), n_step=300, ratios=(5, 10, 20, 50, 100),
-                                 budgets=(5e10, 1.5e11, 5e11), widths=(16, 24, 36, 52, 76), rates=(1e-3, 3e-3, 1e-2), warmups=(0, 50),
+                                 budgets=(3e10, 1e11, 3e11), widths=(8, 12, 20, 32, 52), rates=(1e-3, 3e-3, 1e-2), warmups=(0, 50),
                                  n_step_sums=1200, n_step_filter=300, n_token=15_000)),
     'gpu': RunSpec(model=LLaMAConfig(n_vocab=8192, ctx_len=512, d_model=512, n_layer=8, n_head=8, d_ff=1408),
                    train=TrainConfig(n_step=2000, batch_size=64, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True, **_recipe),
@@ -533,10 +533,11 @@ def losses(
 def ratio_train(
     cfg:LLaMAConfig, train:TrainConfig,
     ratio:float,      # tokens a parameter
-)->TrainConfig:       # with the steps for it
+)->TrainConfig:       # with the steps for it, a twentieth of them warm-up
     "Set the length of training by tokens a parameter."
     with torch.device('meta'): n = n_params(LLaMA(cfg))
-    return replace(train, n_step=max(1, round(ratio * n / (train.batch_size * cfg.ctx_len))))
+    n_step = max(1, round(ratio * n / (train.batch_size * cfg.ctx_len)))
+    return replace(train, n_step=n_step, n_warmup=n_step // 20)
 
 # %% ../nbs/08_llama.ipynb #7b6ea202
 def scaled(
