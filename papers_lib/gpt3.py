@@ -286,10 +286,11 @@ def lm_run(*, seed:int, model:dict, train:dict, data:dict)->dict:
 def scaled_run(
     cfg:GPT3Config, train:TrainConfig,
     ratio:float=10.,        # tokens a parameter
-)->TrainConfig:             # with the steps for it
+)->TrainConfig:             # with the steps for it, a twentieth of them warm-up
     "Set the length of training by tokens a parameter."
     with torch.device('meta'): n = n_params(GPT3(cfg))
-    return replace(train, n_step=max(20, round(ratio * n / (train.batch_size * cfg.ctx_len))), n_warmup=10)
+    n_step = max(20, round(ratio * n / (train.batch_size * cfg.ctx_len)))
+    return replace(train, n_step=n_step, n_warmup=n_step // 20)
 
 # %% ../nbs/06_gpt3.ipynb #c9696f0e
 def cut_pages(docs:Iterable[str], seed:int, n_word:int=200)->list[str]:
