@@ -195,13 +195,15 @@ def papers(*args, cwd=None): return subprocess.run([str(Path(sys.executable).par
     (['bench', 'gtp2'], "did you mean 'gpt2'"), (['bench', 'gpt2', '--only', 'ZZZ'], 'they begin with S.generate, S.score, S.train'),
     (['publish', 'nope'], "unknown paper 'nope'"), (['publish', 'gpt22'], "did you mean 'gpt2'"), (['publish', 'gpt2', '--preset', 'gpuu'], "did you mean 'gpu'"),
     (['new', 'GPT-9'], 'lower-case letters and digits'), *[(['new', n], f'{n!r}: ') for n in ('lab', 'class', 'match', 'all', 'os', 'print', 'torch')]])
-def test_the_command_line_names_what_is_wrong(args, words):
+def test_the_command_line_names_what_is_wrong(args, words, monkeypatch):
+    monkeypatch.setattr(signal, 'signal', lambda *args: None)      # pytest keeps its own answer to SIGTERM
     p = CliRunner().invoke(app, args)
     assert p.exit_code == 2 and words in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
 
 
 @pytest.mark.parametrize('option', ['--jobs', '--timeout'])
-def test_counts_begin_at_one(option):
+def test_counts_begin_at_one(option, monkeypatch):
+    monkeypatch.setattr(signal, 'signal', lambda *args: None)
     p = CliRunner().invoke(app, ['run', 'gpt2', option, '0'], env=dict(COLUMNS='200', NO_COLOR='1')); assert p.exit_code == 2 and option in p.stderr
 
 
