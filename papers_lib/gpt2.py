@@ -43,6 +43,7 @@ from .engine.stats import Row, mean_t, paired_t, round_robin, slope, time_ratio
 from .engine.train import Diverged, TrainConfig, fit, flops_per_token, lm_loss
 from .lab import data as lab_data
 from .lab.presets import RunSpec
+from .lab.results import high_water
 from .lab.results import published
 from .lab.runner import code_hash
 
@@ -819,7 +820,6 @@ def cpu_flags()->str:
 # %% ../nbs/04_gpt2.ipynb #f8a5b0a5
 def peak_memory(arm:str, paper:str='gpt2', n_step:int=4, compiled:bool=False)->float:   # bytes above what was resident before the first step
     "Train a few steps here and tell how far resident memory rose; run it in a process of its own."
-    import resource
     from transformers import GPT2LMHeadModel                                  # both arms pay for the import
     home = importlib.import_module(f'papers_lib.{paper}')
     ours, hf = home.pair_of(home.bench_cfg)
@@ -828,7 +828,7 @@ def peak_memory(arm:str, paper:str='gpt2', n_step:int=4, compiled:bool=False)->f
     if compiled: model, loss = (model, torch.compile(loss)) if arm == 'papers_lib' else (torch.compile(model), loss)
     step, before = train_step(model.train(), bench_batch(home.bench_cfg), loss), int(Path('/proc/self/statm').read_text().split()[1]) * 4096
     for _ in range(n_step): step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return high_water() - before
 
 # %% ../nbs/04_gpt2.ipynb #c5816300
 def bench_memory(seed:int=0, paper:str='gpt2', n:int=5)->Iterator[Row]:

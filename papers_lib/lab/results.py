@@ -10,8 +10,8 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['repo_root', 'results_dir', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks', 'dirty', 'machine',
-           'peak_memory', 'provenance', 'write_results', 'read_results', 'number', 'interval', 'Table', 'published',
-           'publish', 'newest']
+           'high_water', 'peak_memory', 'provenance', 'write_results', 'read_results', 'number', 'interval', 'Table',
+           'published', 'publish', 'newest']
 
 # %% ../../nbs/lab/04_results.ipynb #d6ac501d
 from ..engine.stats import Row, verdict
@@ -67,11 +67,18 @@ def machine()->dict:
     return dict(cpu=cpu, cores=os.cpu_count(), memory_gib=round(memory, 1), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 # %% ../../nbs/lab/04_results.ipynb #985e7c22
+def high_water()->int:   # bytes
+    "Largest resident memory of this process since its program began."
+    status = Path('/proc/self/status')      # getrusage's figure starts at the size of the process that started this one
+    if status.exists(): return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith('VmHWM')))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
 def peak_memory()->int:   # MiB
     "Largest resident memory of this process, or of one that it started and that has ended."
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return round(peak * (1 if sys.platform == 'darwin' else 1024) / 2**20)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    return round(max(high_water(), children) / 2**20)
 
+# %% ../../nbs/lab/04_results.ipynb #b3fcbd1e
 def provenance(
     preset:str, seeds:list[int],
     started:float,        # time.time() when the run began
@@ -126,21 +133,22 @@ class Table:
     @property
     def provenance(self)->dict: return self.files[-1][1] if self.files else {}
 
+    head = ['preset', 'id', 'what', 'ours [95 %]', 'paper', 'verdict']
+
     def cells(self)->list[list[str]]:
-        "One list a row: preset, id, statement, metric, ours, paper, verdict."
-        return [[p['preset'], r.id, r.statement, f'{r.metric} ({r.unit})' if r.unit else r.metric, interval(r), number(r.paper_value),
+        "One list a row, in the order of `head`: the statement, if there is one, stands before what was measured."
+        return [[p['preset'], r.id, ': '.join(filter(None, [r.statement, f'{r.metric} ({r.unit})' if r.unit else r.metric])), interval(r), number(r.paper_value),
                  r.verdict + (f': {r.why}' if r.why else '')] for rows, p in self.files for r in rows]
 
     def __str__(self):
         if not self.files: return 'nothing published yet'
-        head = ['preset', 'id', 'statement', 'metric', 'ours [95 %]', 'paper', 'verdict']
-        return '\n'.join('| ' + ' | '.join(c) + ' |' for c in [head, ['---'] * 7, *self.cells()])
+        return '\n'.join('| ' + ' | '.join(c) + ' |' for c in [self.head, ['---'] * len(self.head), *self.cells()])
 
     def _repr_html_(self):
         if not self.files: return '<p>nothing published yet</p>'
-        head = ''.join(f'<th style="text-align:left">{h}</th>' for h in ('preset', 'id', 'statement', 'metric', 'ours [95 %]', 'paper', 'verdict'))
-        body = ''.join('<tr>' + ''.join(f'<td style="text-align:left;vertical-align:top">{html.escape(c)}</td>' for c in cells) + '</tr>' for cells in self.cells())
-        return f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        line = lambda kind, cells: ''.join(f'<{kind} style="text-align:left;vertical-align:top">{html.escape(c)}</{kind}>' for c in cells)
+        body = ''.join(f'<tr>{line("td", cells)}</tr>' for cells in self.cells())
+        return f'<table><thead><tr>{line("th", self.head)}</tr></thead><tbody>{body}</tbody></table>'
 
 # %% ../../nbs/lab/04_results.ipynb #8876ec30
 def published(paper:str)->Table:
