@@ -303,7 +303,7 @@ def browser():
     "A headless browser, or a skip that says what is missing."
     playwright = pytest.importorskip('playwright.sync_api', reason='needs the package playwright')
     path = shutil.which('chromium')
-    if not path: pytest.skip('needs the program chromium')
+    if not path: pytest.skip('needs the program chromium (Debian: apt-get install chromium)')
     flags = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
     return playwright.sync_playwright(), dict(executable_path=path, headless=True, args=flags)
 
