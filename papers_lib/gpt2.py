@@ -4,7 +4,7 @@
 
 # %% ../nbs/04_gpt2.ipynb #6bb22127
 from __future__ import annotations
-import hashlib, importlib, json, math, re, shutil, subprocess, sys, time
+import hashlib, importlib, json, math, re, subprocess, sys, time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -30,6 +30,7 @@ __all__ = ['sizes', 'ESCAPE', 'detokenizers', 'statements', 'runs', 'zero_shot',
 
 # %% ../nbs/04_gpt2.ipynb #55288411
 from .nn.blocks import Block, Decoder
+from .nn.linear import cpp_compiler
 from .nn.norms import LayerNorm
 from .nn.positions import LearnedPositions
 
@@ -793,7 +794,7 @@ def bench_train(
         wrap, batch = torch.compile if compile else (lambda f: f), bench_batch(home.bench_cfg)
         return {'transformers': train_step(wrap(hf), batch, hf_loss), 'papers_lib': train_step(ours, batch, wrap(our_loss), dtype)}
     yield race('S.train', 'A training step is at least as fast as transformers', steps(), 0.95, n=15, **facts)
-    if shutil.which('g++') or shutil.which('clang++'):
+    if cpp_compiler():
         yield race('S.train.compiled', 'So it is when both are compiled', steps(compile=True), 0.95, n=15, **facts)
     if 'avx512_bf16' in cpu_flags() or 'amx_bf16' in cpu_flags():
         yield race('S.train.bf16', 'With bfloat16 autocast it is half as fast again as the float32 peer', steps(dtype='bfloat16'), 1.5, n=15, **facts)
@@ -835,7 +836,7 @@ def bench_memory(seed:int=0, paper:str='gpt2', n:int=5)->Iterator[Row]:
     "Compare the peak of a training step, a fresh process each time; eager, and compiled where there is a C++ compiler."
     if not Path('/proc/self/statm').exists(): return
     yield memory_row(paper, n, compiled=False)
-    if shutil.which('g++') or shutil.which('clang++'): yield memory_row(paper, n, compiled=True)
+    if cpp_compiler(): yield memory_row(paper, n, compiled=True)
 
 # %% ../nbs/04_gpt2.ipynb #aad0e13a
 def memory_row(paper:str, n:int, compiled:bool)->Row:

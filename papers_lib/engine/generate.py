@@ -8,10 +8,11 @@ __all__ = ['left_pad', 'next_probs', 'draw', 'evaluating', 'generate', 'stream',
 # %% ../../nbs/engine/04_generate.ipynb #2b707750
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 import numpy as np, torch, torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from ..nn.linear import packed
+from ..nn.linear import cpp_compiler, packed
 
 # %% ../../nbs/engine/04_generate.ipynb #7d6bb829
 def left_pad(
@@ -91,16 +92,34 @@ def evaluating(
 # %% ../../nbs/engine/04_generate.ipynb #0c4d3ea4
 def _device(model): return next((p.device for p in model.parameters()), torch.device('cpu'))
 
+# %% ../../nbs/engine/04_generate.ipynb #66f71c7a
+@lru_cache(maxsize=1)
+def _compiled_step():
+    step = torch.compile(lambda model, ids, cache: model.step(ids, cache), dynamic=True)
+    def call(model, ids, cache):
+        with torch._dynamo.config.patch(specialize_float=True): return step(model, ids, cache)   # else each norm's eps is made a tensor at every call
+    return call
+
+def _stepper(model, n_row, compiled):
+    "Pick the step: (ids, cache) to (logits, cache)."
+    if not compiled: return model.step
+    if n_row != 1: raise ValueError(f'compiled=True is for one prompt, these are {n_row}: leave it out')
+    if _device(model).type == 'cpu' and not cpp_compiler(): raise ValueError('compiled=True needs a C++ compiler on a CPU: install g++ or leave it out')
+    return partial(_compiled_step(), model)
+
+
 # %% ../../nbs/engine/04_generate.ipynb #cda19e94
 @torch.inference_mode()
-def _decode(model, ids, pad, max_tokens, choose):
-    where = _device(model)
+def _decode(model, ids, pad, max_tokens, choose, compiled=False):
+    step, where = _stepper(model, len(ids), compiled), _device(model)
     pad = pad if pad is None else pad.to(where)
     logits, cache = model.prefill(ids.to(where), pad=pad)
+    if compiled: cache.reserve(ids.shape[1] + max_tokens)
     for i in range(max_tokens):
         token = choose(logits, i)                             # (b,)
         yield token
-        if i + 1 < max_tokens: logits, cache = model.step(token[:, None], cache)
+        if i + 1 < max_tokens: logits, cache = (step if i else model.step)(token[:, None], cache)
+
 
 # %% ../../nbs/engine/04_generate.ipynb #6e7f8169
 def _until(tokens, stop): return tokens[:next((i for i, t in enumerate(tokens) if t in stop), len(tokens))]
@@ -117,6 +136,7 @@ def generate(
     stop:Sequence[int]|int|None=None, # token ids that end a row
     until:Callable[[list[int]], bool]|None=None, # tells from a row's new tokens that the row ends here
     seed:int|Sequence[int]=0,       # one for the call, or one for each row
+    compiled:bool=False,            # one prompt only: compile the step, half a minute for a new model, then faster tokens
 )->list[list[int]]:                 # new tokens of each row, without the stop token
     "Continue every prompt."
     ids, pad = left_pad(prompts)
@@ -126,7 +146,7 @@ def generate(
     stop = {stop} if isinstance(stop, int) else set(stop or ())
     tokens, running, ends = [], set(range(len(ids))), {}
     with evaluating(model), packed(model) if len(ids) >= 4 and max_tokens >= 64 else contextlib.nullcontext():
-        for token in _decode(model, ids, pad, max_tokens, choose):
+        for token in _decode(model, ids, pad, max_tokens, choose, compiled):
             tokens.append(token)
             if stop: running -= {i for i, t in enumerate(token.tolist()) if t in stop}
             if until: ends |= {i: len(tokens) for i in running if until([t[i].item() for t in tokens])}; running -= ends.keys()
@@ -142,6 +162,7 @@ def stream(
     temperature:float=0., top_k:int=0, top_p:float=1., # as in `generate`
     stop:Sequence[int]|int|None=None, # token ids that end the text, not yielded
     seed:int=0,                  # the same tokens as `generate([prompt], seed=seed)`
+    compiled:bool=False,         # as in `generate`
 )->Iterator[int]:                # new tokens
     "Yield the continuation of one prompt token by token."
     ids, pad = left_pad([prompt])
@@ -149,7 +170,7 @@ def stream(
     choose = _chooser(temperature, top_k, top_p, _uniforms(seed, 1, max_tokens).to(_device(model)))
     stop = {stop} if isinstance(stop, int) else set(stop or ())
     with evaluating(model):
-        for token in _decode(model, ids, pad, max_tokens, choose):
+        for token in _decode(model, ids, pad, max_tokens, choose, compiled):
             if token.item() in stop: return
             yield token.item()
 

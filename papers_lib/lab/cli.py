@@ -139,16 +139,16 @@ def data(action:Annotated[str, typer.Argument(help='list, get or build')]='list'
 # %% ../../nbs/lab/08_cli.ipynb #331ef54a
 def checks()->list[tuple[str, str, str]]:   # (what, found, advice; empty if all is well)
     "Look at everything that a run may need."
-    import importlib.util, os, platform, shutil, torch
+    import importlib.util, os, platform, torch
     from papers_lib.lab.data import cache_dir
     from papers_lib.lab.results import machine
+    from papers_lib.nn.linear import cpp_compiler
     m, flags = machine(), Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
     mirror = os.environ.get('PAPERS_MIRROR', '')
-    compiler = next((c for c in ('g++', 'clang++', 'c++') if shutil.which(c)), '')
     extra = lambda names: [n for n in names if importlib.util.find_spec(n) is None]
     rows = [('python', platform.python_version(), ''), ('torch', torch.__version__, ''), ('GPU', m['gpu'] or 'none', '' if m['gpu'] else 'presets tiny and cpu need none'),
             ('CPU', f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB", ''), ('bfloat16 on the CPU', 'yes' if 'avx512_bf16' in flags or 'amx_bf16' in flags else 'no', ''),
-            ('C++ compiler', compiler or 'none', '' if compiler else 'torch.compile and FlexAttention on the CPU need one: install g++'),
+            ('C++ compiler', cpp_compiler() or 'none', '' if cpp_compiler() else 'torch.compile and FlexAttention on the CPU need one: install g++'),
             ('cache', str(cache_dir()), ''), ('PAPERS_MIRROR', mirror or 'not set', '' if not mirror or Path(mirror).is_dir() else 'no such folder')]
     for name, modules in dict(run=('papermill', 'jupyterlab', 'wandb', 'matplotlib'), dev=('nbdev', 'pytest', 'ruff')).items():
         rows.append((f'extra {name}', 'installed' if not extra(modules) else 'missing ' + ', '.join(extra(modules)), '' if not extra(modules) else f"pip install 'papers-lib[{name}]'"))

@@ -4,7 +4,6 @@
 
 # %% ../../nbs/nn/05_attention.ipynb #d81688b3
 from __future__ import annotations
-import shutil
 from functools import lru_cache
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,11 @@ from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
 
 # %% auto #0
-__all__ = ['attention_weights', 'attend', 'available', 'KVCache', 'advance', 'keep', 'reorder', 'expand', 'SelfAttention']
+__all__ = ['attention_weights', 'attend', 'available', 'KVCache', 'reserve', 'advance', 'keep', 'reorder', 'expand',
+           'SelfAttention']
 
 # %% ../../nbs/nn/05_attention.ipynb #148c8f2c
-from .linear import Linear
+from .linear import Linear, cpp_compiler
 from .masks import Mask
 from .positions import rotate
 
@@ -135,8 +135,7 @@ def available(
     device:str='cpu',   # 'cpu' or 'cuda'
 )->list[str]:           # values of `impl` that run
     "List the attention implementations that run here; `flex` on a CPU needs a C++ compiler."
-    compiles = device != 'cpu' or any(map(shutil.which, ('g++', 'clang++', 'c++')))
-    return ['plain', 'sdpa'] + ['flex'] * bool(compiles)
+    return ['plain', 'sdpa'] + ['flex'] * bool(device != 'cpu' or cpp_compiler())
 
 # %% ../../nbs/nn/05_attention.ipynb #d58710c8
 class KVCache:
@@ -167,6 +166,17 @@ class KVCache:
             buffer = new.new_empty(b, g, need + max(64, need // 2), width)
             if held[layer] is not None: buffer[:, :, :self.length] = held[layer][:, :, :self.length]
             held[layer] = buffer
+
+# %% ../../nbs/nn/05_attention.ipynb #8c11eb46
+def reserve(self,
+    n:int,   # tokens, those held included
+):
+    "Make room for `n` tokens in every layer that has been written."
+    for layer, (k, v) in enumerate(zip(self.k, self.v)):
+        if k is not None and k.shape[2] < n: self._grow(layer, k, v, n)
+
+KVCache.reserve = reserve
+
 
 # %% ../../nbs/nn/05_attention.ipynb #66c3c1f7
 def advance(self,
