@@ -56,7 +56,8 @@ class DataConfig:
     n_vocab:int = 2048       # byte-level BPE vocabulary, end of text included; 257 is bytes alone
 
     def __post_init__(self):
-        if self.n_vocab < 257: raise ValueError(f'DataConfig.n_vocab={self.n_vocab}: must be at least 257 (256 bytes + end of text)')
+        if self.n_vocab < 257:
+            raise ValueError(f'DataConfig.n_vocab={self.n_vocab}: must be at least 257 (256 bytes + end of text)')
 
 # %% ../nbs/04_gpt2.ipynb #30b628a2
 @dataclass(frozen=True)
@@ -137,8 +138,9 @@ def hf_name(
     name:str,   # a parameter of our GPT2, e.g. 'blocks.3.attn.qkv.weight'
 )->str:         # its name in a public checkpoint, without the 'transformer.' prefix
     "Translate a parameter's name into the public layout."
-    for ours, theirs in (('tok_emb', 'wte'), ('pos_emb', 'wpe'), ('blocks.', 'h.'), ('.norm1', '.ln_1'), ('.norm2', '.ln_2'), ('norm_f', 'ln_f'),
-                         ('attn.qkv', 'attn.c_attn'), ('attn.out', 'attn.c_proj'), ('mlp.fc', 'mlp.c_fc'), ('mlp.proj', 'mlp.c_proj')):
+    for ours, theirs in (('tok_emb', 'wte'), ('pos_emb', 'wpe'), ('blocks.', 'h.'), ('.norm1', '.ln_1'), ('.norm2', '.ln_2'),
+                         ('norm_f', 'ln_f'), ('attn.qkv', 'attn.c_attn'), ('attn.out', 'attn.c_proj'), ('mlp.fc', 'mlp.c_fc'),
+                         ('mlp.proj', 'mlp.c_proj')):
         name = name.replace(ours, theirs)
     return name
 
@@ -147,19 +149,24 @@ def from_hf(
     source,   # a `GPT2LMHeadModel`, a folder with config.json and model.safetensors, or a hub name such as 'gpt2'
 )->GPT2:      # in evaluation mode
     "Load public GPT-2 weights; every missing, extra or mis-shaped key is named in one error."
-    config, tensors = (source.config.to_dict(), source.state_dict()) if isinstance(source, nn.Module) else lab_data.hf_checkpoint(source)
+    config, tensors = (source.config.to_dict(), source.state_dict()) if isinstance(source,
+        nn.Module) else lab_data.hf_checkpoint(source)
     wanted = dict(activation_function='gelu_new', scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
     for name, value in wanted.items():
         if config.get(name, value) != value: raise ValueError(f'config.{name}={config[name]!r}: GPT-2 has {value!r}')
     cfg = GPT2Config(n_vocab=config['vocab_size'], ctx_len=config['n_positions'], d_model=config['n_embd'],
                      n_layer=config['n_layer'], n_head=config['n_head'], eps=config['layer_norm_epsilon'])
     with torch.device('meta'): model = GPT2(cfg)
-    tensors = {k.removeprefix('transformer.'): v for k, v in tensors.items() if not k.endswith(('.attn.bias', '.attn.masked_bias'))}   # buffers
+    # buffers
+    tensors = {k.removeprefix('transformer.'): v for k,
+               v in tensors.items() if not k.endswith(('.attn.bias', '.attn.masked_bias'))}
     head, wte = tensors.pop('lm_head.weight', None), tensors.get('wte.weight')
     if head is not None and wte is not None and not torch.equal(head, wte):
-        raise ValueError('lm_head.weight is not wte.weight: this checkpoint has an output matrix of its own, GPT-2 uses the embedding (tied); it would be lost')
+        raise ValueError('lm_head.weight is not wte.weight: this checkpoint has an output matrix of its own, GPT-2 uses the '
+                         'embedding (tied); it would be lost')
     rename = {hf_name(name): name for name in model.state_dict()}
-    ours = {rename.get(k, k): v.T if rename.get(k, '').endswith(tuple(f'{c}.weight' for c in _conv1d)) else v for k, v in tensors.items()}
+    ours = {rename.get(k, k): v.T if rename.get(k, '').endswith(tuple(f'{c}.weight' for c in _conv1d)) else v for k,
+            v in tensors.items()}
     return load_strict(model, ours).eval()
 
 GPT2.from_hf = staticmethod(from_hf)
@@ -171,9 +178,9 @@ def to_hf(self):
     c = self.cfg
     if c.placement != 'pre':
         raise ValueError(f"GPT2Config.placement={c.placement!r}: only 'pre' exists in transformers")
-    hf = GPT2LMHeadModel(HFConfig(vocab_size=c.n_vocab, n_positions=c.ctx_len, n_embd=c.d_model, n_layer=c.n_layer, n_head=c.n_head,
-                                  layer_norm_epsilon=c.eps, resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
-                                  bos_token_id=c.n_vocab - 1, eos_token_id=c.n_vocab - 1))
+    hf = GPT2LMHeadModel(HFConfig(vocab_size=c.n_vocab, n_positions=c.ctx_len, n_embd=c.d_model, n_layer=c.n_layer,
+                                  n_head=c.n_head, layer_norm_epsilon=c.eps, resid_pdrop=c.dropout, embd_pdrop=c.dropout,
+                                  attn_pdrop=c.dropout, bos_token_id=c.n_vocab - 1, eos_token_id=c.n_vocab - 1))
     ours = {hf_name(k): v.T if k.endswith(tuple(f'{n}.weight' for n in _conv1d)) else v for k, v in self.state_dict().items()}
     hf.transformer.load_state_dict({k: v.contiguous() for k, v in ours.items()})
     return hf.eval()
@@ -281,7 +288,8 @@ def word_perplexity(
     text = '\n'.join(lines if detokenizer is None else map(detokenizer.detokenize, lines))
     nll = token_nll(model, text_ids(tok, text), ctx_len=model.cfg.ctx_len, stride=stride or model.cfg.ctx_len // 2)
     nats = float(nll.sum(dtype=np.float64))
-    return dict(ppl=math.exp(nats / n_words), nats=nats, bpb=nats / math.log(2) / n_bytes, n_words=n_words, n_tokens=len(nll), n_bytes=n_bytes)
+    return dict(ppl=math.exp(nats / n_words), nats=nats, bpb=nats / math.log(2) / n_bytes, n_words=n_words, n_tokens=len(nll),
+                n_bytes=n_bytes)
 
 # %% ../nbs/04_gpt2.ipynb #f00633b8
 def cloze(
@@ -312,7 +320,8 @@ def last_word(
     for first in range(0, len(rows), batch_size):
         part = rows[first:first + batch_size]
         width = max(len(ids) for _, ids, _ in part) - 1
-        x = torch.tensor([(ids[:-1] + [tok.eot] * width)[:width] for _, ids, _ in part], device=dev)   # right padding: causal, harmless
+        # right padding: causal, harmless
+        x = torch.tensor([(ids[:-1] + [tok.eot] * width)[:width] for _, ids, _ in part], device=dev)
         h = model.hidden(x)                                                                            # (b, t, d)
         for (i, ids, k), hidden in zip(part, h):
             at = len(ids) - 1
@@ -360,7 +369,8 @@ statements = {  # what is claimed, rule, margin: fixed before anything is measur
     'C4': ('Dividing the residual weights by sqrt(N) at initialisation helps a deep Pre-LN model to train', 'greater', 0.),
     'C5': ('Byte-level BPE writes any string and needs fewer bits a byte than a byte model at equal compute', 'greater', 0.),
     'C6': ('Invertible de-tokenizers lower perplexity per original word', 'greater', 0.),
-    'C7': ('The gain from capacity is not memory: it is there on held-out text that shares no 8-gram with the training text', 'greater', 0.),
+    'C7': ('The gain from capacity is not memory: it is there on held-out text that shares no 8-gram with the training text',
+           'greater', 0.),
     'C8': ("The probability of an answer ranks answers by correctness", 'greater', 0.),
 }
 
@@ -394,12 +404,15 @@ runs = {
                    data=DataConfig('books', 2048), n_seeds=5,
                    claims=Claims(widths=(32, 64, 96, 128), depths=(4, 24), shares=(0., 0.03, 0.05), bytes_vs_bpe=True)),
     'gpu': RunSpec(model=GPT2Config(n_vocab=8192, ctx_len=512, d_model=512, n_layer=8, n_head=8, dropout=0.1),
-                   train=TrainConfig(n_step=2000, batch_size=64, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True, eval_every=500, **_small),
+                   train=TrainConfig(n_step=2000, batch_size=64, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True,
+                                     eval_every=500, **_small),
                    data=DataConfig('books', 8192), n_seeds=3,
                    claims=Claims(widths=(64, 128, 256, 512), depths=(12, 48), shares=(0., 0.001, 0.03, 0.05), bytes_vs_bpe=True,
                                  n_step=1000, n_step_depth=200, n_word=250_000, n_passage=5153)),
-    'paper': RunSpec(model=sizes['1558M'],   # batch 512 and context 1024 are the report's; the rest it does not give (GPT-3's recipe stands in)
-                     train=TrainConfig(n_step=600_000, batch_size=512, lr=2e-4, n_warmup=2000, dtype='bfloat16', compile=True, **_small),
+    # batch 512 and context 1024 are the report's; the rest it does not give (GPT-3's recipe stands in)
+    'paper': RunSpec(model=sizes['1558M'],
+                     train=TrainConfig(n_step=600_000, batch_size=512, lr=2e-4, n_warmup=2000, dtype='bfloat16', compile=True,
+                                       **_small),
                      data=DataConfig('openwebtext', 50257), claims=Claims(), n_seeds=1),
 }
 
@@ -414,7 +427,8 @@ def held_out(model:GPT2, corpus, max_tokens:int=20_000)->dict:   # nats a token,
     scored = corpus.valid[:max_tokens].astype(np.int64)
     nll = token_nll(model, scored, ctx_len=model.cfg.ctx_len, stride=model.cfg.ctx_len // 2, eot=corpus.tokenizer.eot)
     n_bytes = count_bytes(corpus.tokenizer, scored)
-    return dict(loss=float(nll.mean()), bpb=float(nll.sum(dtype=np.float64) / math.log(2) / n_bytes), n_tokens=len(nll), n_bytes=n_bytes)
+    return dict(loss=float(nll.mean()), bpb=float(nll.sum(dtype=np.float64) / math.log(2) / n_bytes), n_tokens=len(nll),
+                n_bytes=n_bytes)
 
 # %% ../nbs/04_gpt2.ipynb #e41958f0
 def train_lm(
@@ -457,8 +471,9 @@ def plan_lm(cls:type, spec:RunSpec)->dict:
     with torch.device('meta'): model = cls(spec.model)
     tokens = spec.train.n_step * spec.train.batch_size * spec.model.ctx_len
     flops = tokens * flops_per_token(model, spec.model.ctx_len)
-    return dict(parameters=n_params(model), tokens=tokens, flops=flops, state_bytes=16 * n_params(model), checkpoint_bytes=12 * n_params(model),
-                hours_on_one_h100_at_40_percent=round(flops / (0.4 * 989e12) / 3600, 3), data=spec.data.name)
+    return dict(parameters=n_params(model), tokens=tokens, flops=flops, state_bytes=16 * n_params(model),
+                checkpoint_bytes=12 * n_params(model), hours_on_one_h100_at_40_percent=round(flops / (0.4 * 989e12) / 3600, 3),
+                data=spec.data.name)
 
 def plan(preset:str)->dict:
     "Estimate what a preset's main run takes, and say where its text is not one that `papers data` can fetch."
@@ -504,7 +519,8 @@ def clean_passages(name:str, n_word:int=60, n:int=400, order:int=8)->tuple:   # 
 # %% ../nbs/04_gpt2.ipynb #2e0f2c48
 def passage_nats(model:GPT2, tok:FastBPE, passages:list[str])->np.ndarray:   # (n,) nats of each whole passage
     "Score each passage on its own, after an end of text."
-    return np.array([token_nll(model, text_ids(tok, p), ctx_len=model.cfg.ctx_len, stride=model.cfg.ctx_len // 2).sum() for p in passages])
+    return np.array([token_nll(model, text_ids(tok, p), ctx_len=model.cfg.ctx_len,
+                               stride=model.cfg.ctx_len // 2).sum() for p in passages])
 
 # %% ../nbs/04_gpt2.ipynb #6a0038a9
 def spread(n:int, k:int)->np.ndarray:   # (min(n, k),) increasing
@@ -530,7 +546,8 @@ def generalisation(
     t = model.cfg.ctx_len
     met = TokenBatches(corpus.train, t, 1, seed=seed).order(0)[:n_trained]
     new = spread((len(corpus.valid) - 1) // t, n)
-    return dict(loss_met=window_loss(model, corpus.train, met[spread(len(met), n)] * t), loss_new=window_loss(model, corpus.valid, new * t))
+    return dict(loss_met=window_loss(model, corpus.train, met[spread(len(met), n)] * t),
+                loss_new=window_loss(model, corpus.valid, new * t))
 
 # %% ../nbs/04_gpt2.ipynb #280a80f6
 zero_shot = dict(wikitext2='test.txt', ptb='valid.txt')   # scored from their first word on
@@ -540,7 +557,8 @@ def capacity_run(*, seed:int, model:dict, train:dict, data:dict, n_word:int, n_p
     "Train one width on books; score it on held-out books and, where they are at hand, on three sets from elsewhere."
     net, fitted, corpus = train_lm(GPT2, *configs(model, train, data), seed=seed)
     tok = corpus.tokenizer
-    out = dict(n_params=n_params(net), **held_out(net, corpus), **generalisation(net, corpus, seed, fitted.step * train['batch_size']))
+    out = dict(n_params=n_params(net), **held_out(net, corpus),
+               **generalisation(net, corpus, seed, fitted.step * train['batch_size']))
     out |= overlap_scores(net, tok, data['name'])
     for name, file in zero_shot.items():
         if not lab_data.available(name): continue
@@ -550,7 +568,8 @@ def capacity_run(*, seed:int, model:dict, train:dict, data:dict, n_word:int, n_p
     if lab_data.available('lambada'):
         texts = lambada_passages(n_passage); r = last_word(net, tok, texts)
         n_bytes = sum(len((' ' + p.rsplit(' ', 1)[1]).encode()) for p in texts)
-        out |= dict(lambada_acc=float(r['hits'].mean()), lambada_bpb=float(r['nats'].sum() / math.log(2) / n_bytes), lambada_n_bytes=n_bytes, lambada_n=len(texts))
+        out |= dict(lambada_acc=float(r['hits'].mean()), lambada_bpb=float(r['nats'].sum() / math.log(2) / n_bytes),
+                    lambada_n_bytes=n_bytes, lambada_n=len(texts))
     return out
 
 # %% ../nbs/04_gpt2.ipynb #4ed06780
@@ -571,8 +590,9 @@ def first_words(lines:list[str], n:int)->list[str]:
     return lines[:int(np.searchsorted(counts, n)) + 1]
 
 # %% ../nbs/04_gpt2.ipynb #0c4cb5a3
-lexicon = dict(house='maison', water='eau', bread='pain', king='roi', night='nuit', day='jour', hand='main', heart='coeur', eye='oeil', door='porte',
-               road='chemin', tree='arbre', horse='cheval', dog='chien', fire='feu', earth='terre', sea='mer', wind='vent', child='enfant', book='livre')
+lexicon = dict(house='maison', water='eau', bread='pain', king='roi', night='nuit', day='jour', hand='main', heart='coeur',
+               eye='oeil', door='porte', road='chemin', tree='arbre', horse='cheval', dog='chien', fire='feu', earth='terre',
+               sea='mer', wind='vent', child='enfant', book='livre')
 HINT = ' In French,'
 
 def demonstration(rng:np.random.Generator, n_pair:int=6)->str:
@@ -601,9 +621,11 @@ def quiz(
 )->dict:                   # choice: accuracy among all French words; greedy_hint, greedy_none: exact match of what it writes; correct, confidence: a question each
     "Ask for the French of every word."
     words, french = list(lexicon), [f' {f}' for f in lexicon.values()]
-    logp = np.array([[[sum(c) for c in score_text(model, tok, f'{context}{HINT} {en}', french)] for en in words] for context in contexts])
+    logp = np.array([[[sum(c) for c in score_text(model, tok, f'{context}{HINT} {en}',
+                                                  french)] for en in words] for context in contexts])
     right = logp.argmax(-1) == np.arange(len(words))                                          # (context, word)
-    out = dict(choice=float(right.mean()), correct=right.ravel().astype(int).tolist(), confidence=logp.max(-1).ravel().round(4).tolist())
+    out = dict(choice=float(right.mean()), correct=right.ravel().astype(int).tolist(),
+               confidence=logp.max(-1).ravel().round(4).tolist())
     for arm, hint in (('hint', HINT), ('none', '')):
         prompts = [tok.encode(f'{context}{hint} {en}') for context in contexts for en in words]
         texts = [tok.decode(ids) for ids in generate(model, prompts, max_tokens=6)]
@@ -664,7 +686,8 @@ def trends(
 )->dict:         # slope, step, curve: (n,) each
     "Measure how a loss falls: minus its slope, its smallest fall between neighbours, the quadratic term of a parabola."
     x, y = np.asarray(x), np.asarray(y)
-    return dict(slope=-slope(x, y.T), step=(y[:-1] - y[1:]).min(0), curve=np.polyfit(x - x.mean(), y, 2)[0] if len(x) > 2 else None)
+    return dict(slope=-slope(x, y.T), step=(y[:-1] - y[1:]).min(0),
+                curve=np.polyfit(x - x.mean(), y, 2)[0] if len(x) > 2 else None)
 
 # %% ../nbs/04_gpt2.ipynb #d295591b
 def detok_gain(raw:dict, detok:dict, n_vocab:int)->dict:   # ln, uniform, beyond: nats an original word; points: of perplexity
@@ -691,19 +714,22 @@ def rank_skill(
     right, sure = np.asarray(correct, float), np.asarray(confidence, float)
     ranked = right[np.argsort(-sure, kind='stable')]
     varies = len(set(right)) > 1 and len(set(sure)) > 1
-    return dict(rho=float(spearmanr(sure, right).statistic) if varies else None, top=float(ranked[:max(1, len(ranked) // 10)].mean() - right.mean()),
+    return dict(rho=float(spearmanr(sure, right).statistic) if varies else None,
+                top=float(ranked[:max(1, len(ranked) // 10)].mean() - right.mean()),
                 fifths=[float(f.mean()) for f in np.array_split(ranked, 5)])
 
 # %% ../nbs/04_gpt2.ipynb #583d5639
 table3 = {  # 124M ("117M" in the paper), table 3
-    'T3.wikitext2': ('WikiText-2 perplexity', 'perplexity a word', 29.41), 'T3.ptb': ('Penn Treebank perplexity', 'perplexity a word', 65.85),
+    'T3.wikitext2': ('WikiText-2 perplexity', 'perplexity a word', 29.41),
+    'T3.ptb': ('Penn Treebank perplexity', 'perplexity a word', 65.85),
     'T3.lambada.acc': ('LAMBADA accuracy', '%', 45.99), 'T3.lambada.ppl': ('LAMBADA perplexity', 'perplexity a word', 35.13),
 }
 elsewhere = {  # id: (what, paper's value at 1542M, unit, why we have no number)
     'T3.cbt.cn': ("Children's Book Test, common nouns", 93.30, '%', 'the data set is not at hand; `cloze` is its scoring rule'),
     'T3.enwik8': ('enwik8', 0.93, 'bits a byte', 'the data set is not at hand'),
     'T3.1bw': ('One Billion Word', 42.16, 'perplexity a word', 'the data set is not at hand'),
-    'T4.cnndm': ('CNN/DM summaries after TL;DR:', 21.40, 'mean ROUGE', 'the articles are not at hand; `summarize` is the protocol'),
+    'T4.cnndm': ('CNN/DM summaries after TL;DR:', 21.40, 'mean ROUGE',
+                 'the articles are not at hand; `summarize` is the protocol'),
     'S3.4.winograd': ('Winograd schemas', 70.70, '%', 'a model of this size is at chance; it waits for public weights'),
     'S3.5.coqa': ('CoQA', 55., 'F1', 'the data set is not at hand; `answer` is the protocol'),
     'S3.7.wmt': ('WMT-14 French to English', 11.5, 'BLEU', 'the data set is not at hand; `translate` is the protocol'),
@@ -722,7 +748,8 @@ def reference_rows(run)->None:
     try: model, tok = public_model()
     except lab_data.NotFound as e:
         for id, (what, unit, value) in table3.items():
-            run.not_attempted(id, f'the public weights cannot be had: {e}', statement=f'{what} of the released 124M model', unit=unit, paper_value=value, paper_ref='table 3')
+            run.not_attempted(id, f'the public weights cannot be had: {e}', statement=f'{what} of the released 124M model',
+                              unit=unit, paper_value=value, paper_ref='table 3')
         return
     model.to(run.device)
     values = {}
@@ -732,14 +759,15 @@ def reference_rows(run)->None:
             values[f'T3.{name}'] = word_perplexity(model, tok, lines, detokenizers[name], stride=32)['ppl'], name
     if lab_data.available('lambada'):
         r = last_word(model, tok, lambada_passages())
-        values |= {'T3.lambada.acc': (100 * r['hits'].mean(), 'lambada'), 'T3.lambada.ppl': (math.exp(r['nats'].mean()), 'lambada')}
+        values |= {'T3.lambada.acc': (100 * r['hits'].mean(), 'lambada'),
+                   'T3.lambada.ppl': (math.exp(r['nats'].mean()), 'lambada')}
     for id, (what, unit, value) in table3.items():
         facts = dict(statement=f'{what} of the released 124M model', unit=unit, paper_value=value, paper_ref='table 3')
         if id not in values: run.not_attempted(id, 'the data set is not at hand', **facts); continue
         ours, dataset = values[id]
         same = id == 'T3.wikitext2'     # the others differ in text (PTB) or in the stop-word filter (LAMBADA)
-        run.table(id, ours, dataset=str(lab_data.get(dataset)), metric=what, rule='paper' if same else 'scaled', margin=0.05 * value if same else None,
-                  protocol='our de-tokenizers, stride 32, no stop-word filter', **facts)
+        run.table(id, ours, dataset=str(lab_data.get(dataset)), metric=what, rule='paper' if same else 'scaled',
+                  margin=0.05 * value if same else None, protocol='our de-tokenizers, stride 32, no stop-word filter', **facts)
 
 # %% ../nbs/04_gpt2.ipynb #658dafb6
 def race(
@@ -754,7 +782,8 @@ def race(
     (peer, _), (ours, _) = fns.items()
     times = round_robin(fns, n=n); ratio = time_ratio(times, slow=peer, fast=ours)
     return Row(paper=paper, kind='speed', id=id, statement=statement, metric=f'time of {peer} / time of {ours}', unit='ratio',
-               rule='at_least', bound=bound, ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=n, n_seeds=1, baseline_name=f'{peer}, seconds', baseline_value=float(np.median(times[peer])), **fields)
+               rule='at_least', bound=bound, ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=n, n_seeds=1,
+               baseline_name=f'{peer}, seconds', baseline_value=float(np.median(times[peer])), **fields)
 
 # %% ../nbs/04_gpt2.ipynb #4ec6a9d4
 def pair_of(cfg:GPT2Config, seed:int=0)->tuple:   # (ours, the same weights in transformers)
@@ -788,16 +817,19 @@ def bench_train(
     paper:str='gpt2',    # whose module has `pair_of`, `bench_cfg` and `runs`
 )->Iterator[Row]:
     "Race a training step: eager, compiled, and in bfloat16 against the float32 peer."
-    home, facts = importlib.import_module(f'papers_lib.{paper}'), dict(paper=paper, dataset='random tokens', protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
+    home, facts = importlib.import_module(f'papers_lib.{paper}'), dict(paper=paper, dataset='random tokens',
+        protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
     def steps(compile=False, dtype=None):
         ours, hf = (m.train() for m in home.pair_of(home.bench_cfg, seed))
         wrap, batch = torch.compile if compile else (lambda f: f), bench_batch(home.bench_cfg)
-        return {'transformers': train_step(wrap(hf), batch, hf_loss), 'papers_lib': train_step(ours, batch, wrap(our_loss), dtype)}
+        return {'transformers': train_step(wrap(hf), batch, hf_loss),
+                'papers_lib': train_step(ours, batch, wrap(our_loss), dtype)}
     yield race('S.train', 'A training step is at least as fast as transformers', steps(), 0.95, n=15, **facts)
     if cpp_compiler():
         yield race('S.train.compiled', 'So it is when both are compiled', steps(compile=True), 0.95, n=15, **facts)
     if 'avx512_bf16' in cpu_flags() or 'amx_bf16' in cpu_flags():
-        yield race('S.train.bf16', 'With bfloat16 autocast it is half as fast again as the float32 peer', steps(dtype='bfloat16'), 1.5, n=15, **facts)
+        yield race('S.train.bf16', 'With bfloat16 autocast it is half as fast again as the float32 peer',
+                   steps(dtype='bfloat16'), 1.5, n=15, **facts)
         yield bfloat16_loss(type(home.pair_of(home.bench_cfg)[0]), home.runs['tiny'], paper, seed)
 
 # %% ../nbs/04_gpt2.ipynb #b7fa23ab
@@ -808,9 +840,12 @@ def bfloat16_loss(Model, spec:RunSpec, paper:str, seed:int=0, n:int=5)->Row:
         return held_out(net, corpus)['loss']
     low, high = (np.array([final(dtype, seed + i) for i in range(n)]) for dtype in ('bfloat16', 'float32'))
     effect = paired_t(low, high)
-    return Row(paper=paper, kind='speed', id='S.train.bf16.loss', statement='Its final loss lies within the noise of the seeds', metric='held-out loss, bfloat16 minus float32',
-               unit='nats a token', protocol=f'preset tiny, {n} seeds; the bound is the standard deviation of the float32 loss over seeds', dataset=str(lab_data.get(spec.data.name)), n=n, n_seeds=n,
-               ours=effect.mean, sd=effect.sd, ci95=effect.ci95, values=effect.values, baseline_name='float32', baseline_value=float(high.mean()), rule='at_most', bound=float(high.std(ddof=1)))
+    return Row(paper=paper, kind='speed', id='S.train.bf16.loss', statement='Its final loss lies within the noise of the seeds',
+               metric='held-out loss, bfloat16 minus float32', unit='nats a token',
+               protocol=f'preset tiny, {n} seeds; the bound is the standard deviation of the float32 loss over seeds',
+               dataset=str(lab_data.get(spec.data.name)), n=n, n_seeds=n, ours=effect.mean, sd=effect.sd, ci95=effect.ci95,
+               values=effect.values, baseline_name='float32', baseline_value=float(high.mean()), rule='at_most',
+               bound=float(high.std(ddof=1)))
 
 # %% ../nbs/04_gpt2.ipynb #ad0242d7
 def cpu_flags()->str:
@@ -819,7 +854,8 @@ def cpu_flags()->str:
     return next((line for line in path.read_text().splitlines() if line.startswith('flags')), '') if path.exists() else ''
 
 # %% ../nbs/04_gpt2.ipynb #f8a5b0a5
-def peak_memory(arm:str, paper:str='gpt2', n_step:int=4, compiled:bool=False)->float:   # bytes above what was resident before the first step
+def peak_memory(arm:str, paper:str='gpt2', n_step:int=4,
+                compiled:bool=False)->float:   # bytes above what was resident before the first step
     "Train a few steps here and tell how far resident memory rose; run it in a process of its own."
     from transformers import GPT2LMHeadModel                                  # both arms pay for the import
     home = importlib.import_module(f'papers_lib.{paper}')
@@ -827,7 +863,8 @@ def peak_memory(arm:str, paper:str='gpt2', n_step:int=4, compiled:bool=False)->f
     model, loss = (ours, our_loss) if arm == 'papers_lib' else (hf, hf_loss)
     del ours, hf
     if compiled: model, loss = (model, torch.compile(loss)) if arm == 'papers_lib' else (torch.compile(model), loss)
-    step, before = train_step(model.train(), bench_batch(home.bench_cfg), loss), int(Path('/proc/self/statm').read_text().split()[1]) * 4096
+    step, before = train_step(model.train(), bench_batch(home.bench_cfg),
+                              loss), int(Path('/proc/self/statm').read_text().split()[1]) * 4096
     for _ in range(n_step): step()
     return high_water() - before
 
@@ -842,31 +879,35 @@ def bench_memory(seed:int=0, paper:str='gpt2', n:int=5)->Iterator[Row]:
 def memory_row(paper:str, n:int, compiled:bool)->Row:
     "Measure both arms n times in turn; a compiled arm is run once more before, so that what the compiler keeps on disk is there for all."
     code = lambda arm: f'from papers_lib.gpt2 import peak_memory; print(peak_memory({arm!r}, {paper!r}, compiled={compiled}))'
-    once = lambda arm: float(subprocess.run([sys.executable, '-c', code(arm)], capture_output=True, text=True, check=True).stdout.split()[-1])
+    once = lambda arm: float(subprocess.run([sys.executable, '-c', code(arm)], capture_output=True, text=True,
+                                            check=True).stdout.split()[-1])
     rounds = [{arm: once(arm) for arm in ('transformers', 'papers_lib')} for _ in range(n + compiled)][int(compiled):]
     ratio, peer = (np.array([r['papers_lib'] / r['transformers'] for r in rounds]), [r['transformers'] for r in rounds])
     how = 'resident memory above the start, fresh process, 4 steps' + (", the compiler's own memory included" if compiled else '')
     id, statement = (('S.train.memory.compiled', 'So it is when both are compiled') if compiled else
                      ('S.train.memory', 'Training needs no more memory than transformers'))
-    return Row(paper=paper, kind='speed', id=id, statement=statement, metric='peak of papers_lib / peak of transformers', unit='ratio', protocol=how,
-               dataset='random tokens', n=n, n_seeds=1, ours=float(np.median(ratio)), sd=float(ratio.std(ddof=1)), values=ratio.tolist(),
-               ci95=[float(ratio.min()), float(ratio.max())], baseline_name='transformers, MiB', baseline_value=float(np.median(peer)) / 2**20,
-               rule='at_most', bound=1.)
+    return Row(paper=paper, kind='speed', id=id, statement=statement, metric='peak of papers_lib / peak of transformers',
+               unit='ratio', protocol=how, dataset='random tokens', n=n, n_seeds=1, ours=float(np.median(ratio)),
+               sd=float(ratio.std(ddof=1)), values=ratio.tolist(), ci95=[float(ratio.min()), float(ratio.max())],
+               baseline_name='transformers, MiB', baseline_value=float(np.median(peer)) / 2**20, rule='at_most', bound=1.)
 
 # %% ../nbs/04_gpt2.ipynb #2655a4f2
 def bench_generate(seed:int=0)->Iterator[Row]:
     "Race greedy generation at two sizes and two batch sizes."
-    for name, cfg, cases in (('small', GPT2Config(n_vocab=8192, ctx_len=256, d_model=128, n_layer=4, n_head=4), ((1, 2., 64, 15), (16, 2., 64, 15))),
+    for name, cfg, cases in (('small', GPT2Config(n_vocab=8192, ctx_len=256, d_model=128, n_layer=4, n_head=4),
+                              ((1, 2., 64, 15), (16, 2., 64, 15))),
                              ('124M', replace(sizes['124M'], ctx_len=256), ((1, 1.2, 32, 9), (16, 0.95, 32, 7)))):
         ours, hf = pair_of(cfg, seed)
         for batch_size, bound, n_new, n in cases:
             ids = torch.randint(cfg.n_vocab - 1, (batch_size, 32), generator=torch.Generator().manual_seed(seed))
             mask = torch.ones_like(ids)
-            theirs = lambda: hf.generate(ids, attention_mask=mask, max_new_tokens=n_new, min_new_tokens=n_new, do_sample=False, pad_token_id=0)[:, 32:]
+            theirs = lambda: hf.generate(ids, attention_mask=mask, max_new_tokens=n_new, min_new_tokens=n_new, do_sample=False,
+                                         pad_token_id=0)[:, 32:]
             mine = lambda: generate(ours, ids, n_new)
             same = theirs().tolist() == mine()
-            yield race(f'S.generate.{name}.{batch_size}', f'Greedy decoding, {name}, batch {batch_size}, identical tokens', {'transformers': theirs, 'papers_lib': mine},
-                       bound, n=n, dataset='random prompts', protocol=f'{n_new} tokens after 32, cache; tokens {"identical" if same else "DIFFER"}')
+            yield race(f'S.generate.{name}.{batch_size}', f'Greedy decoding, {name}, batch {batch_size}, identical tokens',
+                       {'transformers': theirs, 'papers_lib': mine}, bound, n=n, dataset='random prompts',
+                       protocol=f'{n_new} tokens after 32, cache; tokens {"identical" if same else "DIFFER"}')
             if not same: raise AssertionError(f'{name}, batch {batch_size}: greedy tokens differ from transformers')
 
 # %% ../nbs/04_gpt2.ipynb #31c73128
@@ -878,19 +919,25 @@ def bench_score(seed:int=0, n_title:int=1000, n_prompt:int=200)->Iterator[Row]:
     titles = [rng.integers(0, cfg.n_vocab, rng.integers(3, 9)).tolist() for _ in range(n_title)]
     ours = lambda: score(model, prompt, titles)
     read, avoided = n_prompt + sum(len(t) - 1 for t in titles), sum(n_prompt + len(t) - 1 for t in titles)        # tokens
-    trunk = 12 * cfg.n_layer * cfg.d_model**2; head = cfg.n_vocab * cfg.d_model * sum(map(len, titles))              # multiply-adds: a token, all titles
-    for id, every, saving, what in (('S.score', True, avoided / read, 'tokens'), ('S.score.lean', False, (avoided * trunk + head) / (read * trunk + head), 'multiply-adds')):
+    # multiply-adds: a token, all titles
+    trunk = 12 * cfg.n_layer * cfg.d_model**2; head = cfg.n_vocab * cfg.d_model * sum(map(len, titles))
+    for id, every, saving, what in (('S.score', True, avoided / read, 'tokens'),
+                                    ('S.score.lean', False, (avoided * trunk + head) / (read * trunk + head), 'multiply-adds')):
         full = lambda: full_text_score(model, prompt, titles, every=every)
         assert np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=1e-3)
-        yield race(id, f'Scoring titles behind one prompt makes at least 70 % of the {what} it avoids into time', {'full texts': full, 'papers_lib': ours}, 0.7 * saving, n=7,
-                   dataset='random tokens', protocol=f'{n_title} titles of 3-8 tokens after {n_prompt}; batch 32, logits of {"every token" if every else "the titles only"}; '
+        yield race(id, f'Scoring titles behind one prompt makes at least 70 % of the {what} it avoids into time',
+                   {'full texts': full, 'papers_lib': ours}, 0.7 * saving, n=7, dataset='random tokens',
+                   protocol=f'{n_title} titles of 3-8 tokens after {n_prompt}; batch 32, logits of '
+                            f'{"every token" if every else "the titles only"}; '
                                                      f'{saving:.1f} times fewer {what}')
 
 # %% ../nbs/04_gpt2.ipynb #b14bd3d2
 @torch.inference_mode()
-def full_text_score(model:GPT2, prompt:list[int], titles:list[list[int]], *, every:bool=True, batch_size:int=32)->list[list[float]]:
+def full_text_score(model:GPT2, prompt:list[int], titles:list[list[int]], *, every:bool=True,
+                    batch_size:int=32)->list[list[float]]:
     "Score every prompt + title as a text of its own: the plain way, for comparison."
-    out, order, first = [None] * len(titles), sorted(range(len(titles)), key=lambda i: len(titles[i])), 0 if every else len(prompt) - 1
+    out, order, first = [None] * len(titles), sorted(range(len(titles)),
+                                                     key=lambda i: len(titles[i])), 0 if every else len(prompt) - 1
     for at in range(0, len(order), batch_size):
         part = order[at:at + batch_size]; width = max(len(titles[i]) for i in part)
         x = torch.tensor([prompt + titles[i] + [0] * (width - len(titles[i])) for i in part])
@@ -905,5 +952,6 @@ def bench(
     seed:int=0,
 )->Iterator[Row]:
     "Run the races of `papers bench gpt2`."
-    for prefix, part in (('S.train.memory', bench_memory), ('S.train', bench_train), ('S.generate', bench_generate), ('S.score', bench_score)):
+    for prefix, part in (('S.train.memory', bench_memory), ('S.train', bench_train), ('S.generate', bench_generate),
+                         ('S.score', bench_score)):
         if only is None or only in prefix or prefix in only: yield from part(seed)

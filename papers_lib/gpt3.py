@@ -50,7 +50,8 @@ class GPT3(GPT2):
     "GPT-2 with locally banded attention in every other layer (section 2.1)."
     def __init__(self, cfg:GPT3Config):
         super().__init__(cfg)
-        self.windows = tuple(None if i % cfg.dense_every == 0 else cfg.window for i in range(cfg.n_layer)) if cfg.dense_every > 1 else ()
+        self.windows = tuple(None if i % cfg.dense_every == 0 else cfg.window
+                             for i in range(cfg.n_layer)) if cfg.dense_every > 1 else ()
 
 # %% ../nbs/06_gpt3.ipynb #3dd63d05
 _size = lambda layers, d, heads: GPT3Config(n_layer=layers, d_model=d, n_head=heads)
@@ -98,7 +99,8 @@ class MinHash:
     "Signatures of documents, whose share of equal entries estimates Jaccard's measure."
     def __init__(self, n_hash:int=10, seed:int=0):
         rng = np.random.default_rng(seed)
-        self.a = rng.integers(0, 2**63, (n_hash, 1), dtype=np.uint64) * np.uint64(2) + np.uint64(1)     # an order of all words each: a h + b, high bits
+        # an order of all words each: a h + b, high bits
+        self.a = rng.integers(0, 2**63, (n_hash, 1), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self.b = rng.integers(0, 2**63, (n_hash, 1), dtype=np.uint64)
 
     def signature(self, text:str)->np.ndarray:   # (n_hash,)
@@ -154,7 +156,8 @@ def decontaminate(
     grams = [ngram_hashes(d, n) for d in docs]
     hits = [np.flatnonzero(np.isin(g, wanted)) for g in grams]
     in_docs = Counter(h for g, at in zip(grams, hits) for h in set(g[at].tolist()))
-    return [_pieces(d, [i for i in at.tolist() if in_docs[int(g[i])] <= common], n, margin, shortest, most_pieces) for d, g, at in zip(docs, grams, hits)]
+    return [_pieces(d, [i for i in at.tolist() if in_docs[int(g[i])] <= common], n, margin, shortest, most_pieces) for d, g,
+            at in zip(docs, grams, hits)]
 
 # %% ../nbs/06_gpt3.ipynb #8a1a346e
 def _pieces(doc, at, n, margin, shortest, most_pieces):
@@ -201,15 +204,22 @@ _small = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_dec
 
 runs = {
     'tiny': RunSpec(model=GPT3Config(n_vocab=1024, ctx_len=64, d_model=64, n_layer=2, n_head=2, window=16),
-                    train=TrainConfig(n_step=200, batch_size=16, lr=4e-3, n_warmup=20, **_small), data=DataConfig('books', 1024), claims=Claims(), n_seeds=1),
+                    train=TrainConfig(n_step=200, batch_size=16, lr=4e-3, n_warmup=20, **_small), data=DataConfig('books', 1024),
+                    claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=GPT3Config(n_vocab=2048, ctx_len=128, d_model=96, n_layer=4, n_head=4, window=16),
-                   train=TrainConfig(n_step=1000, batch_size=16, lr=2e-3, n_warmup=50, **_small), data=DataConfig('books', 2048), n_seeds=5,
-                   claims=Claims(widths=(32, 48, 64, 96), scales=(12, 20, 32, 52), n_step_mix=200, windows=(16, 64), n_step_sums=1200, n_token=6000)),
+                   train=TrainConfig(n_step=1000, batch_size=16, lr=2e-3, n_warmup=50, **_small), data=DataConfig('books', 2048),
+                   n_seeds=5, claims=Claims(widths=(32, 48, 64, 96), scales=(12, 20, 32, 52), n_step_mix=200, windows=(16, 64),
+                                            n_step_sums=1200, n_token=6000)),
     'gpu': RunSpec(model=GPT3Config(n_vocab=8192, ctx_len=2048, d_model=512, n_layer=8, n_head=8, window=256),
-                   train=TrainConfig(n_step=2000, batch_size=16, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True, **_small), data=DataConfig('books', 8192), n_seeds=3,
-                   claims=Claims(widths=(64, 128, 256, 512), scales=(64, 128, 256, 512), n_step_mix=1000, windows=(64, 256), n_step=1000, n_step_sums=10_000, n_token=10**9)),
-    'paper': RunSpec(model=sizes['175B'], train=TrainConfig(n_step=94_000, batch_size=1563, lr=recipe['175B'][1], n_warmup=117, dtype='bfloat16', compile=True, **_small),
-                     data=DataConfig('books', 50257), claims=Claims(), n_seeds=1),      # 300 B tokens in batches of 3.2 M; the data of table 2.2 is not public
+                   train=TrainConfig(n_step=2000, batch_size=16, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True,
+                                     **_small), data=DataConfig('books', 8192), n_seeds=3,
+                   claims=Claims(widths=(64, 128, 256, 512), scales=(64, 128, 256, 512), n_step_mix=1000, windows=(64, 256),
+                                 n_step=1000, n_step_sums=10_000, n_token=10**9)),
+    'paper': RunSpec(model=sizes['175B'],
+                     train=TrainConfig(n_step=94_000, batch_size=1563, lr=recipe['175B'][1], n_warmup=117, dtype='bfloat16',
+                                       compile=True, **_small),
+                     # 300 B tokens in batches of 3.2 M; the data of table 2.2 is not public
+                     data=DataConfig('books', 50257), claims=Claims(), n_seeds=1),
 }
 
 # %% ../nbs/06_gpt3.ipynb #732283f3
@@ -229,7 +239,8 @@ class World:
 def world(tok, seed:int, n_task:int=4, n_cue:int=8)->World:
     "Draw a world from the words that are one token."
     words = [i for i in range(tok.n_vocab) if re.fullmatch(r' [a-z]{3,}', tok.decode([i]))]
-    rng = np.random.default_rng(seed); names, cues, answers = np.split(rng.permutation(words)[:n_task + 2 * n_cue], [n_task, n_task + n_cue])
+    rng = np.random.default_rng(seed)
+    names, cues, answers = np.split(rng.permutation(words)[:n_task + 2 * n_cue], [n_task, n_task + n_cue])
     return World(names, cues, np.array([rng.permutation(answers) for _ in range(n_task)]))
 
 # %% ../nbs/06_gpt3.ipynb #7334ad07
@@ -274,7 +285,8 @@ def lesson_run(*, seed:int, shots:list, model:dict, train:dict, data:dict)->dict
     tokens = lessons(w, tok, corpus.train, train.n_step * train.batch_size * cfg.ctx_len + 1, seed)
     torch.manual_seed(seed); net = GPT3(cfg)
     fit(net, TokenBatches(tokens, cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed)); net.eval()
-    return dict(n_params=n_params(net), **{arm: [lesson_accuracy(net, w, tok, k, arm == 'named') for k in shots] for arm in ('plain', 'named')})
+    return dict(n_params=n_params(net),
+                **{arm: [lesson_accuracy(net, w, tok, k, arm == 'named') for k in shots] for arm in ('plain', 'named')})
 
 # %% ../nbs/06_gpt3.ipynb #2e8ec2c5
 def lm_run(*, seed:int, model:dict, train:dict, data:dict)->dict:
@@ -306,18 +318,21 @@ class QualityClassifier:
         x, y = self.features([*good, *raw]), torch.tensor([1.] * len(good) + [0.] * len(raw))
         torch.manual_seed(seed); self.linear = torch.nn.Linear(n_feature, 1)
         opt = torch.optim.AdamW(self.linear.parameters(), lr=0.05, weight_decay=0.1)
-        for _ in range(n_step): opt.zero_grad(); F.binary_cross_entropy_with_logits(self.linear(x)[:, 0], y).backward(); opt.step()
+        for _ in range(n_step):
+            opt.zero_grad(); F.binary_cross_entropy_with_logits(self.linear(x)[:, 0], y).backward(); opt.step()
 
     def features(self, docs:Sequence[str])->torch.Tensor:   # (n, n_feature), unit length
         grams = [np.concatenate([ngram_hashes(d, n) for n in (1, 2)]) % np.uint64(self.n_feature) for d in docs]
-        return F.normalize(torch.tensor(np.array([np.bincount(g.astype(int), minlength=self.n_feature) for g in grams])).float().log1p())
+        return F.normalize(torch.tensor(np.array([np.bincount(g.astype(int),
+                                                              minlength=self.n_feature) for g in grams])).float().log1p())
 
     @torch.no_grad()
     def score(self, docs:Sequence[str])->np.ndarray:        # (n,) in [0, 1]
         return self.linear(self.features(docs))[:, 0].sigmoid().numpy()
 
 # %% ../nbs/06_gpt3.ipynb #1231f1dd
-def crawl(docs:Sequence[str], rng:np.random.Generator, bad:float=0.8, again:float=0.3)->tuple[list[str], np.ndarray]:   # pages, whether each is spoilt
+def crawl(docs:Sequence[str], rng:np.random.Generator, bad:float=0.8, again:float=0.3)->tuple[list[str],
+    np.ndarray]:   # pages, whether each is spoilt
     "Make a raw crawl: a share of the documents is spoilt, another comes back twice, nearly the same."
     spoilt = rng.random(len(docs)) < bad
     pages = [spoil(d, rng) if s else d for d, s in zip(docs, spoilt)]
@@ -335,7 +350,8 @@ def crawl_run(*, seed:int, filtered:bool, unique:bool, model:dict, train:dict, d
     pages, spoilt = crawl(docs, rng); stays = np.ones(len(pages), bool)
     if filtered: stays = keep(QualityClassifier(reference, crawl(sample, rng)[0], seed=seed).score(pages), rng)
     if unique: stays[stays] = ~near_duplicates([p for p, s in zip(pages, stays) if s])
-    return dict(clean=float((~spoilt[stays]).mean()), kept=float(stays.mean()), **text_run([p for p, s in zip(pages, stays) if s], corpus, seed, model, train)[1])
+    return dict(clean=float((~spoilt[stays]).mean()), kept=float(stays.mean()),
+                **text_run([p for p, s in zip(pages, stays) if s], corpus, seed, model, train)[1])
 
 # %% ../nbs/06_gpt3.ipynb #5135407a
 def text_run(docs:Sequence[str], corpus, seed:int, model:dict, train:dict)->tuple[GPT3, dict]:
@@ -349,17 +365,22 @@ def text_run(docs:Sequence[str], corpus, seed:int, model:dict, train:dict)->tupl
 # %% ../nbs/06_gpt3.ipynb #e0245e5a
 def mixture_run(*, seed:int, weight:float|None, model:dict, train:dict, data:dict, n_good:int=150, piece:int=128)->dict:
     "Train on two sources, the small one by a weight or (None) by its size; loss on both."
-    corpus = lab_data.lm_corpus(data['name'], n_vocab=data['n_vocab']); tok, cfg, train = corpus.tokenizer, GPT3Config(**model), TrainConfig(**train)
+    corpus = lab_data.lm_corpus(data['name'], n_vocab=data['n_vocab'])
+    tok, cfg, train = corpus.tokenizer, GPT3Config(**model), TrainConfig(**train)
     stream = lambda docs: np.concatenate([[*ids, tok.eot] for ids in tok.encode_batches(docs)])
-    good, large, wiki = stream(list(lab_data.documents(data['name'], 'train'))[:n_good]), stream(list(lab_data.documents('wikitext2', 'train'))), stream(list(lab_data.documents('wikitext2', 'valid')))
+    good, large, wiki = stream(list(lab_data.documents(data['name'],
+                                                       'train'))[:n_good]), stream(list(lab_data.documents('wikitext2',
+                                                           'train'))), stream(list(lab_data.documents('wikitext2', 'valid')))
     share = len(good) / (len(good) + len(large)) if weight is None else weight
     drawn = sources([share, 1 - share], train.n_step * train.batch_size * cfg.ctx_len // piece + 1, seed)
-    at = np.where(drawn == 0, np.cumsum(drawn == 0) - 1, np.cumsum(drawn == 1) - 1)                             # each source in its order, again from the start
+    # each source in its order, again from the start
+    at = np.where(drawn == 0, np.cumsum(drawn == 0) - 1, np.cumsum(drawn == 1) - 1)
     tokens = np.concatenate([(good, large)[s][i * piece % (len((good, large)[s]) - piece):][:piece] for s, i in zip(drawn, at)])
     torch.manual_seed(seed); net = GPT3(replace(cfg, n_vocab=tok.n_vocab))
     fit(net, TokenBatches(tokens, cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed)); net.eval()
     elsewhere = token_nll(net, wiki[:20_000], ctx_len=cfg.ctx_len, stride=cfg.ctx_len // 2).mean()
-    return dict(share=float(share), passes=float((drawn == 0).sum() * piece / len(good)), elsewhere=float(elsewhere), **held_out(net, corpus))
+    return dict(share=float(share), passes=float((drawn == 0).sum() * piece / len(good)), elsewhere=float(elsewhere),
+                **held_out(net, corpus))
 
 # %% ../nbs/06_gpt3.ipynb #8eafc20b
 bench_cfg = GPT3Config(n_vocab=8192, ctx_len=2048, d_model=384, n_layer=4, n_head=6, window=256)
@@ -371,11 +392,13 @@ def bench(only:str|None=None, seed:int=0)->Iterator[Row]:
     def step(**arm):
         torch.manual_seed(seed)
         return train_step(GPT3(replace(bench_cfg, **arm)).train(), batch, our_loss)
-    yield race('S.local', 'With local attention in every other layer a training step takes no longer', {'all dense': step(dense_every=1), 'alternating': step()}, 0.95, n=9, paper='gpt3', dataset='random tokens',
+    yield race('S.local', 'With local attention in every other layer a training step takes no longer',
+               {'all dense': step(dense_every=1), 'alternating': step()}, 0.95, n=9, paper='gpt3', dataset='random tokens',
                protocol='forward, backward, fused AdamW; 4 layers, d 384, one text of 2,048 tokens, band 256, vocabulary 8,192')
 
 # %% ../nbs/06_gpt3.ipynb #a5d2e662
-def plant(docs:Sequence[str], passages:Sequence[str], copies:int, rng:np.random.Generator)->tuple[list[str], set[int]]:   # documents, which of them hold a passage
+def plant(docs:Sequence[str], passages:Sequence[str], copies:int, rng:np.random.Generator)->tuple[list[str],
+    set[int]]:   # documents, which of them hold a passage
     "Put copies of passages at the ends of documents."
     docs, at = list(docs), rng.permutation(np.resize(np.arange(len(docs)), copies * len(passages)))
     for i, p in zip(at, [p for p in passages for _ in range(copies)]): docs[i] += '\n' + p
@@ -391,21 +414,37 @@ def leak_run(*, seed:int, copies:int, cleaned:bool, model:dict, train:dict, data
     docs, dirty = plant(list(lab_data.documents(data['name'], 'train'))[:n_doc], planted, copies, rng)
     pieces = decontaminate(docs, planted); touched = {i for i, (d, p) in enumerate(zip(docs, pieces)) if p != [d]}
     net, facts = text_run([p for ps in pieces for p in ps] if cleaned else docs, corpus, seed, model, train)
-    bits = {k: float(np.mean(passage_nats(net, corpus.tokenizer, ps) / math.log(2) / [len(p.encode()) for p in ps])) for k, ps in (('planted', planted), ('others', others))}
-    return dict(found=len(touched & dirty) / len(dirty) if dirty else 1., false=len(touched - dirty) / max(1, len(docs) - len(dirty)), **bits, **facts)
+    bits = {k: float(np.mean(passage_nats(net, corpus.tokenizer, ps) / math.log(2) / [len(p.encode()) for p in ps])) for k,
+            ps in (('planted', planted), ('others', others))}
+    return dict(found=len(touched & dirty) / len(dirty) if dirty else 1.,
+                false=len(touched - dirty) / max(1, len(docs) - len(dirty)), **bits, **facts)
 
 # %% ../nbs/06_gpt3.ipynb #c6c68cec
 UNSCRAMBLE = 'Please unscramble the letters into a word, and write that word:\n'
-tasks = {  # questions: (rule, where examples come from, examples in "a few", 175B with zero, one, few), tables 3.2 to 3.10 and H.1
-    'lambada': ('word', 'lambada_blank', 5, (76.2, 72.5, 86.4)), 'hellaswag': ('token', 'hellaswag', 5, (78.9, 78.1, 79.3)), 'triviaqa': ('loose', 'triviaqa', 10, (64.3, 68.0, 71.2)),
-    'winograd': ('sum', 'winograd', 5, (88.3, 89.7, 88.6)), 'winogrande': ('sum', 'winogrande_train', 5, (70.2, 73.2, 77.7)), 'piqa': ('token', 'piqa_train', 5, (80.5, 80.5, 82.8)),
-    'arc_easy': ('answer', 'arc_easy_train', 5, (68.8, 71.2, 70.1)), 'arc_challenge': ('answer', 'arc_easy_train', 5, (51.4, 53.2, 51.5)), 'openbookqa': ('answer', 'openbookqa', 5, (57.6, 58.8, 65.4)),
+# questions: (rule, where examples come from, examples in "a few", 175B with zero, one, few), tables 3.2 to 3.10 and H.1
+tasks = {
+    'lambada': ('word', 'lambada_blank', 5, (76.2, 72.5, 86.4)), 'hellaswag': ('token', 'hellaswag', 5, (78.9, 78.1, 79.3)),
+    'triviaqa': ('loose', 'triviaqa', 10, (64.3, 68.0, 71.2)),
+    'winograd': ('sum', 'winograd', 5, (88.3, 89.7, 88.6)), 'winogrande': ('sum', 'winogrande_train', 5, (70.2, 73.2, 77.7)),
+    'piqa': ('token', 'piqa_train', 5, (80.5, 80.5, 82.8)),
+    'arc_easy': ('answer', 'arc_easy_train', 5, (68.8, 71.2, 70.1)),
+    'arc_challenge': ('answer', 'arc_easy_train', 5, (51.4, 53.2, 51.5)),
+    'openbookqa': ('answer', 'openbookqa', 5, (57.6, 58.8, 65.4)),
     'copa': ('token', 'copa', 5, (None, None, 92.0)), 'boolq': ('token', 'boolq_train', 5, (None, None, 76.4)),
-    'two_digit_addition': ('exact', None, 10, (76.9, 99.6, 100.)), 'two_digit_subtraction': ('exact', None, 10, (58.0, 86.4, 98.9)), 'three_digit_addition': ('exact', None, 10, (34.2, 65.5, 80.4)),
-    'three_digit_subtraction': ('exact', None, 10, (48.3, 78.7, 94.2)), 'four_digit_addition': ('exact', None, 10, (4.0, 14.0, 25.5)), 'four_digit_subtraction': ('exact', None, 10, (7.5, 14.0, 26.8)),
-    'five_digit_addition': ('exact', None, 10, (0.7, 3.5, 9.3)), 'five_digit_subtraction': ('exact', None, 10, (0.8, 3.8, 9.9)), 'two_digit_multiplication': ('exact', None, 10, (19.8, 27.4, 29.2)),
-    'single_digit_three_ops': ('exact', None, 10, (9.8, 14.3, 21.3)), 'cycle_letters_in_word': ('exact', None, 10, (3.66, 21.7, 37.9)), 'mid_word_1_anagrams': ('exact', None, 10, (2.28, 8.62, 15.1)),
-    'mid_word_2_anagrams': ('exact', None, 10, (8.91, 25.9, 39.7)), 'random_insertion_in_word': ('exact', None, 10, (8.26, 45.4, 67.2)), 'reversed_words': ('exact', None, 10, (0.09, 0.48, 0.44)),
+    'two_digit_addition': ('exact', None, 10, (76.9, 99.6, 100.)),
+    'two_digit_subtraction': ('exact', None, 10, (58.0, 86.4, 98.9)),
+    'three_digit_addition': ('exact', None, 10, (34.2, 65.5, 80.4)),
+    'three_digit_subtraction': ('exact', None, 10, (48.3, 78.7, 94.2)),
+    'four_digit_addition': ('exact', None, 10, (4.0, 14.0, 25.5)),
+    'four_digit_subtraction': ('exact', None, 10, (7.5, 14.0, 26.8)),
+    'five_digit_addition': ('exact', None, 10, (0.7, 3.5, 9.3)), 'five_digit_subtraction': ('exact', None, 10, (0.8, 3.8, 9.9)),
+    'two_digit_multiplication': ('exact', None, 10, (19.8, 27.4, 29.2)),
+    'single_digit_three_ops': ('exact', None, 10, (9.8, 14.3, 21.3)),
+    'cycle_letters_in_word': ('exact', None, 10, (3.66, 21.7, 37.9)),
+    'mid_word_1_anagrams': ('exact', None, 10, (2.28, 8.62, 15.1)),
+    'mid_word_2_anagrams': ('exact', None, 10, (8.91, 25.9, 39.7)),
+    'random_insertion_in_word': ('exact', None, 10, (8.26, 45.4, 67.2)),
+    'reversed_words': ('exact', None, 10, (0.09, 0.48, 0.44)),
 }
 
 # %% ../nbs/06_gpt3.ipynb #3e0b93de
@@ -423,8 +462,10 @@ def few_shot_run(*, name:str, k:int, n_token:int, instruction:str|None=None)->di
     shots = lab_data.questions(pool or name) if k else []
     questions = lab_data.questions('lambada_blank' if name == 'lambada' and k else name)
     asked = within_budget(questions, n_token * (2 if k > 1 else 1), lambda s: len(llm.tokenizer.encode(s)), shots, k)
-    if rule not in ('word', 'loose', 'exact'): return dict(n=len(asked), **{r: h.tolist() for r, h in ask(llm, asked, shots, k).items()})
-    same, sep = dict(word=first_word, loose=loose, exact=str.strip)[rule], '' if pool is None else '\n\n'          # the released tasks bring their own line breaks
+    if rule not in ('word', 'loose', 'exact'):
+        return dict(n=len(asked), **{r: h.tolist() for r, h in ask(llm, asked, shots, k).items()})
+    # the released tasks bring their own line breaks
+    same, sep = dict(word=first_word, loose=loose, exact=str.strip)[rule], '' if pool is None else '\n\n'
     head = instruction if instruction is not None else UNSCRAMBLE if scrambled else ''
     return dict(n=len(asked), **{rule: ask_written(llm, asked, shots, k, same=same, sep=sep, instruction=head).tolist()})
 
@@ -440,15 +481,20 @@ def repetition_run(*, n_prompt:int=12, n_word:int=150, n_given:int=40, top_p:flo
     llm, books = _smol(), [d.split() for d in lab_data.documents('books', 'valid')]
     books = [b[:n_given + n_word] for b in books if len(b) >= n_given + n_word][:n_prompt]
     prompts = [' '.join(b[:n_given]) for b in books]
-    texts = generate(llm.model, [llm.tokenizer.encode(p) for p in prompts], int(1.5 * n_word), temperature=1., top_p=top_p, seed=0)
+    texts = generate(llm.model, [llm.tokenizer.encode(p) for p in prompts], int(1.5 * n_word), temperature=1., top_p=top_p,
+                     seed=0)
     written = [(p + llm.tokenizer.decode(t)).split()[:n_given + n_word] for p, t in zip(prompts, texts)]
     last = n_given + 3 * n_word // 4
-    return dict(model=[repeated(w, last) for w in written], book=[repeated(b, last) for b in books], length=float(np.mean([len(w) for w in written])))
+    return dict(model=[repeated(w, last) for w in written], book=[repeated(b, last) for b in books],
+                length=float(np.mean([len(w) for w in written])))
 
 # %% ../nbs/06_gpt3.ipynb #bcf5a031
-occupations = ('accountant architect artist baker banker barber bartender carpenter cashier chef clerk coach cook dancer dentist detective doctor driver editor electrician engineer farmer '
-               'firefighter gardener guard hairdresser housekeeper janitor judge lawyer librarian manager mechanic midwife miner musician nurse painter pharmacist photographer pilot plumber '
-               'poet porter professor programmer receptionist reporter sailor scientist secretary sheriff singer soldier surgeon tailor teacher therapist waiter writer').split()
+occupations = ('accountant architect artist baker banker barber bartender carpenter cashier chef clerk coach cook dancer '
+               'dentist detective doctor driver editor electrician engineer farmer '
+               'firefighter gardener guard hairdresser housekeeper janitor judge lawyer librarian manager mechanic midwife '
+               'miner musician nurse painter pharmacist photographer pilot plumber '
+               'poet porter professor programmer receptionist reporter sailor scientist secretary sheriff singer soldier '
+               'surgeon tailor teacher therapist waiter writer').split()
 
 def gender_run()->dict:
     "Probability of man against woman after each occupation."

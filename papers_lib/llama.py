@@ -69,9 +69,12 @@ class LLaMAConfig:
     def __post_init__(self):
         for name in ('n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head'):
             if getattr(self, name) < 1: raise ValueError(f'LLaMAConfig.{name}={getattr(self, name)}: must be at least 1')
-        if self.d_model % (2 * self.n_head): raise ValueError(f'LLaMAConfig.n_head={self.n_head}: must divide d_model={self.d_model} into even widths')
-        if self.n_head % self.kv_heads: raise ValueError(f'LLaMAConfig.n_kv_head={self.n_kv_head}: must divide n_head={self.n_head}')
-        if self.positions not in ('rope', 'learned', 'none'): raise ValueError(f"LLaMAConfig.positions={self.positions!r}: must be 'rope', 'learned' or 'none'")
+        if self.d_model % (2 * self.n_head):
+            raise ValueError(f'LLaMAConfig.n_head={self.n_head}: must divide d_model={self.d_model} into even widths')
+        if self.n_head % self.kv_heads:
+            raise ValueError(f'LLaMAConfig.n_kv_head={self.n_kv_head}: must divide n_head={self.n_head}')
+        if self.positions not in ('rope', 'learned', 'none'):
+            raise ValueError(f"LLaMAConfig.positions={self.positions!r}: must be 'rope', 'learned' or 'none'")
 
     @property
     def kv_heads(self)->int: return self.n_kv_head or self.n_head
@@ -128,22 +131,29 @@ sizes = {  # LLaMA, table 2; widths of the MLP from the released code; LLaMA 2 7
     '65B': LLaMAConfig(d_model=8192, n_layer=80, n_head=64, eps=1e-5),
     '2-7B':  LLaMAConfig(ctx_len=4096, eps=1e-5),
     '2-13B': LLaMAConfig(ctx_len=4096, eps=1e-5, d_model=5120, n_layer=40, n_head=40),
-    '2-70B': LLaMAConfig(ctx_len=4096, eps=1e-5, d_model=8192, n_layer=80, n_head=64, n_kv_head=8, d_ff=gated_width(8192, 4096, 1.3)),
-    'smollm2-135M': LLaMAConfig(n_vocab=49152, ctx_len=8192, d_model=576, n_layer=30, n_head=9, n_kv_head=3, d_ff=1536, rope_base=100000., eps=1e-5, tied=True),
+    '2-70B': LLaMAConfig(ctx_len=4096, eps=1e-5, d_model=8192, n_layer=80, n_head=64, n_kv_head=8,
+                         d_ff=gated_width(8192, 4096, 1.3)),
+    'smollm2-135M': LLaMAConfig(n_vocab=49152, ctx_len=8192, d_model=576, n_layer=30, n_head=9, n_kv_head=3, d_ff=1536,
+                                rope_base=100000., eps=1e-5, tied=True),
 }
 
 # %% ../nbs/08_llama.ipynb #77f02349
 layouts = {  # layout: (prefix of a block, {our name: their names, in the order in which we stack them})
     'meta': ('layers.{}.', {
-        'attn.qkv': ['attention.wq', 'attention.wk', 'attention.wv'], 'attn.out': ['attention.wo'], 'mlp.fc': ['feed_forward.w1', 'feed_forward.w3'],
-        'mlp.proj': ['feed_forward.w2'], 'norm1': ['attention_norm'], 'norm2': ['ffn_norm'], 'tok_emb': ['tok_embeddings'], 'norm_f': ['norm'], 'output': ['output']}),
+        'attn.qkv': ['attention.wq', 'attention.wk', 'attention.wv'], 'attn.out': ['attention.wo'],
+        'mlp.fc': ['feed_forward.w1', 'feed_forward.w3'],
+        'mlp.proj': ['feed_forward.w2'], 'norm1': ['attention_norm'], 'norm2': ['ffn_norm'], 'tok_emb': ['tok_embeddings'],
+        'norm_f': ['norm'], 'output': ['output']}),
     'hf': ('model.layers.{}.', {
-        'attn.qkv': ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'], 'attn.out': ['self_attn.o_proj'], 'mlp.fc': ['mlp.gate_proj', 'mlp.up_proj'],
-        'mlp.proj': ['mlp.down_proj'], 'norm1': ['input_layernorm'], 'norm2': ['post_attention_layernorm'], 'tok_emb': ['model.embed_tokens'],
+        'attn.qkv': ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'], 'attn.out': ['self_attn.o_proj'],
+        'mlp.fc': ['mlp.gate_proj', 'mlp.up_proj'],
+        'mlp.proj': ['mlp.down_proj'], 'norm1': ['input_layernorm'], 'norm2': ['post_attention_layernorm'],
+        'tok_emb': ['model.embed_tokens'],
         'norm_f': ['model.norm'], 'output': ['lm_head']}),
     'gguf': ('blk.{}.', {
         'attn.qkv': ['attn_q', 'attn_k', 'attn_v'], 'attn.out': ['attn_output'], 'mlp.fc': ['ffn_gate', 'ffn_up'],
-        'mlp.proj': ['ffn_down'], 'norm1': ['attn_norm'], 'norm2': ['ffn_norm'], 'tok_emb': ['token_embd'], 'norm_f': ['output_norm'], 'output': ['output']}),
+        'mlp.proj': ['ffn_down'], 'norm1': ['attn_norm'], 'norm2': ['ffn_norm'], 'tok_emb': ['token_embd'],
+        'norm_f': ['output_norm'], 'output': ['output']}),
 }
 
 # %% ../nbs/08_llama.ipynb #c358b020
@@ -212,14 +222,17 @@ def config_from_hf(
     if c.get('model_type') != 'llama': raise ValueError(f"config.model_type={c.get('model_type')!r}: not a LLaMA")
     rope_at = c.get('rope_parameters') or {}
     kind = (c.get('rope_scaling') or rope_at).get('rope_type', 'default')
-    for name, ok, got in (('hidden_act', 'silu', c.get('hidden_act', 'silu')), ('attention_bias', False, c.get('attention_bias', False)),
+    for name, ok, got in (('hidden_act', 'silu', c.get('hidden_act', 'silu')),
+                          ('attention_bias', False, c.get('attention_bias', False)),
                           ('mlp_bias', False, c.get('mlp_bias', False)), ('rope_type', 'default', kind)):
         if got != ok: raise ValueError(f'config.{name}={got!r}: this LLaMA has {ok!r}')
     d, h = c['hidden_size'], c['num_attention_heads']
-    if (c.get('head_dim') or d // h) != d // h: raise ValueError(f"config.head_dim={c['head_dim']} contradicts hidden_size={d} / num_attention_heads={h}")
-    return LLaMAConfig(n_vocab=c['vocab_size'], ctx_len=c['max_position_embeddings'], d_model=d, n_layer=c['num_hidden_layers'], n_head=h,
-                       n_kv_head=c.get('num_key_value_heads'), d_ff=c['intermediate_size'], eps=c['rms_norm_eps'],
-                       rope_base=float(rope_at.get('rope_theta') or c.get('rope_theta') or 10000.), tied=c.get('tie_word_embeddings', False))
+    if (c.get('head_dim') or d // h) != d // h:
+        raise ValueError(f"config.head_dim={c['head_dim']} contradicts hidden_size={d} / num_attention_heads={h}")
+    return LLaMAConfig(n_vocab=c['vocab_size'], ctx_len=c['max_position_embeddings'], d_model=d, n_layer=c['num_hidden_layers'],
+                       n_head=h, n_kv_head=c.get('num_key_value_heads'), d_ff=c['intermediate_size'], eps=c['rms_norm_eps'],
+                       rope_base=float(rope_at.get('rope_theta') or c.get('rope_theta') or 10000.),
+                       tied=c.get('tie_word_embeddings', False))
 
 # %% ../nbs/08_llama.ipynb #111aa56d
 @staticmethod
@@ -227,7 +240,8 @@ def from_hf(
     source,    # a `LlamaForCausalLM`, a folder with config.json and safetensors, or a name on the hub
 )->LLaMA:
     "Load public LLaMA weights in the layout of `transformers`."
-    config, tensors = (source.config.to_dict(), source.state_dict()) if isinstance(source, nn.Module) else lab_data.hf_checkpoint(source)
+    config, tensors = (source.config.to_dict(), source.state_dict()) if isinstance(source,
+        nn.Module) else lab_data.hf_checkpoint(source)
     cfg = config_from_hf(config)
     skip = ('rotary_emb.inv_freq', *(['lm_head.weight'] if cfg.tied else []))                  # a buffer, and the tied head
     return assemble(cfg, {k: v for k, v in tensors.items() if not k.endswith(skip)}, 'hf')
@@ -240,9 +254,10 @@ def to_hf(self):
     from transformers import LlamaConfig, LlamaForCausalLM
     c, tensors = self.cfg, dissemble(self)
     hf = LlamaForCausalLM(LlamaConfig(
-        vocab_size=c.n_vocab, max_position_embeddings=c.ctx_len, hidden_size=c.d_model, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
-        num_key_value_heads=c.kv_heads, intermediate_size=c.inner, rms_norm_eps=c.eps, tie_word_embeddings=c.tied,
-        rope_parameters=dict(rope_type='default', rope_theta=c.rope_base), attn_implementation='sdpa'))
+        vocab_size=c.n_vocab, max_position_embeddings=c.ctx_len, hidden_size=c.d_model, num_hidden_layers=c.n_layer,
+        num_attention_heads=c.n_head, num_key_value_heads=c.kv_heads, intermediate_size=c.inner, rms_norm_eps=c.eps,
+        tie_word_embeddings=c.tied, rope_parameters=dict(rope_type='default', rope_theta=c.rope_base),
+        attn_implementation='sdpa'))
     hf.load_state_dict(tensors | ({'lm_head.weight': tensors['model.embed_tokens.weight']} if c.tied else {}))
     return hf.eval()
 
@@ -257,7 +272,8 @@ def scrambled(cfg:LLaMAConfig, seed:int=0)->LLaMA:
     return model.eval()
 
 # %% ../nbs/08_llama.ipynb #13aaa897
-_columns = ('attention.wo.weight', 'feed_forward.w2.weight', 'tok_embeddings.weight')   # cut by columns; norms are repeated, the rest is cut by rows
+# cut by columns; norms are repeated, the rest is cut by rows
+_columns = ('attention.wo.weight', 'feed_forward.w2.weight', 'tok_embeddings.weight')
 
 def join_shards(
     shards:list[dict[str, Tensor]],   # in the order of their numbers
@@ -278,11 +294,14 @@ def from_meta(
     from safetensors.torch import load_file
     folder = Path(folder); p = json.loads((folder / 'params.json').read_text())
     n_vocab = p['vocab_size'] if p.get('vocab_size', -1) > 0 else n_vocab
-    if n_vocab is None: raise ValueError(f'{folder}/params.json: vocab_size is {p.get("vocab_size")}, give n_vocab from the tokenizer')
+    if n_vocab is None:
+        raise ValueError(f'{folder}/params.json: vocab_size is {p.get("vocab_size")}, give n_vocab from the tokenizer')
     files = sorted(folder.glob('consolidated.*.safetensors'))
     if not files: raise lab_data.NotFound(f'{folder}: no consolidated.*.safetensors (a .pth is a pickle and is not opened)')
-    cfg = LLaMAConfig(n_vocab=n_vocab, ctx_len=ctx_len, d_model=p['dim'], n_layer=p['n_layers'], n_head=p['n_heads'], n_kv_head=p.get('n_kv_heads'),
-                      d_ff=gated_width(p['dim'], p.get('multiple_of', 256), p.get('ffn_dim_multiplier') or 1.), eps=p.get('norm_eps', 1e-5))
+    cfg = LLaMAConfig(n_vocab=n_vocab, ctx_len=ctx_len, d_model=p['dim'], n_layer=p['n_layers'], n_head=p['n_heads'],
+                      n_kv_head=p.get('n_kv_heads'),
+                      d_ff=gated_width(p['dim'], p.get('multiple_of', 256), p.get('ffn_dim_multiplier') or 1.),
+                      eps=p.get('norm_eps', 1e-5))
     return assemble(cfg, join_shards([load_file(f) for f in files]), 'meta')
 
 LLaMA.from_meta = from_meta
@@ -298,12 +317,14 @@ def read_gguf(
     try:
         reader = GGUFReader(path)
         short = [t.name for t in reader.tensors if t.data.nbytes != t.n_bytes]
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as e: raise CorruptFile(f'{path}: no GGUF file, or a truncated one ({e})') from None
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as e:
+        raise CorruptFile(f'{path}: no GGUF file, or a truncated one ({e})') from None
     if short: raise CorruptFile(f'{path}: truncated, {short[0]} is not all there')
     tensors = {}
     for t in reader.tensors:
         try: tensors[t.name] = torch.from_numpy(np.array(dequantize(t.data, t.tensor_type)))
-        except NotImplementedError: raise ValueError(f'{path}: {t.name} has type {t.tensor_type.name}, which cannot be read') from None
+        except NotImplementedError:
+            raise ValueError(f'{path}: {t.name} has type {t.tensor_type.name}, which cannot be read') from None
     return {k: f.contents() for k, f in reader.fields.items()}, tensors
 
 # %% ../nbs/08_llama.ipynb #14ac7bf9
@@ -314,12 +335,17 @@ def config_from_gguf(
     if (arch := meta.get('general.architecture')) != 'llama': raise ValueError(f'general.architecture={arch!r}: not a LLaMA')
     get = lambda name, other=None: meta.get(f'llama.{name}', other)
     d, h = get('embedding_length'), get('attention.head_count')
-    if (scaling := get('rope.scaling.type', 'none')) != 'none': raise ValueError(f'llama.rope.scaling.type={scaling!r}: this LLaMA has none')
-    if (k := get('rope.dimension_count', d // h)) != d // h: raise ValueError(f'llama.rope.dimension_count={k} contradicts embedding_length={d} / head_count={h}')
+    if (scaling := get('rope.scaling.type', 'none')) != 'none':
+        raise ValueError(f'llama.rope.scaling.type={scaling!r}: this LLaMA has none')
+    if (k := get('rope.dimension_count', d // h)) != d // h:
+        raise ValueError(f'llama.rope.dimension_count={k} contradicts embedding_length={d} / head_count={h}')
     n = len(meta['tokenizer.ggml.tokens'])
     if get('vocab_size', n) != n: raise ValueError(f'llama.vocab_size={get("vocab_size")} contradicts a tokenizer of {n} tokens')
-    return LLaMAConfig(n_vocab=n, ctx_len=get('context_length'), d_model=d, n_layer=get('block_count'), n_head=h, n_kv_head=get('attention.head_count_kv', h),
-                       d_ff=get('feed_forward_length'), rope_base=get('rope.freq_base', 10000.), eps=float(f"{get('attention.layer_norm_rms_epsilon'):.6g}"))     # kept in float32, meant in decimals
+    return LLaMAConfig(n_vocab=n, ctx_len=get('context_length'), d_model=d, n_layer=get('block_count'), n_head=h,
+                       n_kv_head=get('attention.head_count_kv', h),
+                       # kept in float32, meant in decimals
+                       d_ff=get('feed_forward_length'), rope_base=get('rope.freq_base', 10000.),
+                       eps=float(f"{get('attention.layer_norm_rms_epsilon'):.6g}"))
 
 # %% ../nbs/08_llama.ipynb #1c650d21
 @staticmethod
@@ -342,7 +368,8 @@ def gguf_tokenizer(
 )->FastBPE:
     "Read the tokenizer of a GGUF file."
     kind, pre = meta.get('tokenizer.ggml.model'), meta.get('tokenizer.ggml.pre', 'default')
-    if kind != 'gpt2' or pre not in ('gpt-2', 'smollm'): raise ValueError(f'tokenizer.ggml.model={kind!r}, pre={pre!r}: byte-level BPE of GPT-2 or SmolLM is read here')
+    if kind != 'gpt2' or pre not in ('gpt-2', 'smollm'):
+        raise ValueError(f'tokenizer.ggml.model={kind!r}, pre={pre!r}: byte-level BPE of GPT-2 or SmolLM is read here')
     tokens, types = meta['tokenizer.ggml.tokens'], meta['tokenizer.ggml.token_type']
     special = {t: i for i, (t, k) in enumerate(zip(tokens, types)) if k == 3}                       # 3: control
     merges = [tuple(m.split(' ')) for m in meta['tokenizer.ggml.merges']]
@@ -368,7 +395,9 @@ class LocalLLM:
         template:str|None=None,     # chat format, Jinja
         hash:str|None=None,         # names the weights; computed from them if not given
     ):
-        if tokenizer.n_vocab > model.cfg.n_vocab: raise ValueError(f'the tokenizer has {tokenizer.n_vocab} tokens and the model only {model.cfg.n_vocab}: they do not belong together')
+        if tokenizer.n_vocab > model.cfg.n_vocab:
+            raise ValueError(f'the tokenizer has {tokenizer.n_vocab} tokens and the model only {model.cfg.n_vocab}: they do not '
+                             f'belong together')
         self.model, self.tokenizer, self.template = model.eval(), tokenizer, template
         self.hash = hash or weights_hash(model)
         self.ends = [tokenizer.eot, *getattr(tokenizer, 'special', {}).values()]     # a text ends at any token that is not text
@@ -388,21 +417,26 @@ class LocalLLM:
 def weights_hash(model:nn.Module)->str:
     "Hash a model's class, sizes and weights."
     h = hashlib.sha256(f'{type(model).__name__} {model.cfg}'.encode())
-    for name, p in model.state_dict().items(): h.update(name.encode()); h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
+    for name, p in model.state_dict().items():
+        h.update(name.encode()); h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
     return h.hexdigest()
 
 # %% ../nbs/08_llama.ipynb #b592fc33
-def _continue(self, prompts:list[list[int]], texts:list[str], max_tokens:int, temperature:float, stop, seed:int, **decoding)->list[str]:
+def _continue(self, prompts:list[list[int]], texts:list[str], max_tokens:int, temperature:float, stop, seed:int,
+              **decoding)->list[str]:
     "Continue token ids; `texts` name each prompt's random numbers."
     done = (lambda ids: any(s in self.tokenizer.decode(ids) for s in stop)) if stop else None
     streams = [np.random.SeedSequence([seed, *hashlib.sha256(t.encode()).digest()]) for t in texts]
-    rows = generate(self.model, prompts, max_tokens, temperature=temperature, stop=self.ends, until=done, seed=streams, **decoding)
+    rows = generate(self.model, prompts, max_tokens, temperature=temperature, stop=self.ends, until=done, seed=streams,
+                    **decoding)
     return [cut(self.tokenizer.decode(row), stop) for row in rows]
 
 # %% ../nbs/08_llama.ipynb #d04dfb41
-def complete(self, prompts:list[str], *, max_tokens:int, temperature:float=0., stop:Sequence[str]|None=None, seed:int=0)->list[str]:
+def complete(self, prompts:list[str], *, max_tokens:int, temperature:float=0., stop:Sequence[str]|None=None,
+             seed:int=0)->list[str]:
     "Continue each prompt."
-    return self._continue([self.tokenizer.encode(p) for p in prompts], prompts, max_tokens, temperature, stop, seed) if prompts else []
+    return self._continue([self.tokenizer.encode(p) for p in prompts], prompts, max_tokens, temperature, stop,
+                          seed) if prompts else []
 
 def loglik(self, prompt:str, choices:list[str])->list[list[float]]:
     "Log-probability of each token of each choice, nats; prompt and choice are encoded together."
@@ -419,7 +453,8 @@ def chat(self,
     typed = [t for t in self.tokenizer.special for turn in turns if t in turn['content']]
     if typed: raise ValueError(f'a message holds {typed[0]!r}, which only the chat format may write')
     text = render(self.template, turns)
-    return self._continue([self.tokenizer.encode(text, special=True)], [text], max_tokens, temperature, None, seed, **decoding)[0].strip()
+    return self._continue([self.tokenizer.encode(text, special=True)], [text], max_tokens, temperature, None, seed,
+                          **decoding)[0].strip()
 
 LocalLLM._continue, LocalLLM.complete, LocalLLM.loglik, LocalLLM.chat = _continue, complete, loglik, chat
 
@@ -454,7 +489,8 @@ class Claims:
     n_token:int = 0                # tables 3 and 5: prompt tokens spent on each set; 0 leaves them out
 
 # %% ../nbs/08_llama.ipynb #73520a0f
-_recipe = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, clip=1.)   # section 2.3; the smallest scale's rate is ours
+# section 2.3; the smallest scale's rate is ours
+_recipe = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, clip=1.)
 
 runs = {
     'tiny': RunSpec(model=LLaMAConfig(n_vocab=1024, ctx_len=64, d_model=64, n_layer=2, n_head=2, d_ff=192),
@@ -462,18 +498,23 @@ runs = {
                     data=DataConfig('books', 1024), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=LLaMAConfig(n_vocab=2048, ctx_len=128, d_model=64, n_layer=4, n_head=4, d_ff=192),
                    train=TrainConfig(n_step=1000, batch_size=16, lr=3e-3, n_warmup=50, **_recipe),
-                   data=DataConfig('books', 2048), n_seeds=3,
-                   claims=Claims(twins=('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama'), n_step=300, ratios=(5, 10, 20, 50, 100),
-                                 budgets=(3e10, 1e11, 3e11), widths=(8, 12, 20, 32, 52), rates=(1e-3, 3e-3, 1e-2), warmups=(0, 50),
-                                 n_step_sums=1200, n_step_filter=300, n_token=15_000)),
+                   data=DataConfig('books', 2048), n_seeds=5,
+                   claims=Claims(twins=('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama'), n_step=300,
+                                 ratios=(5, 10, 20, 50, 100), budgets=(3e10, 1e11, 3e11), widths=(8, 12, 20, 32, 52),
+                                 rates=(1e-3, 3e-3, 1e-2), warmups=(0, 50), n_step_sums=1200, n_step_filter=300, n_token=15_000)),
     'gpu': RunSpec(model=LLaMAConfig(n_vocab=8192, ctx_len=512, d_model=512, n_layer=8, n_head=8, d_ff=1408),
-                   train=TrainConfig(n_step=2000, batch_size=64, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True, **_recipe),
+                   train=TrainConfig(n_step=2000, batch_size=64, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True,
+                                     **_recipe),
                    data=DataConfig('books', 8192), n_seeds=3,
-                   claims=Claims(twins=('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama'), n_step=1000, ratios=(5, 10, 20, 50, 100),
-                                 budgets=(1e13, 1e14, 1e15), widths=(64, 96, 128, 192, 256), rates=(3e-4, 1e-3, 3e-3), warmups=(0, 100), depth=24,
-                                 n_step_depth=300, n_step_sums=10_000, n_step_filter=1000, n_token=10**9)),
-    'paper': RunSpec(model=sizes['7B'], train=TrainConfig(n_step=250_000, batch_size=2048, lr=3e-4, n_warmup=2000, dtype='bfloat16', compile=True, **_recipe),
-                     data=DataConfig('books', 32000), claims=Claims(), n_seeds=1),   # 1.0 T tokens; the mixture of table 1 is not at hand
+                   claims=Claims(twins=('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama'), n_step=1000,
+                                 ratios=(5, 10, 20, 50, 100), budgets=(1e13, 1e14, 1e15), widths=(64, 96, 128, 192, 256),
+                                 rates=(3e-4, 1e-3, 3e-3), warmups=(0, 100), depth=24, n_step_depth=300, n_step_sums=10_000,
+                                 n_step_filter=1000, n_token=10**9)),
+    'paper': RunSpec(model=sizes['7B'],
+                     train=TrainConfig(n_step=250_000, batch_size=2048, lr=3e-4, n_warmup=2000, dtype='bfloat16', compile=True,
+                                       **_recipe),
+                     # 1.0 T tokens; the mixture of table 1 is not at hand
+                     data=DataConfig('books', 32000), claims=Claims(), n_seeds=1),
 }
 
 # %% ../nbs/08_llama.ipynb #33b963a5
@@ -572,7 +613,8 @@ def fit_surface(
         e, a, b, alpha, beta = p
         return np.logaddexp.reduce([np.full(len(n), e), a - alpha * np.log(n), b - beta * np.log(d)]) - np.log(loss)
     starts = [(e, a, a, x, x) for e in (-1., 0., .5) for a in (1., 5.) for x in (.2, .5)]
-    best = min((least_squares(gap, s, loss='huber', f_scale=1e-3, bounds=([-5, -5, -5, .01, .01], [3, 30, 30, 3, 3])) for s in starts), key=lambda r: r.cost)
+    best = min((least_squares(gap, s, loss='huber', f_scale=1e-3,
+                              bounds=([-5, -5, -5, .01, .01], [3, 30, 30, 3, 3])) for s in starts), key=lambda r: r.cost)
     e, a, b, alpha, beta = map(float, best.x)
     return dict(E=math.exp(e), A=math.exp(a), B=math.exp(b), alpha=alpha, beta=beta, a=beta / (alpha + beta))
 
@@ -650,7 +692,8 @@ def filter_run(*, seed:int, filtered:bool, model:dict, train:dict, data:dict, n_
     tokens = np.concatenate([[*ids, tok.eot] for ids, k in zip(tok.encode_batches(docs), keep) if k])
     torch.manual_seed(seed); net = LLaMA(replace(cfg, n_vocab=tok.n_vocab))
     fit(net, TokenBatches(tokens, cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed))
-    return dict(kept_clean=float((~bad[keep]).mean()), passes=train.n_step * train.batch_size * cfg.ctx_len / len(tokens), **held_out(net.eval(), corpus))
+    return dict(kept_clean=float((~bad[keep]).mean()), passes=train.n_step * train.batch_size * cfg.ctx_len / len(tokens),
+                **held_out(net.eval(), corpus))
 
 # %% ../nbs/08_llama.ipynb #c63bb196
 bench_cfg = LLaMAConfig(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6, d_ff=1024)
@@ -667,8 +710,9 @@ def bench_norm(seed:int=0)->Iterator[Row]:
     def step(norm):
         torch.manual_seed(seed)
         return train_step(LLaMA(replace(bench_cfg, norm=norm)).train(), batch, our_loss)
-    yield race('S.norm', 'A training step with RMSNorm takes no longer than one with LayerNorm', {'LayerNorm': step('layer'), 'RMSNorm': step('rms')}, 0.95, n=15,
-               paper='llama', dataset='random tokens', protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
+    yield race('S.norm', 'A training step with RMSNorm takes no longer than one with LayerNorm',
+               {'LayerNorm': step('layer'), 'RMSNorm': step('rms')}, 0.95, n=15, paper='llama', dataset='random tokens',
+               protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
 
 # %% ../nbs/08_llama.ipynb #571c7214
 def read_seconds(
@@ -696,15 +740,20 @@ def bench_decode(seed:int=0, n_new:int=48)->Iterator[Row]:
     "Race greedy decoding of SmolLM2 at batch 1 with transformers, and compiled with not."
     model = LocalLLM.smollm2().model
     hf, ids = model.to_hf(), torch.randint(17, 49152, (1, 32), generator=torch.Generator().manual_seed(seed))
-    theirs = lambda: hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new, min_new_tokens=n_new, do_sample=False, pad_token_id=0)[0, 32:].tolist()
+    theirs = lambda: hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new, min_new_tokens=n_new,
+                                 do_sample=False, pad_token_id=0)[0, 32:].tolist()
     packed_, compiled = (lambda: generate(model, ids, n_new)[0]), lambda: generate(model, ids, n_new, compiled=True)[0]
-    facts = dict(paper='llama', dataset='random prompt', n=7, protocol=f'SmolLM2-135M, float32, batch 1, {n_new} tokens after 32, cache, our weights packed beforehand; tokens identical')
+    facts = dict(paper='llama', dataset='random prompt', n=7,
+                 protocol=f'SmolLM2-135M, float32, batch 1, {n_new} tokens after 32, cache, our weights packed beforehand; '
+                          f'tokens identical')
     with packed(model):
         if theirs() != packed_(): raise AssertionError('greedy tokens differ from transformers')
-        yield race('S.decode', 'SmolLM2 decodes half as fast again as transformers', {'transformers': theirs, 'papers_lib': packed_}, 1.5, **facts)
+        yield race('S.decode', 'SmolLM2 decodes half as fast again as transformers',
+                   {'transformers': theirs, 'papers_lib': packed_}, 1.5, **facts)
         if not cpp_compiler(): return
         if compiled() != packed_(): raise AssertionError('greedy tokens differ when compiled')
-        yield race('S.decode.compiled', 'A compiled step decodes faster than packed weights', {'packed': packed_, 'compiled': compiled}, 1., **facts)
+        yield race('S.decode.compiled', 'A compiled step decodes faster than packed weights',
+                   {'packed': packed_, 'compiled': compiled}, 1., **facts)
 
 
 # %% ../nbs/08_llama.ipynb #3a70598d
@@ -716,9 +765,13 @@ def bench_floor(seed:int=0, n_new:int=48)->Iterator[Row]:
         generate(model, ids, 3, compiled=compiled)                               # compiles
         pairs = np.array([(decode_speed(model, ids, n_new, compiled), read_seconds(4 * n_params(model))) for _ in range(9)])
     ratio, read = median_interval(pairs[:, 0] / pairs[:, 1]), 1000 * float(np.median(pairs[:, 1]))
-    yield Row('llama', 'speed', 'S.decode.floor', statement='A token takes at most 1.3 times what reading the weights once takes', metric='time of a token / time to read the weights',
-              unit='ratio', rule='at_most', bound=1.3, ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=9, n_seeds=1, baseline_name='reading the weights once, ms', baseline_value=read,
-              dataset='random prompt', protocol=f"SmolLM2-135M, float32, batch 1, {n_new} tokens after 32, cache, {'step compiled' if compiled else 'weights packed'} beforehand")
+    yield Row('llama', 'speed', 'S.decode.floor',
+              statement='A token takes at most 1.3 times what reading the weights once takes',
+              metric='time of a token / time to read the weights', unit='ratio', rule='at_most', bound=1.3, ours=ratio.mean,
+              sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=9, n_seeds=1, baseline_name='reading the weights once, ms',
+              baseline_value=read, dataset='random prompt',
+              protocol=f"SmolLM2-135M, float32, batch 1, {n_new} tokens after 32, cache, "
+                       f"{'step compiled' if compiled else 'weights packed'} beforehand")
 
 
 # %% ../nbs/08_llama.ipynb #2cb7cb75
@@ -742,9 +795,15 @@ def bench_weights(seed:int=0, n_new:int=48)->Iterator[Row]:
     times = {w: np.array([t for r in rounds for t in r[w]]) for w in weight_formats}
     for weights, loss_bound in (('bfloat16', 0.01), ('int8', 0.02)):
         ratio = median_interval(times['float32'] / times[weights])
-        yield Row('llama', 'speed', f'S.decode.{weights}', statement=f'A token is decoded faster from {weights} weights than from float32 ones', metric=f'time of float32 / time of {weights}', unit='ratio', rule='at_least', bound=1.,
-                  ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=len(ratio.values), n_seeds=1, baseline_name='float32, ms a token', baseline_value=1000 * float(np.median(times['float32'])), dataset='random prompt',
-                  protocol=f"SmolLM2-135M, batch 1, {n_new} tokens after 32, {'step compiled' if compiled else 'weights packed'} beforehand, in turn; {1000 * np.median(times[weights]):.1f} ms a token")
+        yield Row('llama', 'speed', f'S.decode.{weights}',
+                  statement=f'A token is decoded faster from {weights} weights than from float32 ones',
+                  metric=f'time of float32 / time of {weights}', unit='ratio', rule='at_least', bound=1.,
+                  ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=len(ratio.values), n_seeds=1,
+                  baseline_name='float32, ms a token', baseline_value=1000 * float(np.median(times['float32'])),
+                  dataset='random prompt',
+                  protocol=f"SmolLM2-135M, batch 1, {n_new} tokens after 32, "
+                           f"{'step compiled' if compiled else 'weights packed'} beforehand, in turn; "
+                           f"{1000 * np.median(times[weights]):.1f} ms a token")
         if lab_data.available('wikitext2'): yield loss_row(llm, weights, loss_bound)
 
 # %% ../nbs/08_llama.ipynb #c2853112
@@ -752,21 +811,29 @@ def loss_row(llm, weights:str, bound:float)->Row:
     "Loss with lighter weights minus float32's."
     base, light = (weights_loss(llm.model, llm.tokenizer, w) for w in ('float32', weights))
     change = over_units(light - base)
-    return Row('llama', 'speed', f'S.decode.{weights}.loss', statement=f'{weights} weights cost at most {bound} nats a token', metric=f'loss with {weights} weights minus float32', unit='nats a token', rule='at_most', bound=bound,
-               ours=change.mean, sd=change.sd, ci95=change.ci95, n=128 * len(base), n_seeds=1, test=change.test, baseline_name='float32', baseline_value=float(base.mean()), dataset=str(lab_data.get('wikitext2')), protocol='first 4,096 tokens of the test text, windows of 256, stride 128')
+    return Row('llama', 'speed', f'S.decode.{weights}.loss', statement=f'{weights} weights cost at most {bound} nats a token',
+               metric=f'loss with {weights} weights minus float32', unit='nats a token', rule='at_most', bound=bound,
+               ours=change.mean, sd=change.sd, ci95=change.ci95, n=128 * len(base), n_seeds=1, test=change.test,
+               baseline_name='float32', baseline_value=float(base.mean()), dataset=str(lab_data.get('wikitext2')),
+               protocol='first 4,096 tokens of the test text, windows of 256, stride 128')
 
 # %% ../nbs/08_llama.ipynb #8abc3f91
 def bench_shots(seed:int=0, n_prompt:int=256, n_choice:int=16)->Iterator[Row]:
     "Race scoring many choices behind one prompt of examples against scoring each full text."
     model, rng = LocalLLM.smollm2().model, np.random.default_rng(seed)
-    prompt = rng.integers(17, 49152, n_prompt).tolist(); choices = [rng.integers(17, 49152, rng.integers(3, 9)).tolist() for _ in range(n_choice)]
+    prompt = rng.integers(17, 49152, n_prompt).tolist()
+    choices = [rng.integers(17, 49152, rng.integers(3, 9)).tolist() for _ in range(n_choice)]
     ours, full = lambda: score(model, prompt, choices), lambda: full_text_score(model, prompt, choices, every=False)
     assert np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=1e-2)
-    trunk, head = n_params(model) - model.tok_emb.weight.numel(), model.tok_emb.weight.numel() * sum(map(len, choices))      # multiply-adds: a token, all choices
-    read, avoided = n_prompt + sum(len(c) - 1 for c in choices), sum(n_prompt + len(c) - 1 for c in choices)                 # tokens
+    # multiply-adds: a token, all choices
+    trunk, head = n_params(model) - model.tok_emb.weight.numel(), model.tok_emb.weight.numel() * sum(map(len, choices))
+    # tokens
+    read, avoided = n_prompt + sum(len(c) - 1 for c in choices), sum(n_prompt + len(c) - 1 for c in choices)
     saving = (avoided * trunk + head) / (read * trunk + head)
-    yield race('S.shots', 'Scoring choices behind one prompt makes at least 70 % of the multiply-adds it avoids into time', {'full texts': full, 'papers_lib': ours}, 0.7 * saving, n=5, paper='llama', dataset='random tokens',
-               protocol=f'SmolLM2-135M, {n_choice} choices of 3-8 tokens after a prompt of {n_prompt}, batch 32, logits of the choices only; {saving:.1f} times fewer multiply-adds')
+    yield race('S.shots', 'Scoring choices behind one prompt makes at least 70 % of the multiply-adds it avoids into time',
+               {'full texts': full, 'papers_lib': ours}, 0.7 * saving, n=5, paper='llama', dataset='random tokens',
+               protocol=f'SmolLM2-135M, {n_choice} choices of 3-8 tokens after a prompt of {n_prompt}, batch 32, logits of the '
+                        f'choices only; {saving:.1f} times fewer multiply-adds')
 
 # %% ../nbs/08_llama.ipynb #fb735112
 def bench(
@@ -774,14 +841,17 @@ def bench(
     seed:int=0,
 )->Iterator[Row]:
     "Run the races of `papers bench llama`."
-    for prefix, part in (('S.train.memory', partial(bench_memory, paper='llama')), ('S.train', partial(bench_train, paper='llama')), ('S.norm', bench_norm),
-                         ('S.decode', bench_decode), ('S.decode.floor', bench_floor), ('S.decode', bench_weights), ('S.shots', bench_shots)):
+    for prefix, part in (('S.train.memory', partial(bench_memory, paper='llama')),
+                         ('S.train', partial(bench_train, paper='llama')), ('S.norm', bench_norm), ('S.decode', bench_decode),
+                         ('S.decode.floor', bench_floor), ('S.decode', bench_weights), ('S.shots', bench_shots)):
         if only is None or only in prefix or prefix in only: yield from part(seed)
 
 # %% ../nbs/08_llama.ipynb #5538b2ac
 tables = {  # set: (row, rule of the paper, LLaMA 7B's accuracy), tables 3 and 5, zero-shot
-    'boolq': ('T3.boolq', 'answer', 76.5), 'piqa': ('T3.piqa', 'char', 79.8), 'siqa': ('T3.siqa', 'char', 48.9), 'hellaswag': ('T3.hellaswag', 'char', 76.1),
-    'winogrande': ('T3.winogrande', 'sum', 70.1), 'arc_easy': ('T3.arc_easy', 'char', 72.8), 'arc_challenge': ('T3.arc_challenge', 'char', 47.6),
+    'boolq': ('T3.boolq', 'answer', 76.5), 'piqa': ('T3.piqa', 'char', 79.8), 'siqa': ('T3.siqa', 'char', 48.9),
+    'hellaswag': ('T3.hellaswag', 'char', 76.1),
+    'winogrande': ('T3.winogrande', 'sum', 70.1), 'arc_easy': ('T3.arc_easy', 'char', 72.8),
+    'arc_challenge': ('T3.arc_challenge', 'char', 47.6),
     'openbookqa': ('T3.openbookqa', 'answer', 57.2), 'triviaqa': ('T5.triviaqa', 'written', 50.0),
 }
 elsewhere = {  # row: (set, 7B's value, unit, why we have no number)
@@ -799,4 +869,5 @@ def zero_shot_run(*, name:str, n_token:int)->dict:
     asked = within_budget(lab_data.questions(name), n_token, lambda s: len(llm.tokenizer.encode(s)))
     if tables[name][1] == 'written': return dict(n=len(asked), chance=0., written=ask_written(llm, asked, same=loose).tolist())
     hits = ask(llm, asked)
-    return dict(n=len(asked), chance=float(np.mean([1 / len(q.choices) for q in asked])), **{rule: h.tolist() for rule, h in hits.items()})
+    return dict(n=len(asked), chance=float(np.mean([1 / len(q.choices) for q in asked])),
+                **{rule: h.tolist() for rule, h in hits.items()})

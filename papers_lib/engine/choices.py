@@ -24,8 +24,10 @@ class Question:
     answer:int = 0             # which one is right
 
     def __post_init__(self):
-        if self.context != self.context.rstrip(' '): raise ValueError(f'context {self.context[-20:]!r} ends in a space: the choices begin with it')
-        if not 0 <= self.answer < len(self.choices): raise ValueError(f'answer={self.answer}: there are {len(self.choices)} choices')
+        if self.context != self.context.rstrip(' '):
+            raise ValueError(f'context {self.context[-20:]!r} ends in a space: the choices begin with it')
+        if not 0 <= self.answer < len(self.choices):
+            raise ValueError(f'answer={self.answer}: there are {len(self.choices)} choices')
 
     @property
     def solved(self)->str: return self.context + self.choices[self.answer]
@@ -39,7 +41,8 @@ class Schema:
     answer:int = 0               # which beginning is right
 
     def __post_init__(self):
-        if not 0 <= self.answer < len(self.beginnings): raise ValueError(f'answer={self.answer}: there are {len(self.beginnings)} beginnings')
+        if not 0 <= self.answer < len(self.beginnings):
+            raise ValueError(f'answer={self.answer}: there are {len(self.beginnings)} beginnings')
 
     @property
     def parts(self)->list[Question]: return [Question(b, (self.ending,)) for b in self.beginnings]
@@ -155,5 +158,6 @@ def ask_written(
 )->np.ndarray:                       # (n,) bool
     "Let a model write its answers, greedily; the first line counts."
     prompts = [few_shot(q, draw_shots(pool, k, i, seed, skip=q), sep, instruction) for i, q in enumerate(questions)]
-    texts = [t for i in range(0, len(prompts), batch_size) for t in llm.complete(prompts[i:i + batch_size], max_tokens=max_tokens, stop=['\n'])]
+    texts = [t for i in range(0, len(prompts), batch_size) for t in llm.complete(prompts[i:i + batch_size],
+        max_tokens=max_tokens, stop=['\n'])]
     return np.array([same(t) in {same(c) for c in q.choices} for t, q in zip(texts, questions)])

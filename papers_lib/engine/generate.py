@@ -21,7 +21,8 @@ def left_pad(
     "Stack prompts so that all of them end in the last column."
     if isinstance(prompts, Tensor): rows = prompts if prompts.ndim == 2 else prompts[None]
     else: rows = [torch.as_tensor(p, dtype=torch.long) for p in prompts]
-    if len(rows) == 0 or min(len(r) for r in rows) == 0: raise ValueError('a prompt is empty: give at least one token, such as end-of-text')
+    if len(rows) == 0 or min(len(r) for r in rows) == 0:
+        raise ValueError('a prompt is empty: give at least one token, such as end-of-text')
     n = max(len(r) for r in rows)
     if all(len(r) == n for r in rows): return rows if isinstance(rows, Tensor) else torch.stack(rows), None
     pad = torch.arange(n) >= torch.tensor([[n - len(r)] for r in rows])
@@ -97,14 +98,16 @@ def _device(model): return next((p.device for p in model.parameters()), torch.de
 def _compiled_step():
     step = torch.compile(lambda model, ids, cache: model.step(ids, cache), dynamic=True)
     def call(model, ids, cache):
-        with torch._dynamo.config.patch(specialize_float=True): return step(model, ids, cache)   # else each norm's eps is made a tensor at every call
+        # else each norm's eps is made a tensor at every call
+        with torch._dynamo.config.patch(specialize_float=True): return step(model, ids, cache)
     return call
 
 def _stepper(model, n_row, compiled):
     "Pick the step: (ids, cache) to (logits, cache)."
     if not compiled: return model.step
     if n_row != 1: raise ValueError(f'compiled=True is for one prompt, these are {n_row}: leave it out')
-    if _device(model).type == 'cpu' and not cpp_compiler(): raise ValueError('compiled=True needs a C++ compiler on a CPU: install g++ or leave it out')
+    if _device(model).type == 'cpu' and not cpp_compiler():
+        raise ValueError('compiled=True needs a C++ compiler on a CPU: install g++ or leave it out')
     return partial(_compiled_step(), model)
 
 

@@ -24,7 +24,8 @@ class LLM(Protocol):
     "A language model behind two questions."
     hash:str    # names the model and how it is run: two models that may answer differently have two hashes
 
-    def complete(self, prompts:list[str], *, max_tokens:int, temperature:float=0., stop:Sequence[str]|None=None, seed:int=0)->list[str]:
+    def complete(self, prompts:list[str], *, max_tokens:int, temperature:float=0., stop:Sequence[str]|None=None,
+                 seed:int=0)->list[str]:
         "Continue each prompt; temperature 0 is greedy; the text ends before the first of `stop`."
 
     def loglik(self, prompt:str, choices:list[str])->list[list[float]]:
@@ -56,13 +57,17 @@ class Recorded:
     def _answers(self, questions:list[dict], ask:Callable)->list:
         "Take answers from the folder; `ask` for those that are not there, all at once, and keep them."
         new = list({self._path(q): q for q in questions if not self._path(q).exists()}.values())
-        if new and self.llm is None: raise NotSupported(f'{self.folder} has no answer of {self.hash} to {len(new)} question(s), and there is no model to ask')
-        for q, answer in zip(new, ask(new) if new else []): atomic_write(self._path(q), json.dumps(dict(llm=self.hash, question=q, answer=answer)))
+        if new and self.llm is None:
+            raise NotSupported(f'{self.folder} has no answer of {self.hash} to {len(new)} question(s), and there is no '
+                               f'model to ask')
+        for q, answer in zip(new, ask(new) if new else []):
+            atomic_write(self._path(q), json.dumps(dict(llm=self.hash, question=q, answer=answer)))
         return [json.loads(self._path(q).read_text())['answer'] for q in questions]
 
     def complete(self, prompts, *, max_tokens, temperature=0., stop=None, seed=0)->list[str]:
         facts = dict(max_tokens=max_tokens, temperature=temperature, stop=list(stop or ()), seed=seed)
-        return self._answers([dict(facts, prompt=p) for p in prompts], lambda qs: self.llm.complete([q['prompt'] for q in qs], **facts))
+        return self._answers([dict(facts, prompt=p) for p in prompts],
+                             lambda qs: self.llm.complete([q['prompt'] for q in qs], **facts))
 
     def loglik(self, prompt, choices)->list[list[float]]:
         return self._answers([dict(prompt=prompt, choices=list(choices))], lambda qs: [self.llm.loglik(prompt, choices)])[0]

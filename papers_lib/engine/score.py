@@ -15,7 +15,8 @@ from .generate import evaluating
 # %% ../../nbs/engine/05_score.ipynb #3ef389f1
 def trie(
     candidates:Sequence[Sequence[int]], # token ids; each has at least one
-)->tuple[list[int], list[int], list[list[int]]]: # tokens of the nodes, parents (-1 = prompt), path: nodes that predict each candidate's tokens
+)->tuple[list[int], list[int],
+         list[list[int]]]: # tokens of the nodes, parents (-1 = prompt), path: nodes that predict each candidate's tokens
     "Merge the beginnings of candidates into nodes, each of which is read once."
     nodes, tokens, parents, paths = {}, [], [], []
     for c in candidates:
@@ -66,7 +67,8 @@ def _check(model, prompt_ids, candidates):
     for i, c in enumerate(candidates):
         if not len(c): raise ValueError(f'candidate {i} is empty: it has no token to score')
         if len(prompt_ids) + len(c) > model.cfg.ctx_len + 1:
-            raise ValueError(f'candidate {i}: a prompt of {len(prompt_ids)} tokens and {len(c)} more do not fit into a context of '
+            raise ValueError(f'candidate {i}: a prompt of {len(prompt_ids)} tokens and {len(c)} more do not fit into a '
+                             f'context of '
                              f'ctx_len={model.cfg.ctx_len} (the last token is not read)')
 
 # %% ../../nbs/engine/05_score.ipynb #ba0ea8b5
@@ -86,7 +88,8 @@ def score(
     *,
     batch_tokens:int=256,               # candidate tokens read in one pass
     greedy:bool=False,                  # tell of every candidate whether greedy decoding would write it
-)->list[list[float]]|list[tuple[list[float], bool]]:   # log-probability of every token of every candidate, nats; if `greedy`, with the answer
+)->list[list[float]]|list[tuple[list[float],
+                                bool]]:   # log-probability of every token of every candidate, nats; if `greedy`, with the answer
     "Score continuations of one prompt, which is read once."
     candidates = [list(map(int, c)) for c in candidates]
     _check(model, prompt_ids, candidates)
@@ -150,7 +153,8 @@ def windows(
 
 # %% ../../nbs/engine/05_score.ipynb #bd3cb333
 def _row_nll(model, h, targets, rows=1024):
-    return torch.cat([F.cross_entropy(model.head(a).float(), b, reduction='none') for a, b in zip(h.split(rows), targets.split(rows))])
+    return torch.cat([F.cross_entropy(model.head(a).float(), b, reduction='none') for a,
+                      b in zip(h.split(rows), targets.split(rows))])
 
 # %% ../../nbs/engine/05_score.ipynb #502d44d6
 @torch.inference_mode()
@@ -164,7 +168,8 @@ def token_nll(
     batch_tokens:int=4096,   # input tokens in one pass
 )->np.ndarray:               # nats of each scored token: len(ids) of them with `eot`, else len(ids) - 1
     "Score every token of a text once, in overlapping windows."
-    if ctx_len > model.cfg.ctx_len: raise ValueError(f'ctx_len={ctx_len}: the model reads at most ctx_len={model.cfg.ctx_len} tokens')
+    if ctx_len > model.cfg.ctx_len:
+        raise ValueError(f'ctx_len={ctx_len}: the model reads at most ctx_len={model.cfg.ctx_len} tokens')
     where = next(model.parameters()).device
     x = torch.as_tensor(np.asarray(ids, dtype=np.int64))
     if eot is not None: x = torch.cat([torch.tensor([eot]), x])

@@ -35,7 +35,8 @@ def mean_t(
     if x.ndim != 1 or len(x) < 2: raise ValueError(f'{x.size} value(s): an interval over seeds needs at least 2')
     if not np.isfinite(x).all(): raise ValueError(f'values {x.tolist()}: every one must be finite')
     half = scipy_stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))      # (1)
-    return Effect(float(x.mean()), float(x.std(ddof=1)), [float(x.mean() - half), float(x.mean() + half)], x.tolist(), 't-interval over seeds')
+    return Effect(float(x.mean()), float(x.std(ddof=1)), [float(x.mean() - half), float(x.mean() + half)], x.tolist(),
+                  't-interval over seeds')
 
 # %% ../../nbs/engine/07_stats.ipynb #c679f38c
 def paired_t(
@@ -99,7 +100,8 @@ def median_interval(values:Sequence[float])->Effect:
     x = np.sort(np.asarray(values, dtype=float)); n = len(x)
     k = int(scipy_stats.binom.ppf(0.025, n, 0.5))                                   # the k-th from each end
     k = max(k, 1)
-    return Effect(float(np.median(x)), float(x.std(ddof=1)) if n > 1 else 0., [float(x[k - 1]), float(x[n - k])], list(map(float, values)))
+    return Effect(float(np.median(x)), float(x.std(ddof=1)) if n > 1 else 0., [float(x[k - 1]), float(x[n - k])],
+                  list(map(float, values)))
 
 # %% ../../nbs/engine/07_stats.ipynb #bc96ad42
 def time_ratio(
@@ -143,26 +145,32 @@ def verdict(row:Row)->str:
     "Judge a row: the one function that does."
     def need(name):
         x = getattr(row, name)
-        if not isinstance(x, (int, float)) or not math.isfinite(x): raise ValueError(f'row {row.id}: {name}={x!r} must be a finite number')
+        if not isinstance(x, (int, float)) or not math.isfinite(x):
+            raise ValueError(f'row {row.id}: {name}={x!r} must be a finite number')
         return x
     if row.kind not in RULES: raise ValueError(f'row {row.id}: kind={row.kind!r} must be one of {", ".join(RULES)}')
     if row.ours is None:
         if not row.why: raise ValueError(f'row {row.id}: no number and no reason; `why` must say why it was not attempted')
         return 'not attempted'
     need('ours')
-    if row.rule not in RULES[row.kind]: raise ValueError(f'row {row.id}: rule={row.rule!r} must be one of {RULES[row.kind]} for kind {row.kind}')
+    if row.rule not in RULES[row.kind]:
+        raise ValueError(f'row {row.id}: rule={row.rule!r} must be one of {RULES[row.kind]} for kind {row.kind}')
     if row.rule == 'exact': return 'holds' if row.ours == need('bound') else 'fails'
     if row.rule == 'scaled': return 'scaled down'
     lo, hi = _interval(row)
     if row.kind == 'claim': return _judge_claim(row.rule, lo, hi, need('margin'))
-    if row.rule == 'paper': return 'reproduced' if lo - need('margin') <= need('paper_value') <= hi + row.margin else 'not reproduced'
+    if row.rule == 'paper':
+        return 'reproduced' if lo - need('margin') <= need('paper_value') <= hi + row.margin else 'not reproduced'
     return 'holds' if (lo >= need('bound') if row.rule == 'at_least' else hi <= need('bound')) else 'fails'
 
 # %% ../../nbs/engine/07_stats.ipynb #35516d27
 def _interval(row):
     "The row's interval, checked."
-    ok = isinstance(row.ci95, (list, tuple)) and len(row.ci95) == 2 and all(isinstance(x, (int, float)) and math.isfinite(x) for x in row.ci95)
-    if not ok or not row.ci95[0] <= row.ours <= row.ci95[1]: raise ValueError(f'row {row.id}: ci95={row.ci95} must be two finite numbers around ours={row.ours}')
+    ok = isinstance(row.ci95,
+                    (list, tuple)) and len(row.ci95) == 2 and all(isinstance(x,
+                        (int, float)) and math.isfinite(x) for x in row.ci95)
+    if not ok or not row.ci95[0] <= row.ours <= row.ci95[1]:
+        raise ValueError(f'row {row.id}: ci95={row.ci95} must be two finite numbers around ours={row.ours}')
     return row.ci95
 
 def _judge_claim(rule, lo, hi, margin):

@@ -45,8 +45,9 @@ class TrainConfig:
     seed:int = 0                    # of dropout and of whatever else training draws
 
     def __post_init__(self):
-        rules = dict(n_step=self.n_step >= 1, batch_size=self.batch_size >= 1, lr=self.lr > 0, n_warmup=self.n_warmup >= 0, log_every=self.log_every >= 1,
-                     min_frac=0 <= self.min_frac <= 1, beta1=0 <= self.beta1 < 1, beta2=0 <= self.beta2 < 1, clip=self.clip > 0, weight_decay=self.weight_decay >= 0,
+        rules = dict(n_step=self.n_step >= 1, batch_size=self.batch_size >= 1, lr=self.lr > 0, n_warmup=self.n_warmup >= 0,
+                     log_every=self.log_every >= 1, min_frac=0 <= self.min_frac <= 1, beta1=0 <= self.beta1 < 1,
+                     beta2=0 <= self.beta2 < 1, clip=self.clip > 0, weight_decay=self.weight_decay >= 0,
                      schedule=self.schedule in ('cosine', 'linear', 'constant'), dtype=self.dtype in ('float32', 'bfloat16'),
                      micro_batch=self.micro_batch is None or 1 <= self.micro_batch <= self.batch_size)
         for name, ok in rules.items():
@@ -92,10 +93,12 @@ def lm_loss(
 def param_groups(model:nn.Module, weight_decay:float)->list[dict]:
     "Split parameters: two or more dimensions decay, the rest do not."
     params = [p for p in model.parameters() if p.requires_grad]
-    return [dict(params=[p for p in params if p.dim() >= 2], weight_decay=weight_decay), dict(params=[p for p in params if p.dim() < 2], weight_decay=0.)]
+    return [dict(params=[p for p in params if p.dim() >= 2], weight_decay=weight_decay),
+            dict(params=[p for p in params if p.dim() < 2], weight_decay=0.)]
 
 # %% ../../nbs/engine/03_train.ipynb #0af42172
-PEAK = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12}   # dense bfloat16, FLOP/s
+# dense bfloat16, FLOP/s
+PEAK = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12}
 
 def peak_flops(name:str)->float|None:   # FLOP/s; None if the device is not in the table
     "Look up a GPU's dense bfloat16 peak by its name."
@@ -116,7 +119,8 @@ class Objective(nn.Module):
 class Diverged(RuntimeError):
     "The loss is no longer a number."
     def __init__(self, step:int, loss:float):
-        super().__init__(f'loss is {loss} at optimizer step {step}: lower the rate, or warm up longer'); self.step, self.loss = step, loss
+        super().__init__(f'loss is {loss} at optimizer step {step}: lower the rate, or warm up longer')
+        self.step, self.loss = step, loss
 
 # %% ../../nbs/engine/03_train.ipynb #c60a47e2
 @dataclass
@@ -149,7 +153,8 @@ def fit(
     from accelerate import Accelerator
     accelerator, tracker, out = Accelerator(cpu=device == 'cpu'), tracker or NoTracker(), FitResult()
     torch.manual_seed(cfg.seed)
-    opt = torch.optim.AdamW(param_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
+    opt = torch.optim.AdamW(param_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps,
+                            fused=True)
     identity = dict(train=asdict(replace(cfg, n_step=1)), model=asdict(model.cfg) if hasattr(model, 'cfg') else None)
     objective, opt = accelerator.prepare(Objective(model, loss_fn), opt)
     forward = torch.compile(objective) if cfg.compile else objective
@@ -189,16 +194,20 @@ def fit(
                     out.losses.append((out.step, value)); total, since = 0., 0
                 out.seconds += time.perf_counter() - clock
                 if out.losses and out.losses[-1][0] == out.step:
-                    tracker.log(dict(loss=value, lr=cfg.lr * rate(cfg, step), grad_norm=float(norm), tokens=out.tokens, tokens_per_s=out.tokens_per_s), out.step)
+                    tracker.log(dict(loss=value, lr=cfg.lr * rate(cfg, step), grad_norm=float(norm), tokens=out.tokens,
+                                     tokens_per_s=out.tokens_per_s), out.step)
                     bar(out.step, value, out.tokens_per_s)
                 if evaluate and (last or cfg.eval_every and out.step % cfg.eval_every == 0):
-                    model.eval(); out.evals.append((out.step, evaluate(model))); model.train(); tracker.log(out.evals[-1][1], out.step)
+                    model.eval(); out.evals.append((out.step, evaluate(model))); model.train()
+                    tracker.log(out.evals[-1][1], out.step)
                 if last or cfg.save_every and out.step % cfg.save_every == 0: save()
         finally: bar.close()
     if peak := accelerator.device.type == 'cuda' and peak_flops(torch.cuda.get_device_name()):
         out.mfu = flops_per_token(model, batch['ids'].shape[1]) * out.tokens_per_s / peak / world
     out.peak_memory = peak_memory(accelerator.device)
-    tracker.summary({k: v for k, v in dict(tokens_per_s=out.tokens_per_s, mfu=out.mfu, peak_memory=out.peak_memory, seconds=out.seconds).items() if v is not None})
+    tracker.summary({k: v for k,
+                     v in dict(tokens_per_s=out.tokens_per_s, mfu=out.mfu, peak_memory=out.peak_memory,
+                               seconds=out.seconds).items() if v is not None})
     return out
 
 # %% ../../nbs/engine/03_train.ipynb #4ad63565
@@ -209,7 +218,8 @@ def _lock(folder):
     Path(folder).mkdir(parents=True, exist_ok=True)
     with open(Path(folder) / '.lock', 'w') as f:
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise RuntimeError(f'{folder}: another run is training in this folder; give each run its own') from None
+        except BlockingIOError:
+            raise RuntimeError(f'{folder}: another run is training in this folder; give each run its own') from None
         yield
 
 # %% ../../nbs/engine/03_train.ipynb #50ed7ac4
@@ -217,7 +227,9 @@ def _same(path, saved, mine):
     "Refuse to go on with other settings; more steps are allowed."
     for part, values in mine.items():
         wrong = [k for k in values or {} if (saved[part] or {}).get(k) != values[k]]
-        if wrong: raise ValueError(f'{path} was made with other settings: ' + ', '.join(f'{part}.{k} was {saved[part].get(k)!r}, now {values[k]!r}' for k in wrong))
+        if wrong:
+            raise ValueError(f'{path} was made with other settings: ' + ', '.join(f'{part}.{k} was {saved[part].get(k)!r}, now '
+                                                                                  f'{values[k]!r}' for k in wrong))
 
 # %% ../../nbs/engine/03_train.ipynb #bc56b61a
 def peak_memory(device:torch.device)->int:   # bytes

@@ -14,7 +14,8 @@ __all__ = ['app', 'Json', 'TEMPLATE', 'list_papers', 'paper_function', 'run', 'p
            'bench', 'main', 'new']
 
 # %% ../../nbs/lab/08_cli.ipynb #0f06c760
-app = typer.Typer(help='Reproduce papers: run their notebooks, publish and show the results.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(help='Reproduce papers: run their notebooks, publish and show the results.', no_args_is_help=True,
+                  add_completion=False, pretty_exceptions_enable=False)
 Json = Annotated[bool, typer.Option('--json', help='print JSON')]
 
 def _stop(message, code=2):
@@ -52,7 +53,8 @@ def run(
     names:Annotated[list[str], typer.Argument(help='papers, or all')],
     preset:Annotated[str, typer.Option(help='tiny, cpu, gpu or paper')]='tiny',
     jobs:Annotated[int, typer.Option(min=1, help='notebooks at a time')]=1,
-    set_:Annotated[Optional[list[str]], typer.Option('--set', help='claims=C1,C4, n_seeds=3, or a field such as train.lr=3e-4')]=None,
+    set_:Annotated[Optional[list[str]],
+                   typer.Option('--set', help='claims=C1,C4, n_seeds=3, or a field such as train.lr=3e-4')]=None,
     timeout:Annotated[int, typer.Option(min=1, help='seconds a cell may take')]=7200,
     out:Annotated[Optional[Path], typer.Option(help='folder of runs')]=None,
     dry_run:Annotated[bool, typer.Option('--dry-run', help='print what it would take, start nothing')]=False,
@@ -75,7 +77,8 @@ def run(
             if overrides: print('papers: the plan is that of the preset, without what --set changes', file=sys.stderr)
             for n in chosen: print(json.dumps({n: paper_function(n, 'plan')(preset)}, indent=1))
             return
-        done = run_notebooks(names, preset, jobs, parameters, timeout, out, report=lambda line: print(line, file=sys.stderr, flush=True))
+        done = run_notebooks(names, preset, jobs, parameters, timeout, out,
+                             report=lambda line: print(line, file=sys.stderr, flush=True))
     except (BadRequest, FileNotFoundError) as e: _stop(e)
     except OSError as e: _stop(e, 1)
     except KeyboardInterrupt: _stop('interrupted; finished runs are kept', 130)
@@ -93,7 +96,8 @@ def _show(done):
     table = Table('paper', 'preset', 'status', 'seconds', 'verdicts', 'folder')
     for s in done:
         rows = read_results(Path(s['folder']) / 'results.json')[0] if s['status'] == 'finished' else []
-        table.add_row(s['paper'], s['preset'], s['status'], f"{s.get('seconds', 0):.0f}", verdicts(rows) or s.get('error', ''), s['folder'])
+        table.add_row(s['paper'], s['preset'], s['status'], f"{s.get('seconds', 0):.0f}", verdicts(rows) or s.get('error', ''),
+                      s['folder'])
     Console().print(table)
 
 # %% ../../nbs/lab/08_cli.ipynb #63d26bd0
@@ -118,20 +122,24 @@ def scoreboard(out:Annotated[Optional[Path], typer.Option()]=None, as_json:Json=
 
 # %% ../../nbs/lab/08_cli.ipynb #e0deb773
 @app.command()
-def data(action:Annotated[str, typer.Argument(help='list, get or build')]='list', name:Annotated[str, typer.Argument()]='', as_json:Json=False):
+def data(action:Annotated[str, typer.Argument(help='list, get or build')]='list', name:Annotated[str, typer.Argument()]='',
+         as_json:Json=False):
     "List data sets, fetch one, or build one with data_prep."
     import subprocess
     from papers_lib.lab import data as sets
     if action == 'build':
         from papers_lib.lab.results import repo_root
-        if not (repo_root() / 'data_prep').is_dir(): _stop('data_prep/ is not here: it is part of the repository, not of the package')
+        if not (repo_root() / 'data_prep').is_dir():
+            _stop('data_prep/ is not here: it is part of the repository, not of the package')
         raise typer.Exit(subprocess.run([sys.executable, '-m', 'data_prep', name], cwd=repo_root()).returncode)
     try:
         if action == 'get': print(sets.get(name).root)
         elif action == 'list':
             rows = sets.data_table()
             wide = max(len(r['name']) for r in rows)
-            print(json.dumps(rows, indent=1) if as_json else '\n'.join(f"{r['name']:{wide}}  {'at hand' if r['at_hand'] else '-':9}{r['records']:>9,} records  {r['licence']}" for r in rows))
+            print(json.dumps(rows, indent=1) if as_json
+                  else '\n'.join(f"{r['name']:{wide}}  {'at hand' if r['at_hand'] else '-':9}{r['records']:>9,} records  "
+                                 f"{r['licence']}" for r in rows))
         else: _stop(f'unknown action {action!r}: list, get or build')
     except ValueError as e: _stop(e)
     except (sets.NotFound, sets.CorruptFile) as e: _stop(e, 1)
@@ -146,12 +154,17 @@ def checks()->list[tuple[str, str, str]]:   # (what, found, advice; empty if all
     m, flags = machine(), Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
     mirror = os.environ.get('PAPERS_MIRROR', '')
     extra = lambda names: [n for n in names if importlib.util.find_spec(n) is None]
-    rows = [('python', platform.python_version(), ''), ('torch', torch.__version__, ''), ('GPU', m['gpu'] or 'none', '' if m['gpu'] else 'presets tiny and cpu need none'),
-            ('CPU', f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB", ''), ('bfloat16 on the CPU', 'yes' if 'avx512_bf16' in flags or 'amx_bf16' in flags else 'no', ''),
-            ('C++ compiler', cpp_compiler() or 'none', '' if cpp_compiler() else 'torch.compile and FlexAttention on the CPU need one: install g++'),
-            ('cache', str(cache_dir()), ''), ('PAPERS_MIRROR', mirror or 'not set', '' if not mirror or Path(mirror).is_dir() else 'no such folder')]
+    rows = [('python', platform.python_version(), ''), ('torch', torch.__version__, ''),
+            ('GPU', m['gpu'] or 'none', '' if m['gpu'] else 'presets tiny and cpu need none'),
+            ('CPU', f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB", ''),
+            ('bfloat16 on the CPU', 'yes' if 'avx512_bf16' in flags or 'amx_bf16' in flags else 'no', ''),
+            ('C++ compiler', cpp_compiler() or 'none',
+             '' if cpp_compiler() else 'torch.compile and FlexAttention on the CPU need one: install g++'),
+            ('cache', str(cache_dir()), ''),
+            ('PAPERS_MIRROR', mirror or 'not set', '' if not mirror or Path(mirror).is_dir() else 'no such folder')]
     for name, modules in dict(run=('papermill', 'jupyterlab', 'wandb', 'matplotlib'), dev=('nbdev', 'pytest', 'ruff')).items():
-        rows.append((f'extra {name}', 'installed' if not extra(modules) else 'missing ' + ', '.join(extra(modules)), '' if not extra(modules) else f"pip install 'papers-lib[{name}]'"))
+        rows.append((f'extra {name}', 'installed' if not extra(modules) else 'missing ' + ', '.join(extra(modules)),
+                     '' if not extra(modules) else f"pip install 'papers-lib[{name}]'"))
     return rows
 
 # %% ../../nbs/lab/08_cli.ipynb #bcd7803c
@@ -159,7 +172,8 @@ def checks()->list[tuple[str, str, str]]:   # (what, found, advice; empty if all
 def doctor(as_json:Json=False):
     "Say what this machine has and what it lacks."
     rows = checks()
-    print(json.dumps(rows, indent=1) if as_json else '\n'.join(f'{what:20} {found}' + (f'   -> {advice}' if advice else '') for what, found, advice in rows))
+    print(json.dumps(rows, indent=1) if as_json
+          else '\n'.join(f'{what:20} {found}' + (f'   -> {advice}' if advice else '') for what, found, advice in rows))
 
 # %% ../../nbs/lab/08_cli.ipynb #a8a59499
 def _prefixes(races)->list[str]:
@@ -168,7 +182,8 @@ def _prefixes(races)->list[str]:
 
 # %% ../../nbs/lab/08_cli.ipynb #9ae8223b
 @app.command()
-def bench(paper:str, only:Annotated[Optional[str], typer.Option(help='part of a row id')]=None, seed:Annotated[int, typer.Option(min=0)]=0):
+def bench(paper:str, only:Annotated[Optional[str], typer.Option(help='part of a row id')]=None,
+          seed:Annotated[int, typer.Option(min=0)]=0):
     "Measure a paper's speed rows."
     import time
     from papers_lib.engine.stats import verdict
@@ -181,8 +196,12 @@ def bench(paper:str, only:Annotated[Optional[str], typer.Option(help='part of a 
     started, rows, folder = time.time(), [], repo_root() / 'runs' / paper / 'bench' / time.strftime('%Y%m%d-%H%M%S')
     for row in races(only, seed):
         if only and only not in row.id: continue                      # a race may give more rows than were asked for
-        row.verdict = verdict(row); rows.append(row); print(f'{row.id:24} {row.ours:.3g} [{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]  bound {row.bound:.3g}  {row.verdict}', flush=True)
-    if not rows: _stop(f'no speed row of {paper} has {only!r} in its id; they begin with {", ".join(_prefixes(races))}' if only else f'{paper} has no speed row that this machine can measure')
+        row.verdict = verdict(row); rows.append(row)
+        print(f'{row.id:24} {row.ours:.3g} [{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]  bound {row.bound:.3g}  {row.verdict}',
+              flush=True)
+    if not rows:
+        _stop(f'no speed row of {paper} has {only!r} in its id; they begin with {", ".join(_prefixes(races))}' if only
+              else f'{paper} has no speed row that this machine can measure')
     write_results(folder / 'results.json', rows, provenance('bench', [seed], started, claims='all' if only is None else only))
     atomic_write(folder / 'status.json', json.dumps(dict(paper=paper, preset='bench', status='finished')))
     print(folder)
@@ -198,7 +217,8 @@ def _unfit(name:str)->str:   # '' if it is a good name
     if not re.fullmatch(r'[a-z][a-z0-9]*', name): return 'a module name is lower-case letters and digits'
     if keyword.iskeyword(name) or keyword.issoftkeyword(name): return 'a word of Python cannot name a module'
     if name == 'all': return '`papers run all` means every paper'
-    if name in (p.stem for p in Path(papers_lib.__file__).parent.iterdir()): return f'papers_lib.{name} is there already, as a room or a module'
+    if name in (p.stem for p in Path(papers_lib.__file__).parent.iterdir()):
+        return f'papers_lib.{name} is there already, as a room or a module'
     if name in sys.stdlib_module_names or hasattr(builtins, name): return 'Python itself has something of this name'
     if importlib.util.find_spec(name): return f'an installed package is called {name}: its import would look like the paper\'s'
     return ''
@@ -214,7 +234,8 @@ def new(name:Annotated[str, typer.Argument(help='lower-case name of the module')
     if why := _unfit(name): _stop(f'{name!r}: {why}')
     number = max([int(p.name[:2]) for p in papers().values()], default=0) + 1
     path = repo_root() / 'nbs' / f'{number:02d}_{name}.ipynb'
-    nb = nbformat.v4.new_notebook(cells=[_new_cell(nbformat.v4, c.replace('NAME', name)) for c in TEMPLATE.strip('\n').split('\n%%\n')],
+    nb = nbformat.v4.new_notebook(cells=[_new_cell(nbformat.v4,
+                                                   c.replace('NAME', name)) for c in TEMPLATE.strip('\n').split('\n%%\n')],
                                   metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
     nbformat.write(nb, path); print(path)
 

@@ -22,7 +22,8 @@ from ..engine.score import score, shared_prefix, token_nll
 # %% ../../nbs/lab/09_harness.ipynb #70d9e7f1
 try: from lm_eval.api.model import LM
 except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(f"papers_lib.lab.harness needs the extra `eval` ({e.name} is missing): pip install -e '.[eval]'", name=e.name) from None
+    raise ModuleNotFoundError(f"papers_lib.lab.harness needs the extra `eval` ({e.name} is missing): pip install -e '.[eval]'",
+                              name=e.name) from None
 
 # %% ../../nbs/lab/09_harness.ipynb #06bc5984
 def split_pair(
@@ -31,9 +32,11 @@ def split_pair(
     continuation:str,   # with its leading space if there is one
 )->tuple[list[int], list[int], list[int]]:   # u, r and q of equation (1)
     "Encode a context alone and together with its continuation, and cut where the encodings part."
-    alone, whole = tokenizer.encode(context.rstrip()), tokenizer.encode(context + continuation)     # white space goes to the continuation
+    # white space goes to the continuation
+    alone, whole = tokenizer.encode(context.rstrip()), tokenizer.encode(context + continuation)
     n = shared_prefix([alone, whole])
-    if not whole[n:]: raise ValueError(f'continuation {continuation!r} after {context[-30:]!r} is empty: it has no token to score')
+    if not whole[n:]:
+        raise ValueError(f'continuation {continuation!r} after {context[-30:]!r} is empty: it has no token to score')
     return whole[:n] or [tokenizer.eot], whole[n:], alone[n:]
 
 # %% ../../nbs/lab/09_harness.ipynb #030e4f43
@@ -97,7 +100,9 @@ def read_options(
     temperature = float(o.pop('temperature', 1. if sampled else 0.))
     decoding = dict(max_tokens=int([*lengths, max_tokens][0]), temperature=0. if sampled is False else temperature,
                     top_k=int(o.pop('top_k', 0)), top_p=float(o.pop('top_p', 1.)))
-    if o.pop('num_beams', 1) != 1 or o: raise ValueError(f'generation_kwargs={options}: only until, {", ".join(_lengths)}, do_sample, temperature, top_k, top_p are understood')
+    if o.pop('num_beams', 1) != 1 or o:
+        raise ValueError(f'generation_kwargs={options}: only until, {", ".join(_lengths)}, do_sample, temperature, top_k, top_p '
+                         f'are understood')
     return [s for s in ([until] if isinstance(until, str) else until) if s], decoding
 
 # %% ../../nbs/lab/09_harness.ipynb #a02be613
@@ -130,7 +135,8 @@ def write_all(
         rows.sort(key=lambda i: len(pairs[i][0]))
         for at in range(0, len(rows), batch_size):
             part = rows[at:at + batch_size]
-            texts = write_batch(llm, [pairs[i][0] for i in part], json.loads(key), [np.random.SeedSequence([seed, i]) for i in part], max_tokens)
+            texts = write_batch(llm, [pairs[i][0] for i in part], json.loads(key),
+                                [np.random.SeedSequence([seed, i]) for i in part], max_tokens)
             for i, t in zip(part, texts): out[i] = t
     return out
 
@@ -145,13 +151,17 @@ class HarnessLM(LM):
     ):
         super().__init__()
         lacks = [name for name in ('model', 'tokenizer', 'ends') if not hasattr(llm, name)]
-        if lacks: raise TypeError(f'HarnessLM: {type(llm).__name__} has no {", ".join(lacks)}; give a LocalLLM (a service cannot tell log-probabilities)')
+        if lacks:
+            raise TypeError(f'HarnessLM: {type(llm).__name__} has no {", ".join(lacks)}; give a LocalLLM (a service cannot tell '
+                            f'log-probabilities)')
         self.llm, self.batch_size, self.max_tokens, self.seed = llm, batch_size, max_tokens, seed
 
     def loglikelihood(self, requests:list)->list[tuple[float, bool]]: return loglik_pairs(self.llm, [r.args for r in requests])
     def loglikelihood_rolling(self, requests:list)->list[float]: return [rolling(self.llm, r.args[0]) for r in requests]
-    def generate_until(self, requests:list)->list[str]: return write_all(self.llm, [r.args for r in requests], self.batch_size, self.max_tokens, self.seed)
-    def get_model_info(self)->dict: return dict(model_hash=self.llm.hash, model_num_parameters=sum(p.numel() for p in self.llm.model.parameters()))
+    def generate_until(self, requests:list)->list[str]:
+        return write_all(self.llm, [r.args for r in requests], self.batch_size, self.max_tokens, self.seed)
+    def get_model_info(self)->dict:
+        return dict(model_hash=self.llm.hash, model_num_parameters=sum(p.numel() for p in self.llm.model.parameters()))
 
 # %% ../../nbs/lab/09_harness.ipynb #4d8a2792
 def task_config(
@@ -162,8 +172,11 @@ def task_config(
     "Describe a multiple-choice task over a local file."
     records = Path(records).resolve()
     metric = lambda m: dict(metric=m, aggregation='mean', higher_is_better=True)
-    data = dict(dataset_path='json', dataset_kwargs=dict(data_files=dict(test=str(records)), cache_dir=str(records.parent / '.cache')), test_split='test')
-    form = dict(output_type='multiple_choice', doc_to_text='context', doc_to_choice='choices', doc_to_target='answer', target_delimiter='')
+    data = dict(dataset_path='json',
+                dataset_kwargs=dict(data_files=dict(test=str(records)), cache_dir=str(records.parent / '.cache')),
+                test_split='test')
+    form = dict(output_type='multiple_choice', doc_to_text='context', doc_to_choice='choices', doc_to_target='answer',
+                target_delimiter='')
     whole = dict(task=name, **data, **form, metric_list=[metric('acc'), metric('acc_norm')]) | fields
     return {k: v for k, v in whole.items() if v is not None}
 
@@ -181,7 +194,8 @@ def write_task(
     import yaml
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     records, path = folder / f'{name}.jsonl', folder / f'{name}.yaml'
-    records.write_text(''.join(json.dumps(dict(context=q.context, choices=list(q.choices), answer=q.answer)) + '\n' for q in questions), encoding='utf-8')
+    records.write_text(''.join(json.dumps(dict(context=q.context, choices=list(q.choices),
+                                               answer=q.answer)) + '\n' for q in questions), encoding='utf-8')
     path.write_text(yaml.safe_dump(task_config(name, records, **fields), sort_keys=False), encoding='utf-8')
     return path
 
@@ -198,5 +212,6 @@ def evaluate(
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     known = manager.all_tasks
     if not known: raise ValueError(f'{folder}: there is no task file in it (write_task makes one)')
-    if unknown := [t for t in tasks or () if t not in known]: raise ValueError(f'unknown task {unknown[0]!r}: {folder} has {", ".join(known)}')
+    if unknown := [t for t in tasks or () if t not in known]:
+        raise ValueError(f'unknown task {unknown[0]!r}: {folder} has {", ".join(known)}')
     return simple_evaluate(HarnessLM(llm), tasks=list(tasks or known), task_manager=manager, **options)

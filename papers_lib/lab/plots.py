@@ -44,7 +44,8 @@ def attention_map(
     fig, axes = plt.subplots(1, len(w), figsize=(0.8 + 3.2 * len(w), 3.4), layout='constrained', squeeze=False)
     for head, (ax, panel) in enumerate(zip(axes[0], w)):
         ax.imshow(panel, cmap='Blues', vmin=0, vmax=1)
-        ax.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7); ax.set_yticks(range(len(panel)), tokens[-len(panel):], fontsize=7)
+        ax.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(panel)), tokens[-len(panel):], fontsize=7)
         ax.set_title(f'head {head}', fontsize=9)
     plt.close(fig)
     return fig
@@ -61,8 +62,10 @@ def effect_plot(
         scale = max(abs(x - (r.margin or 0.)) for x in r.ci95) or 1.
         lo, mid, hi = ((x - (r.margin or 0.)) / scale for x in (r.ci95[0], r.ours, r.ci95[1]))
         colour = {'holds': COLOURS[2], 'fails': COLOURS[1]}.get(r.verdict, '#666666')
-        ax.plot([lo, hi], [y, y], color=colour, lw=2); ax.plot(mid, y, 'o', color=colour); ax.text(1.06, y, r.verdict, va='center', color=colour)
+        ax.plot([lo, hi], [y, y], color=colour, lw=2); ax.plot(mid, y, 'o', color=colour)
+        ax.text(1.06, y, r.verdict, va='center', color=colour)
     ax.axvline(0, color='black', lw=0.8); ax.set_yticks(range(len(rows)), [r.id for r in reversed(rows)])
-    ax.set(xlim=(-1.05, 1.05), xlabel='effect minus margin, each row on its own scale'); ax.spines[['top', 'right']].set_visible(False)
+    ax.set(xlim=(-1.05, 1.05), xlabel='effect minus margin, each row on its own scale')
+    ax.spines[['top', 'right']].set_visible(False)
     plt.close(fig)
     return fig

@@ -53,7 +53,8 @@ def finite(value)->bool:
 def in_words(kind)->str:
     "Say what a type of a field takes."
     if isinstance(kind, types.UnionType): return ' or '.join(map(in_words, typing.get_args(kind)))
-    names = {int: 'a whole number', float: 'a finite number', bool: 'true or false', str: 'text', tuple: 'a list of finite values', type(None): 'null'}
+    names = {int: 'a whole number', float: 'a finite number', bool: 'true or false', str: 'text',
+             tuple: 'a list of finite values', type(None): 'null'}
     kind = typing.get_origin(kind) or kind
     return names.get(kind, getattr(kind, '__name__', str(kind)))
 
@@ -69,11 +70,16 @@ def apply_overrides(
     if not isinstance(overrides, dict): raise ValueError('overrides: must be an object, such as {"train.lr": 3e-4}')
     for key, value in overrides.items():
         part, _, name = key.partition('.')
-        if part not in ('model', 'train', 'data', 'claims') or not name: raise ValueError(f'override {key!r}: must be model.X, train.X, data.X or claims.X' + nearest(part, ('model', 'train', 'data', 'claims')))
+        if part not in ('model', 'train', 'data', 'claims') or not name:
+            raise ValueError(f'override {key!r}: must be model.X, train.X, data.X or claims.X' + nearest(part,
+                ('model', 'train', 'data', 'claims')))
         old = getattr(spec, part); kinds = typing.get_type_hints(type(old))
-        if name not in {f.name for f in fields(old)}: raise ValueError(f'override {key!r}: {type(old).__name__} has no such field' + nearest(name, kinds))
-        if not (fits(value, kinds[name]) and finite(value)): raise ValueError(f'override {key}={value!r}: must be {in_words(kinds[name])}')
-        if key == 'data.name' and value not in registry: raise ValueError(f'override {key}={value!r}: must be a data set' + nearest(value, registry))
+        if name not in {f.name for f in fields(old)}:
+            raise ValueError(f'override {key!r}: {type(old).__name__} has no such field' + nearest(name, kinds))
+        if not (fits(value, kinds[name]) and finite(value)):
+            raise ValueError(f'override {key}={value!r}: must be {in_words(kinds[name])}')
+        if key == 'data.name' and value not in registry:
+            raise ValueError(f'override {key}={value!r}: must be a data set' + nearest(value, registry))
         value = tuple(value) if isinstance(value, list) else float(value) if kinds[name] is float else value
         spec = replace(spec, **{part: replace(old, **{name: value})})
     return spec
@@ -100,11 +106,13 @@ def check_parameters(
 )->RunSpec|None:                   # the preset's run with its overrides
     "Refuse a value that breaks its parameter's rule; the error names the parameter, the value, the rule and the nearest name."
     preset, overrides = parameters.get('preset', 'tiny'), parameters.get('overrides', '{}')
-    if preset not in (runs or PRESETS): raise ValueError(f'{paper}: unknown preset {preset!r}' + nearest(str(preset), runs or PRESETS))
+    if preset not in (runs or PRESETS):
+        raise ValueError(f'{paper}: unknown preset {preset!r}' + nearest(str(preset), runs or PRESETS))
     for name, (right, rule, names) in rules.items():
         if name not in parameters or right(value := parameters[name]): continue
         near = nearest({'gpu': 'cuda'}.get(value, value), names) if isinstance(value, str) else ''
-        raise ValueError(f'{name}={value!r}: must be {rule}' + (near if near.startswith(',') else ''))       # the rule lists the names already
+        # the rule lists the names already
+        raise ValueError(f'{name}={value!r}: must be {rule}' + (near if near.startswith(',') else ''))
     if parameters.get('device') == 'cuda':
         import torch
         if not torch.cuda.is_available(): raise ValueError("device='cuda': this machine has no CUDA device that torch can use")

@@ -35,7 +35,8 @@ def _git(*args):
 def code_cells(notebook:str|dict)->list[str]:   # their sources, in order
     "Read the code of a notebook, injected parameters left aside."
     cells = (json.loads(notebook) if isinstance(notebook, str) else notebook).get('cells', [])
-    return [''.join(c['source']).strip() for c in cells if c['cell_type'] == 'code' and 'injected-parameters' not in c['metadata'].get('tags', [])]
+    return [''.join(c['source']).strip() for c in cells if c['cell_type'] == 'code'
+            and 'injected-parameters' not in c['metadata'].get('tags', [])]
 
 def notebook_hash(notebook:str|dict)->str:
     "Name the code of a notebook: sha256 of the sources of its code cells."
@@ -51,7 +52,8 @@ def changed_notebooks()->list[str]:
     "List the notebooks whose code is not that of the last commit; outputs and metadata do not count."
     root = repo_root()
     touched = f"{_git('diff', '--name-only', '--relative', '-z', 'HEAD', '--', 'nbs')}\0{_git('ls-files', '-z', '--others', '--exclude-standard', '--', 'nbs')}".split('\0')
-    return [n for n in touched if n.endswith('.ipynb') and (not (root / n).exists() or notebook_hash((root / n).read_text(encoding='utf-8')) != committed_hash(n))]
+    return [n for n in touched if n.endswith('.ipynb')
+            and (not (root / n).exists() or notebook_hash((root / n).read_text(encoding='utf-8')) != committed_hash(n))]
 
 def dirty()->bool:
     "Tell whether what a run is made of differs from the last commit."
@@ -62,15 +64,18 @@ def machine()->dict:
     "Describe this machine: CPU or GPU, cores, memory."
     import torch
     info = Path('/proc/cpuinfo')
-    cpu = next((l.split(':')[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')), platform.processor()) if info.exists() else platform.processor()
+    cpu = next((l.split(':')[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')),
+               platform.processor()) if info.exists() else platform.processor()
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
-    return dict(cpu=cpu, cores=os.cpu_count(), memory_gib=round(memory, 1), gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
+    return dict(cpu=cpu, cores=os.cpu_count(), memory_gib=round(memory, 1),
+                gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 # %% ../../nbs/lab/04_results.ipynb #985e7c22
 def high_water()->int:   # bytes
     "Largest resident memory of this process since its program began."
     status = Path('/proc/self/status')      # getrusage's figure starts at the size of the process that started this one
-    if status.exists(): return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith('VmHWM')))
+    if status.exists():
+        return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith('VmHWM')))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 def peak_memory()->int:   # MiB
@@ -87,9 +92,10 @@ def provenance(
 )->dict:
     "Collect the circumstances of a run."
     names = ('torch', 'transformers', 'tokenizers', 'accelerate', 'numpy')
-    return dict(commit=_git('rev-parse', '--short=12', 'HEAD'), dirty=dirty(), notebook=notebook, preset=preset, seeds=list(seeds), claims=claims, overrides=overrides,
-                machine=machine(), python=platform.python_version(), versions={n: importlib.metadata.version(n) for n in names},
-                wall_seconds=round(time.time() - started, 1), peak_memory_mib=peak_memory(), date=datetime.date.today().isoformat())
+    return dict(commit=_git('rev-parse', '--short=12', 'HEAD'), dirty=dirty(), notebook=notebook, preset=preset,
+                seeds=list(seeds), claims=claims, overrides=overrides, machine=machine(), python=platform.python_version(),
+                versions={n: importlib.metadata.version(n) for n in names}, wall_seconds=round(time.time() - started, 1),
+                peak_memory_mib=peak_memory(), date=datetime.date.today().isoformat())
 
 # %% ../../nbs/lab/04_results.ipynb #be89a381
 def write_results(path:str|Path, rows:list[Row], provenance:dict)->Path:
@@ -97,7 +103,8 @@ def write_results(path:str|Path, rows:list[Row], provenance:dict)->Path:
     ids = Counter(r.id for r in rows)
     if twice := [i for i, n in ids.items() if n > 1]: raise ValueError(f'row(s) {", ".join(twice)} stand more than once')
     for r in rows: r.verdict = verdict(r)
-    return atomic_write(path, json.dumps(dict(schema=1, provenance=provenance, rows=[r.to_dict() for r in rows]), indent=1, ensure_ascii=False, allow_nan=False) + '\n')
+    return atomic_write(path, json.dumps(dict(schema=1, provenance=provenance, rows=[r.to_dict() for r in rows]), indent=1,
+                                         ensure_ascii=False, allow_nan=False) + '\n')
 
 # %% ../../nbs/lab/04_results.ipynb #21a350be
 def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
@@ -105,11 +112,13 @@ def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
     path = Path(path)
     try: d = json.loads(path.read_text(encoding='utf-8'))
     except json.JSONDecodeError as e: raise ValueError(f'{path.name}: not JSON ({e})') from None
-    if d.get('schema') != 1 or set(d) != {'schema', 'provenance', 'rows'}: raise ValueError(f'{path.name}: not a results file of schema 1')
+    if d.get('schema') != 1 or set(d) != {'schema', 'provenance', 'rows'}:
+        raise ValueError(f'{path.name}: not a results file of schema 1')
     try: rows = [Row.from_dict(r) for r in d['rows']]
     except ValueError as e: raise ValueError(f'{path.name}: {e}') from None
     for r in rows:
-        if (now := verdict(r)) != r.verdict: raise ValueError(f'{path.name}: row {r.id} says {r.verdict!r}, its numbers say {now!r}: the file was edited by hand')
+        if (now := verdict(r)) != r.verdict:
+            raise ValueError(f'{path.name}: row {r.id} says {r.verdict!r}, its numbers say {now!r}: the file was edited by hand')
     return rows, d['provenance']
 
 # %% ../../nbs/lab/04_results.ipynb #7eb9a278
@@ -120,7 +129,8 @@ def number(x, digits:int=3)->str:
 def interval(row:Row)->str:
     "Our number with its interval."
     if row.ours is None: return ''
-    return number(row.ours) + (f' [{number(row.ci95[0])}, {number(row.ci95[1])}]' if row.ci95 and row.ci95[0] != row.ci95[1] else '')
+    return number(row.ours) + (f' [{number(row.ci95[0])}, {number(row.ci95[1])}]' if row.ci95 and row.ci95[0] != row.ci95[1]
+                               else '')
 
 # %% ../../nbs/lab/04_results.ipynb #b24e2b8b
 class Table:
@@ -137,7 +147,8 @@ class Table:
 
     def cells(self)->list[list[str]]:
         "One list a row, in the order of `head`: the statement, if there is one, stands before what was measured."
-        return [[p['preset'], r.id, ': '.join(filter(None, [r.statement, f'{r.metric} ({r.unit})' if r.unit else r.metric])), interval(r), number(r.paper_value),
+        return [[p['preset'], r.id, ': '.join(filter(None, [r.statement, f'{r.metric} ({r.unit})' if r.unit else r.metric])),
+                 interval(r), number(r.paper_value),
                  r.verdict + (f': {r.why}' if r.why else '')] for rows, p in self.files for r in rows]
 
     def __str__(self):
@@ -146,7 +157,8 @@ class Table:
 
     def _repr_html_(self):
         if not self.files: return '<p>nothing published yet</p>'
-        line = lambda kind, cells: ''.join(f'<{kind} style="text-align:left;vertical-align:top">{html.escape(c)}</{kind}>' for c in cells)
+        line = lambda kind, cells: ''.join(f'<{kind} style="text-align:left;vertical-align:top">{html.escape(c)}</{kind}>'
+                                           for c in cells)
         body = ''.join(f'<tr>{line("td", cells)}</tr>' for cells in self.cells())
         return f'<table><thead><tr>{line("th", self.head)}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -163,7 +175,8 @@ def _check_notebook(folder, paper, prov):
     if prov['preset'] == 'bench' and not ran: return                       # speed rows come from the module alone
     path = next((f'nbs/{p.name}' for p in (repo_root() / 'nbs').glob(f'[0-9][0-9]_{paper}.ipynb')), f'nbs/{paper}.ipynb')
     commit = prov['commit'] if prov['commit'] and _git('cat-file', '-t', prov['commit']) else 'HEAD'
-    if ran != committed_hash(path, commit): raise ValueError(f'{path} as it ran is not the one that is committed ({commit}): commit, run again, publish')
+    if ran != committed_hash(path, commit):
+        raise ValueError(f'{path} as it ran is not the one that is committed ({commit}): commit, run again, publish')
 
 # %% ../../nbs/lab/04_results.ipynb #975ce124
 def publish(folder:str|Path)->Path:
@@ -171,15 +184,19 @@ def publish(folder:str|Path)->Path:
     folder = Path(folder); status = json.loads((folder / 'status.json').read_text())
     if status['status'] != 'finished': raise ValueError(f"this run {status['status']}: only a finished one is published")
     rows, prov = read_results(folder / 'results.json')
-    if prov['overrides'] not in ('{}', ''): raise ValueError(f"this run was overridden ({prov['overrides']}): a published one uses the preset as it is")
-    if prov['claims'] != 'all': raise ValueError(f"this run measured claims {prov['claims']!r} only: a published one measures all")
-    if prov['dirty'] or dirty(): raise ValueError('papers_lib, the notebooks or the settings differ from the last commit: commit, run again, publish')
+    if prov['overrides'] not in ('{}', ''):
+        raise ValueError(f"this run was overridden ({prov['overrides']}): a published one uses the preset as it is")
+    if prov['claims'] != 'all':
+        raise ValueError(f"this run measured claims {prov['claims']!r} only: a published one measures all")
+    if prov['dirty'] or dirty():
+        raise ValueError('papers_lib, the notebooks or the settings differ from the last commit: commit, run again, publish')
     _check_notebook(folder, status['paper'], prov)
     return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json", (folder / 'results.json').read_text())
 
 def newest(paper:str, preset:str)->Path:
     "Find the newest finished run; one that was overridden or measured a part only is taken if there is no other."
-    runs = [p.parent for p in sorted((repo_root() / 'runs' / paper / preset).glob('*/status.json')) if json.loads(p.read_text())['status'] == 'finished']
+    runs = [p.parent for p in sorted((repo_root() / 'runs' / paper / preset).glob('*/status.json'))
+            if json.loads(p.read_text())['status'] == 'finished']
     if not runs: raise ValueError(f'{paper} has no finished run of preset {preset} to publish')
     told = {r: read_results(r / 'results.json')[1] for r in runs}
     return next((r for r in reversed(runs) if told[r]['overrides'] in ('{}', '') and told[r]['claims'] == 'all'), runs[-1])

@@ -27,7 +27,8 @@ def _skeleton(source:str)->str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, 'body', None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value,
+            ast.Constant) and isinstance(body[0].value.value, str):
             node.body = body[1:] or [ast.Pass()]
     return ast.dump(tree)
 
@@ -56,7 +57,8 @@ def variant(
     config:dict,    # its arguments
 )->dict:
     "Compute fn(**config), or take its result from the cache."
-    key = hashlib.sha256(json.dumps([fn.__module__, fn.__qualname__, config, code_hash(fn.__module__)], sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([fn.__module__, fn.__qualname__, config, code_hash(fn.__module__)],
+                                    sort_keys=True).encode()).hexdigest()
     path = cache_dir() / 'variants' / f'{key[:32]}.json'
     with locked(path):
         if path.exists():
@@ -102,7 +104,8 @@ class Run:
     "One execution of a paper's notebook."
     paper:str; preset:str; spec:RunSpec; seeds:list; statements:dict
     device:str; wandb_mode:str; out:Path; selected:str; overrides:str
-    rows:list = field(default_factory=list); trackers:list = field(default_factory=list); started:float = field(default_factory=time.time)
+    rows:list = field(default_factory=list); trackers:list = field(default_factory=list)
+    started:float = field(default_factory=time.time)
 
     def wants(self, *ids)->bool:
         "Tell whether this run measures any of these claims."
@@ -157,8 +160,8 @@ Run.add, Run.claim, Run.table, Run.not_attempted = add, claim, table, not_attemp
 # %% ../../nbs/lab/06_runner.ipynb #77f29da5
 def _row(paper, kind, id, effect, **fields):
     if not isinstance(effect, Effect): effect = Effect(float(effect), 0., [float(effect)] * 2, [float(effect)])
-    return Row(paper, kind, id, ours=effect.mean, sd=effect.sd, ci95=list(effect.ci95), values=list(effect.values), n_seeds=effect.n,
-               test=effect.test, **fields)
+    return Row(paper, kind, id, ours=effect.mean, sd=effect.sd, ci95=list(effect.ci95), values=list(effect.values),
+               n_seeds=effect.n, test=effect.test, **fields)
 
 # %% ../../nbs/lab/06_runner.ipynb #6460c068
 def _running(run)->str:
@@ -194,14 +197,18 @@ def start(
     paper:str, runs:dict[str, RunSpec],
     statements:dict,              # claim -> (statement, rule, margin)
     *,
-    preset:str='tiny', seed:int=0, n_seeds:int=0, claims:str='all', device:str='auto', wandb_mode:str='offline', out_dir:str='', overrides:str='{}',
+    preset:str='tiny', seed:int=0, n_seeds:int=0, claims:str='all', device:str='auto', wandb_mode:str='offline', out_dir:str='',
+    overrides:str='{}',
 )->Run:
     "Begin a run from a notebook's parameters."
     import torch
-    spec = check_parameters(paper, dict(preset=preset, seed=seed, n_seeds=n_seeds, claims=claims, device=device, wandb_mode=wandb_mode, out_dir=out_dir, overrides=overrides), runs, statements)
+    spec = check_parameters(paper, dict(preset=preset, seed=seed, n_seeds=n_seeds, claims=claims, device=device,
+                                        wandb_mode=wandb_mode, out_dir=out_dir, overrides=overrides), runs, statements)
     device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
-    out = Path(out_dir) if out_dir else repo_root() / 'runs' / paper / preset / time.strftime('%Y%m%d-%H%M%S')     # made by what is first written to it
-    run = Run(paper, preset, spec, list(range(seed, seed + (n_seeds or spec.n_seeds))), statements, device, wandb_mode, out, claims, overrides)
+    # made by what is first written to it
+    out = Path(out_dir) if out_dir else repo_root() / 'runs' / paper / preset / time.strftime('%Y%m%d-%H%M%S')
+    run = Run(paper, preset, spec, list(range(seed, seed + (n_seeds or spec.n_seeds))), statements, device, wandb_mode, out,
+              claims, overrides)
     _fail_trackers(run)
     return run
 
@@ -225,7 +232,8 @@ class BadRequest(ValueError):
     "A run that cannot be started as asked."
 
 # %% ../../nbs/lab/06_runner.ipynb #0621f21b
-elsewhere = {'preset': '--preset (preset= in Python)', 'out_dir': '--out (out= in Python)'}      # parameters of the notebook that the runner sets
+# parameters of the notebook that the runner sets
+elsewhere = {'preset': '--preset (preset= in Python)', 'out_dir': '--out (out= in Python)'}
 
 def _module(paper):
     "A paper's module; None if its notebook was not exported yet."
@@ -248,11 +256,14 @@ def check(
         if p in elsewhere: raise BadRequest(f'{p} is not set like a parameter: use {elsewhere[p]}')
     for n in chosen:
         known = papermill.inspect_notebook(found[n])
-        if not known: raise BadRequest(f"{found[n].name}: no cell is tagged 'parameters', so no parameter would arrive; restore the tag")
+        if not known:
+            raise BadRequest(f"{found[n].name}: no cell is tagged 'parameters', so no parameter would arrive; restore the tag")
         for p in parameters:
             if p not in known: raise BadRequest(f'{n} has no parameter {p!r}' + nearest(p, known))
         module = _module(n)
-        try: spec = check_parameters(n, parameters | dict(preset=preset), getattr(module, 'runs', None), getattr(module, 'statements', None))
+        try:
+            spec = check_parameters(n, parameters | dict(preset=preset), getattr(module, 'runs', None),
+                                    getattr(module, 'statements', None))
         except ValueError as e: raise BadRequest(str(e)) from None
         if spec and (note := missing_data(spec)): print(f'{n}: {note}', file=sys.stderr)
     return {n: found[n] for n in chosen}
@@ -305,12 +316,15 @@ def execute(
     atomic_write(out / 'status.json', json.dumps(status))
     papermill = _papermill(out, status)
     try:
-        papermill.execute_notebook(str(Path(notebook).resolve()), str(out / f'{paper}.ipynb'), parameters=parameters | dict(out_dir=str(out)), kernel_name='python3',
-                                   engine_name='papers', cwd=str(Path(notebook).parent), progress_bar=False, execution_timeout=timeout, start_timeout=60)
+        papermill.execute_notebook(str(Path(notebook).resolve()), str(out / f'{paper}.ipynb'),
+                                   parameters=parameters | dict(out_dir=str(out)), kernel_name='python3', engine_name='papers',
+                                   cwd=str(Path(notebook).parent), progress_bar=False, execution_timeout=timeout,
+                                   start_timeout=60)
         status['status'] = 'finished' if (out / 'results.json').exists() else 'failed'
         if status['status'] == 'failed': status['error'] = 'the notebook ended without writing results.json'
         status.pop('cell', None)
-    except papermill.PapermillExecutionError as e: status |= dict(status='failed', cell=e.cell_index, error=f'{e.ename}: {e.evalue}')
+    except papermill.PapermillExecutionError as e:
+        status |= dict(status='failed', cell=e.cell_index, error=f'{e.ename}: {e.evalue}')
     except CellTimeoutError: pass                                            # the client has said it
     except DeadKernelError: status |= dict(status='failed', error='the kernel died (killed, or out of memory)')
     except KeyboardInterrupt: status |= dict(status='interrupted', error='interrupted')
@@ -359,14 +373,18 @@ def run_notebooks(
         while todo or running:
             while todo and len(running) < jobs:
                 name, notebook = todo.pop(0); folder = _fresh(base / name / preset, stamp)
-                job = dict(paper=name, notebook=str(notebook), out=str(folder), parameters=dict(preset=preset, **parameters), timeout=timeout, threads=threads)
+                job = dict(paper=name, notebook=str(notebook), out=str(folder), parameters=dict(preset=preset, **parameters),
+                           timeout=timeout, threads=threads)
                 with open(folder / 'run.log', 'w') as log:
-                    running[subprocess.Popen([sys.executable, '-c', 'import sys; from papers_lib.lab.runner import _worker; _worker(sys.argv[1])', json.dumps(job)],
+                    running[subprocess.Popen([sys.executable, '-c',
+                                              'import sys; from papers_lib.lab.runner import _worker; _worker(sys.argv[1])',
+                                              json.dumps(job)],
                                              stdout=log, stderr=log, start_new_session=True)] = name, folder
                 report(f'{name}: started')
             for p in [p for p in running if p.poll() is not None]:
                 name, folder = running.pop(p); done.append(_outcome(name, preset, folder)); s = done[-1]
-                report(f"{name}: {s['status']} after {s.get('seconds', 0):.0f} s" + (f" in cell {s.get('cell')}: {s['error']}" if 'error' in s else ''))
+                report(f"{name}: {s['status']} after {s.get('seconds', 0):.0f} s" + (f" in cell {s.get('cell')}: {s['error']}"
+                    if 'error' in s else ''))
             time.sleep(0.1)
     except KeyboardInterrupt:
         for p in running: os.killpg(p.pid, signal.SIGTERM)

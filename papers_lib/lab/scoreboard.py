@@ -35,7 +35,8 @@ def local_runs(runs:str|Path|None=None)->list[tuple[str, list[Row], dict, Path]]
 def verdicts(rows:list[Row])->str:
     "Sum up the verdicts of the claims, then of the other rows."
     kinds = {'claims': [r for r in rows if r.kind == 'claim'], 'other rows': [r for r in rows if r.kind != 'claim']}
-    return '; '.join(f'{k}: ' + ', '.join(f'{n} {v}' for v, n in Counter(r.verdict for r in part).most_common()) for k, part in kinds.items() if part)
+    return '; '.join(f'{k}: ' + ', '.join(f'{n} {v}' for v, n in Counter(r.verdict for r in part).most_common()) for k,
+                     part in kinds.items() if part)
 
 # %% ../../nbs/lab/07_scoreboard.ipynb #8e333c63
 def title(notebook:Path)->tuple[str, str]:   # the first heading, the line under it
@@ -50,11 +51,14 @@ def readme_table()->str:
     for name, path in papers().items():
         mine = [(rows, p) for paper, rows, p in files if paper == name] or [([], {})]
         for i, (rows, p) in enumerate(mine):
-            out.append(f"| {f'[{title(path)[0]}](nbs/{path.name})' if not i else ''} | {p.get('preset', 'none yet')} | {verdicts(rows)} |")
-    claims = [(paper, p['preset'], r) for paper, rows, p in files for r in rows if r.kind == 'claim' and r.verdict != 'not attempted']
+            out.append(f"| {f'[{title(path)[0]}](nbs/{path.name})' if not i else ''} | {p.get('preset', 'none yet')} | "
+                       f"{verdicts(rows)} |")
+    claims = [(paper, p['preset'], r) for paper, rows,
+              p in files for r in rows if r.kind == 'claim' and r.verdict != 'not attempted']
     if claims:
         out += ['', '| claim | what the paper says | preset | effect [95 %] | verdict |', '| --- | --- | --- | --- | --- |']
-        out += [f'| {paper} {r.id} | {r.statement} | {preset} | {interval(r)} {r.unit} | **{r.verdict}** |' for paper, preset, r in claims]
+        out += [f'| {paper} {r.id} | {r.statement} | {preset} | {interval(r)} {r.unit} | **{r.verdict}** |' for paper, preset,
+                r in claims]
     return '\n'.join(out)
 
 # %% ../../nbs/lab/07_scoreboard.ipynb #f13f4a1b
@@ -99,30 +103,38 @@ def _cell(row, prov, link=''):
     if row.ci95 and row.kind == 'claim' and row.ci95[0] < row.ci95[1]:
         at = row.margin or 0.; reach = max(abs(x - at) for x in row.ci95) or 1.
         lo, mid, hi = (60 + 55 * (x - at) / reach for x in (row.ci95[0], row.ours, row.ci95[1]))
-        picture = (f'<svg width=120 height=12 role=img aria-label="interval"><line x1=60 x2=60 y1=0 y2=12 stroke="currentColor" opacity=.4 />'
-                   f'<line x1={lo:.1f} x2={hi:.1f} y1=6 y2=6 stroke="currentColor" stroke-width=2 /><circle cx={mid:.1f} cy=6 r=3 fill="currentColor" /></svg>')
+        picture = (f'<svg width=120 height=12 role=img aria-label="interval"><line x1=60 x2=60 y1=0 y2=12 stroke="currentColor" '
+                   f'opacity=.4 />'
+                   f'<line x1={lo:.1f} x2={hi:.1f} y1=6 y2=6 stroke="currentColor" stroke-width=2 /><circle cx={mid:.1f} cy=6 '
+                   f'r=3 fill="currentColor" /></svg>')
     facts = f"{prov['preset']}, {row.n_seeds or 1} seed(s), {prov['machine']['gpu'] or prov['machine']['cpu']}, {prov['date']}, commit {prov['commit']}"
-    return (f'<td class=n data-v="{"" if row.ours is None else row.ours}"><span class="{slug}">{html.escape(interval(row))}{picture}</span><small>{html.escape(row.unit)}</small></td>'
-            f'<td><span class="v {slug}">{html.escape(row.verdict)}</span><small>{html.escape(row.why)}</small><details><summary>run</summary>{html.escape(facts)}{link}</details></td>')
+    return (f'<td class=n data-v="{"" if row.ours is None else row.ours}"><span '
+            f'class="{slug}">{html.escape(interval(row))}{picture}</span><small>{html.escape(row.unit)}</small></td>'
+            f'<td><span class="v '
+            f'{slug}">{html.escape(row.verdict)}</span><small>{html.escape(row.why)}</small><details><summary>run</summary>{html.escape(facts)}{link}</details></td>')
 
 # %% ../../nbs/lab/07_scoreboard.ipynb #7085bc2f
 def _links(files, page):
     "Link what exists, by its path from the page."
-    return ''.join(f' <a href="{html.escape(Path(os.path.relpath(path, page.parent)).as_posix())}">{what}</a>' for what, path in files if path.exists())
+    return ''.join(f' <a href="{html.escape(Path(os.path.relpath(path, page.parent)).as_posix())}">{what}</a>' for what,
+                   path in files if path.exists())
 
 # %% ../../nbs/lab/07_scoreboard.ipynb #3a74cdb6
 def _line(paper, id, preset, pub, loc, page):
     "One row of the page: the same result as published and as found here."
     row, prov = (pub or loc)[:2]
     ran = _links([('page', loc[2] / f'{paper}.html'), ('notebook', loc[2] / f'{paper}.ipynb')], page) if loc else ''
-    source = papers().get(paper)                                  # of a published run the repository has the notebook, and its page where the site was built
+    # of a published run the repository has the notebook, and its page where the site was built
+    source = papers().get(paper)
     read = _links([('page', repo_root() / f'_site/{source.stem}.html'), ('notebook', source)], page) if source else ''
     how = ' · '.join(filter(None, (row.dataset, row.protocol)))
     verdict_names = '|'.join({x[0].verdict for x in (pub, loc) if x})
-    return (f'<tr data-paper="{html.escape(paper)}" data-kind="{row.kind}" data-verdict="{html.escape(verdict_names)}"><td>{html.escape(paper)}</td><td>{html.escape(id)}</td><td>{preset}</td>'
+    return (f'<tr data-paper="{html.escape(paper)}" data-kind="{row.kind}" '
+            f'data-verdict="{html.escape(verdict_names)}"><td>{html.escape(paper)}</td><td>{html.escape(id)}</td><td>{preset}</td>'
             f'<td class=s>{html.escape(row.statement or row.metric)}<small>{html.escape(row.metric if row.statement else "")}</small><small>{html.escape(how)}</small></td>'
             f'<td class=n data-v="{"" if row.paper_value is None else row.paper_value}">{number(row.paper_value)}<small>{html.escape(row.paper_ref)}</small></td>'
-            + (_cell(*pub, read) if pub else _cell(None, None)) + (_cell(loc[0], loc[1], ran) if loc else _cell(None, None)) + '</tr>')
+            + (_cell(*pub, read) if pub else _cell(None, None)) + (_cell(loc[0], loc[1], ran) if loc else _cell(None,
+                None)) + '</tr>')
 
 # %% ../../nbs/lab/07_scoreboard.ipynb #1babb27d
 def side_by_side(runs:str|Path|None=None)->dict:   # (paper, row, preset) -> [published: row, provenance; here: row, provenance, folder]
@@ -148,9 +160,11 @@ def scoreboard(
     out, found = Path(out or repo_root() / 'runs/scoreboard.html').resolve(), side_by_side(runs)
     order = {k: i for i, k in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
     keys = sorted(found, key=lambda k: (k[0], order[(found[k][0] or found[k][1])[0].kind], k[1], k[2]))
-    options = lambda values: '<option value="">all</option>' + ''.join(f'<option>{html.escape(v)}</option>' for v in sorted(set(values)))
+    options = lambda values: '<option value="">all</option>' + ''.join(f'<option>{html.escape(v)}</option>'
+        for v in sorted(set(values)))
     rows = [(found[k][0] or found[k][1])[0] for k in keys]
-    heads = ('paper', 'row', 'preset', 'what is held against the paper', "paper's value", 'published', 'verdict', 'this machine', 'verdict')
+    heads = ('paper', 'row', 'preset', 'what is held against the paper', "paper's value", 'published', 'verdict', 'this machine',
+             'verdict')
     page = f'''<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width"><title>Scoreboard</title><style>{_style}</style>
 <h1>Scoreboard</h1><p>Every number of a paper that was tried here, with its interval and the verdict that one function computes from it. Published rows and this machine's newest runs stand side by side.</p>
 <div class=bar><input id=q type=search placeholder="filter by any word" aria-label="filter by any word"><label>paper <select id=paper>{options(k[0] for k in keys)}</select></label>

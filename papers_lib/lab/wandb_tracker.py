@@ -18,12 +18,14 @@ class WandbTracker:
         mode:str,            # 'offline', 'online' or 'disabled'
         folder:str|Path,     # its wandb/ is written to
     ):
-        if mode not in ('offline', 'online', 'disabled'): raise ValueError(f"wandb_mode={mode!r}: must be 'offline', 'online' or 'disabled'")
+        if mode not in ('offline', 'online', 'disabled'):
+            raise ValueError(f"wandb_mode={mode!r}: must be 'offline', 'online' or 'disabled'")
         os.environ['WANDB_SILENT'] = 'true'
         import wandb
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._wandb, self.run = wandb, wandb.init(project=project, group=group, job_type=job_type, name=f'{group}-{job_type}', config=config, mode=mode,
-                                                  dir=str(folder), reinit='create_new', settings=wandb.Settings(x_disable_stats=mode == 'disabled'))
+        self._wandb, self.run = wandb, wandb.init(project=project, group=group, job_type=job_type, name=f'{group}-{job_type}',
+                                                  config=config, mode=mode, dir=str(folder), reinit='create_new',
+                                                  settings=wandb.Settings(x_disable_stats=mode == 'disabled'))
         atexit.register(self.finish, False)      # before W&B's own hook, which would call it finished
 
     def log(self, metrics, step): self.run.log(metrics, step=step)

@@ -36,7 +36,8 @@ def silu(
 activations:dict[str, Callable] = {'relu': F.relu, 'gelu': gelu, 'gelu_tanh': gelu_tanh, 'silu': silu}
 
 # %% ../../nbs/nn/02_activations.ipynb #30233413
-gates:dict[str, Callable] = {'glu': F.sigmoid, 'bilinear': lambda x: x, 'reglu': F.relu, 'geglu': gelu, 'geglu_tanh': gelu_tanh, 'swiglu': silu}
+gates:dict[str, Callable] = {'glu': F.sigmoid, 'bilinear': lambda x: x, 'reglu': F.relu, 'geglu': gelu, 'geglu_tanh': gelu_tanh,
+                             'swiglu': silu}
 
 # %% ../../nbs/nn/02_activations.ipynb #3274b686
 def gated_width(

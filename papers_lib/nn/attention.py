@@ -75,7 +75,8 @@ def _blocks_mask(n, w, device):   # (n, w, 2w) bool
 def _by_blocks(q, k, v, w, scale, dropout):
     "Attend within a causal window of w tokens, a block of w queries at a time."
     b, _, t, _ = q.shape; n = -(-t // w)
-    def near(x):                                                                 # each block with the one before it: (b n, g, 2w, k)
+    # each block with the one before it: (b n, g, 2w, k)
+    def near(x):
         x = F.pad(x, (0, 0, w, n * w - t)).unflatten(2, (n + 1, w))
         return torch.cat([x[:, :, :-1], x[:, :, 1:]], 3).transpose(1, 2).flatten(0, 1)
     Q = F.pad(q, (0, 0, 0, n * w - t)).unflatten(2, (n, w)).transpose(1, 2).flatten(0, 1)       # (b n, h, w, k)
@@ -151,7 +152,8 @@ class KVCache:
         layer:int,                      # which layer writes
         k:Float[Tensor, 'b g t k'],     # keys of the new tokens
         v:Float[Tensor, 'b g t k'],     # values of the new tokens
-    )->tuple[Float[Tensor, 'b g s k'], Float[Tensor, 'b g s k']]:   # all so far, s = length + t; views, valid until the next update
+    )->tuple[Float[Tensor, 'b g s k'],
+             Float[Tensor, 'b g s k']]:   # all so far, s = length + t; views, valid until the next update
         "Write the keys and values of new tokens."
         t = k.shape[2]
         end, K = self.length + t, self.k[layer]

@@ -64,7 +64,8 @@ class Block(nn.Module):
         self.norm1, self.attn = norms[norm](d_model, eps), SelfAttention(d_model, n_head, bias, dropout, n_kv_head)
         self.norm2, self.mlp = norms[norm](d_model, eps), MLP(d_model, d_ff, act, bias, dropout)
 
-    def forward(self, x:Float[Tensor, 'b t d'], mask=None, cache:KVCache|None=None, layer:int=0, turns=None)->Float[Tensor, 'b t d']:
+    def forward(self, x:Float[Tensor, 'b t d'], mask=None, cache:KVCache|None=None, layer:int=0, turns=None)->Float[Tensor,
+        'b t d']:
         if self.pre:
             x = x + self.attn(self.norm1(x), mask, cache, layer, turns)
             return x + self.mlp(self.norm2(x))
@@ -96,7 +97,8 @@ class Decoder(nn.Module):
     )->Float[Tensor, 'b t d']:
         "Compute the final hidden state of each token, ready for `head`."
         t, past = ids.shape[1], 0 if cache is None else cache.length
-        if positions is None and past + t > self.ctx_len: raise ValueError(f'sequence of {past + t} tokens: the model reads at most ctx_len={self.ctx_len}')
+        if positions is None and past + t > self.ctx_len:
+            raise ValueError(f'sequence of {past + t} tokens: the model reads at most ctx_len={self.ctx_len}')
         keep = None if cache is None else cache.keep(t)                         # (b, past + t), or None
         masks = {w: _settle(_within(mask, w, past, positions), keep, past, t, ids.device) for w in {*self.windows} or {None}}
         if positions is None: positions = _count(keep, past, t, ids.device)

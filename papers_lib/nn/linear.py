@@ -79,7 +79,8 @@ def linear(
     impl:str='auto',                   # 'auto', or one of `linear_impls()`
 )->Float[Tensor, "... o"]:
     "Compute x W^T + b with the faster kernel for this size, type and device."
-    if _packs and impl == 'auto' and (lent := _packs.get(id(weight))) is not None and not torch.is_autocast_enabled('cpu'): return lent(x, bias)
+    if _packs and impl == 'auto' and (lent := _packs.get(id(weight))) is not None and not torch.is_autocast_enabled('cpu'):
+        return lent(x, bias)
     if impl == 'auto': impl = _pick(x, weight)
     if impl == 'blas': return F.linear(x, weight, bias)
     if impl == 'sum': return _sum(x, weight, bias)
@@ -133,7 +134,8 @@ weight_formats = {'float32': _reordered, 'bfloat16': _in_bfloat16, 'int8': _in_i
 
 # %% ../../nbs/nn/00_linear.ipynb #5802d711
 def _worth_packing(w):
-    return _op is not None and w.numel() >= 2**17 and w.dtype is torch.float32 and w.device.type == 'cpu'      # elements; less is in the cache anyway
+    # elements; less is in the cache anyway
+    return _op is not None and w.numel() >= 2**17 and w.dtype is torch.float32 and w.device.type == 'cpu'
 
 # %% ../../nbs/nn/00_linear.ipynb #d37e1f3c
 @contextmanager
@@ -143,7 +145,8 @@ def packed(
 ):
     "Lend copies of the big weights inside the block, in an order or a format that is faster to read."
     if weights not in weight_formats: raise ValueError(f'weights={weights!r}: must be one of {", ".join(weight_formats)}')
-    found = [m.weight for m in model.modules() if isinstance(m, Linear)] + [w for w in [getattr(model, 'head_weight', None)] if w is not None]
+    found = [m.weight for m in model.modules() if isinstance(m, Linear)] + [w for w in [getattr(model, 'head_weight',
+        None)] if w is not None]
     new = {id(w): w for w in found if id(w) not in _packs and _worth_packing(w)}
     _packs.update({i: weight_formats[weights](w.detach()) for i, w in new.items()})
     try: yield

@@ -22,7 +22,8 @@ class Mask:
         device:torch.device|None=None,   # where the rule's own tensors live
     ):
         self.rule, self.name, self.n_batch, self.device = rule, name, n_batch, device
-        self.local = None            # (earlier only?, width or None) of `causal()`, `banded(w)` and their `&`: lets attention take its fast paths
+        # (earlier only?, width or None) of `causal()`, `banded(w)` and their `&`: lets attention take its fast paths
+        self.local = None
         self._blocks = {}            # block masks already built for FlexAttention, by shape
 
     def __repr__(self): return self.name

@@ -44,7 +44,9 @@ def atomic_folder(
         if replace and path.exists(): os.replace(path, tmp.with_name(tmp.name + '-old'))
         os.replace(tmp, path)
     except OSError as e:
-        raise WriteFailed(e.errno, f'{path} could not be written ({e.strerror}): nothing was kept; free some space or choose another folder') from e
+        raise WriteFailed(e.errno,
+                          f'{path} could not be written ({e.strerror}): nothing was kept; free some space or choose '
+                          f'another folder') from e
     finally:
         os.close(held)
         for leftover in (tmp, tmp.with_name(tmp.name + '-old')): shutil.rmtree(leftover, ignore_errors=True)
@@ -81,7 +83,9 @@ def atomic_write(
             f.write(data.encode() if isinstance(data, str) else data); f.flush(); flush and os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError as e:
-        raise WriteFailed(e.errno, f'{path} could not be written ({e.strerror}): nothing was kept; free some space or choose another folder') from e
+        raise WriteFailed(e.errno,
+                          f'{path} could not be written ({e.strerror}): nothing was kept; free some space or choose '
+                          f'another folder') from e
     finally: Path(tmp).unlink(missing_ok=True)
     return path
 
@@ -107,11 +111,13 @@ def unseal(
     "Read a sealed folder's manifest; CorruptFile names the first file that differs from it."
     folder = Path(folder)
     try: manifest = json.loads((folder / 'manifest.json').read_text()); files = manifest['files']
-    except (OSError, ValueError, KeyError, TypeError): raise CorruptFile(f'{folder}: manifest.json is missing or unreadable') from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CorruptFile(f'{folder}: manifest.json is missing or unreadable') from None
     for name, want in files.items():
         path = folder / name
         if not path.exists(): raise CorruptFile(f'{path}: missing')
-        if path.stat().st_size != want['bytes']: raise CorruptFile(f"{path}: {path.stat().st_size} bytes, {want['bytes']} were written")
+        if path.stat().st_size != want['bytes']:
+            raise CorruptFile(f"{path}: {path.stat().st_size} bytes, {want['bytes']} were written")
         if verify and sha256(path) != want['sha256']: raise CorruptFile(f'{path}: its content was altered (sha256 differs)')
     return manifest
 
@@ -170,12 +176,14 @@ def write_shards(
     shard_tokens:int=2**24,       # tokens a file
 )->Shards:
     "Tokenise a stream of documents into memory-mapped shards."
-    dtype, totals, buffer = np.dtype('uint16' if tokenizer.n_vocab <= 2**16 else 'uint32'), dict(documents=0, bytes=0, tokens=0), []
+    dtype, totals, buffer = np.dtype('uint16' if tokenizer.n_vocab <= 2**16 else 'uint32'), dict(documents=0, bytes=0,
+        tokens=0), []
     with atomic_folder(folder) as tmp:
         n, size = 0, 0
         def flush(parts, k): np.concatenate(parts).astype(dtype).tofile(tmp / f'{k:05d}.bin')
         for ids in tokenizer.encode_batches(_counted(docs, totals)):
-            buffer.append(np.append(np.asarray(ids, dtype=np.int64), tokenizer.eot)); size += len(ids) + 1; totals['tokens'] += len(ids) + 1
+            buffer.append(np.append(np.asarray(ids, dtype=np.int64), tokenizer.eot)); size += len(ids) + 1
+            totals['tokens'] += len(ids) + 1
             while size >= shard_tokens:
                 joined = np.concatenate(buffer); flush([joined[:shard_tokens]], n)
                 buffer, size, n = [joined[shard_tokens:]], size - shard_tokens, n + 1
@@ -193,7 +201,8 @@ class Shards:
     "Token files, mapped into memory and read where touched."
     def __init__(self, folder:Path, manifest:dict):
         self.folder, self.manifest = folder, manifest
-        self.parts = [np.memmap(folder / name, dtype=manifest['dtype'], mode='r') for name in sorted(manifest['files']) if name.endswith('.bin')]
+        self.parts = [np.memmap(folder / name, dtype=manifest['dtype'],
+                                mode='r') for name in sorted(manifest['files']) if name.endswith('.bin')]
         self.starts = np.cumsum([0, *map(len, self.parts)])
 
     @classmethod
@@ -228,7 +237,8 @@ class TokenBatches:
     ):
         self.tokens, self.ctx_len, self.batch_size, self.seed, self.shuffle = tokens, ctx_len, batch_size, seed, shuffle
         self.n_window = (len(tokens) - 1) // ctx_len
-        if self.n_window < 1: raise ValueError(f'{len(tokens)} tokens: fewer than one sequence of ctx_len={ctx_len} and its next token')
+        if self.n_window < 1:
+            raise ValueError(f'{len(tokens)} tokens: fewer than one sequence of ctx_len={ctx_len} and its next token')
         self.given, self._order = 0, (None, None)
 
     def order(self, epoch:int)->np.ndarray:
@@ -241,7 +251,8 @@ class TokenBatches:
     def __iter__(self): return self
 
     def __next__(self)->dict[str, Int[Tensor, 'b t']]:
-        rows = [self.order(i // self.n_window)[i % self.n_window] * self.ctx_len for i in range(self.given, self.given + self.batch_size)]
+        rows = [self.order(i // self.n_window)[i % self.n_window] * self.ctx_len for i in range(self.given,
+            self.given + self.batch_size)]
         self.given += self.batch_size
         x = torch.from_numpy(np.stack([self.tokens[r:r + self.ctx_len + 1] for r in rows]).astype(np.int64))   # (b, t + 1)
         return dict(ids=x[:, :-1], targets=x[:, 1:])
@@ -251,7 +262,8 @@ class TokenBatches:
     def load_state(self, state:dict)->None:
         "Go to a saved position in the same data."
         mine = self.state()
-        if any(state[k] != mine[k] for k in ('seed', 'n_window')): raise ValueError(f'the cursor {state} is of other data than {mine}')
+        if any(state[k] != mine[k] for k in ('seed', 'n_window')):
+            raise ValueError(f'the cursor {state} is of other data than {mine}')
         self.given = state['given']
 
 # %% ../../nbs/text/02_corpora.ipynb #f84aaf0b

@@ -135,7 +135,9 @@ class ByteBPE:
         self.tokens = {i: t for t, i in vocab.items()}
         self.bytes = {c: b for b, c in byte_alphabet().items()}
         self.eot = vocab.get(EOT, len(vocab))
-        self._piece = lru_cache(maxsize=2**16)(lambda p: [self.vocab[t] for t in merge_piece([byte_alphabet()[b] for b in p.encode('utf-8')], self.ranks)])
+        self._piece = lru_cache(maxsize=2**16)(lambda p: [self.vocab[t]
+                                                          for t in merge_piece([byte_alphabet()[b] for b in p.encode('utf-8')],
+                                                              self.ranks)])
 
     @classmethod
     def train(cls, text:str|Iterable[str], n_vocab:int)->ByteBPE:
@@ -213,7 +215,8 @@ class FastBPE:
         self.eot = vocab.get(EOT, len(vocab))
         inner = Tokenizer(models.BPE({t: i for t, i in vocab.items() if t != EOT and t not in self.special}, self.merges))
         pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pieces]) if digits else pieces
+        inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
+                                                       pieces]) if digits else pieces
         inner.decoder = decoders.ByteLevel()
         self._inner = inner
 
@@ -259,7 +262,8 @@ def encode_batches(self,
 )->Iterator[list[int]]:     # the ids of each text
     "Encode a stream of texts."
     for part in handfuls(texts, batch_size):
-        yield from (e.ids for e in self._inner.encode_batch_fast(part, add_special_tokens=False))     # a loop would hold the last one while the next part is encoded
+        # a loop would hold the last one while the next part is encoded
+        yield from (e.ids for e in self._inner.encode_batch_fast(part, add_special_tokens=False))
 
 FastBPE.encode_batches = encode_batches
 
@@ -276,7 +280,8 @@ def save(self, folder:str|Path)->None:
 def load(cls, folder:str|Path)->FastBPE:
     "Read what `save` wrote."
     options = Path(folder) / 'options.json'
-    return cls(*read_bpe(Path(folder) / 'vocab.json', Path(folder) / 'merges.txt'), **(json.loads(options.read_text(encoding='utf-8')) if options.exists() else {}))
+    return cls(*read_bpe(Path(folder) / 'vocab.json', Path(folder) / 'merges.txt'),
+               **(json.loads(options.read_text(encoding='utf-8')) if options.exists() else {}))
 
 FastBPE.save, FastBPE.load = save, load
 
@@ -290,7 +295,8 @@ def train_fast_bpe(
     if n_vocab < 257: raise ValueError(f'n_vocab={n_vocab}: must be at least 257 (256 bytes and end of text)')
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    inner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=n_vocab - 1, initial_alphabet=list(byte_alphabet().values()), show_progress=False))
+    inner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=n_vocab - 1, initial_alphabet=list(byte_alphabet().values()),
+                                                         show_progress=False))
     merges = [tuple(m) for m in json.loads(inner.to_str())['model']['merges']]
     return FastBPE(vocabulary(merges), merges)
 
@@ -309,7 +315,8 @@ def merge_best(
     for i in range(len(chars) - 1): offer(i, i + 1)
     while queue:
         _, i, j, n = heappop(queue)
-        if not symbols[i] or not symbols[j] or len(symbols[i]) + len(symbols[j]) != n: continue   # one of them has been merged since
+        # one of them has been merged since
+        if not symbols[i] or not symbols[j] or len(symbols[i]) + len(symbols[j]) != n: continue
         symbols[i] += symbols[j]; symbols[j] = ''
         right[i] = right[j]
         if right[j] >= 0: left[right[j]] = i
@@ -330,7 +337,8 @@ def read_pieces(
     kind = pb.TrainerSpec.ModelType.Name(proto.trainer_spec.model_type)
     if kind != 'BPE': raise ValueError(f'{name}: a {kind} model, this reads BPE')
     if proto.normalizer_spec.precompiled_charsmap or proto.normalizer_spec.remove_extra_whitespaces:
-        raise ValueError(f'{name}: it rewrites its text ({proto.normalizer_spec.name}), this reads models that leave text as it is')
+        raise ValueError(f'{name}: it rewrites its text ({proto.normalizer_spec.name}), this reads models that leave text '
+                         f'as it is')
     return proto
 
 # %% ../../nbs/text/01_tokenizers.ipynb #a0482b20
@@ -341,12 +349,14 @@ class PieceBPE:
     ):
         proto = read_pieces(model)
         kinds = {name: i for i, name in enumerate(('normal', 'unknown', 'control', 'user', 'unused', 'byte'), 1)}
-        self.pieces, of = [p.piece for p in proto.pieces], lambda *names: {p.piece: i for i, p in enumerate(proto.pieces) if p.type in {kinds[n] for n in names}}
+        self.pieces, of = [p.piece for p in proto.pieces], lambda *names: {p.piece: i for i,
+            p in enumerate(proto.pieces) if p.type in {kinds[n] for n in names}}
         if of('user', 'unused'): raise ValueError(f'{model}: it has user-defined or unused pieces, this reads models without')
         self.text, self.control, self.bytes = of('normal'), of('control'), {int(p[1:-1], 16): i for p, i in of('byte').items()}
         self.scores = {p: proto.pieces[i].score for p, i in self.text.items()}
         self.unk, self.bos, self.eot = proto.trainer_spec.unk_id, proto.trainer_spec.bos_id, proto.trainer_spec.eos_id
-        self.dummy, self.surface = proto.normalizer_spec.add_dummy_prefix, proto.trainer_spec.unk_surface    # how an unknown character is shown
+        # how an unknown character is shown
+        self.dummy, self.surface = proto.normalizer_spec.add_dummy_prefix, proto.trainer_spec.unk_surface
 
     @property
     def n_vocab(self)->int: return len(self.pieces)
@@ -420,8 +430,11 @@ def train_pieces(
     from sentencepiece import SentencePieceTrainer
     out = io.BytesIO()
     try: SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=out, model_type='bpe', vocab_size=n_vocab, split_digits=split_digits, byte_fallback=byte_fallback,
-        add_dummy_prefix=dummy_prefix, normalization_rule_name='identity', remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-        character_coverage=1. if not byte_fallback else 0.9999, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2, num_threads=1, max_sentence_length=2**30)     # longer lines would be left out in silence
+        sentence_iterator=iter(texts), model_writer=out, model_type='bpe', vocab_size=n_vocab, split_digits=split_digits,
+        byte_fallback=byte_fallback, add_dummy_prefix=dummy_prefix, normalization_rule_name='identity',
+        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+        # longer lines would be left out in silence
+        character_coverage=1. if not byte_fallback else 0.9999, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
+        num_threads=1, max_sentence_length=2**30)
     except RuntimeError as e: raise ValueError(f'n_vocab={n_vocab}: {str(e).splitlines()[0]}') from None
     return FastPieces(out.getvalue())
