@@ -149,8 +149,8 @@ def from_hf(
     source,   # a `GPT2LMHeadModel`, a folder with config.json and model.safetensors, or a hub name such as 'gpt2'
 )->GPT2:      # in evaluation mode
     "Load public GPT-2 weights; every missing, extra or mis-shaped key is named in one error."
-    config, tensors = (source.config.to_dict(), source.state_dict()) if isinstance(source,
-        nn.Module) else lab_data.hf_checkpoint(source)
+    config, tensors = ((source.config.to_dict(), source.state_dict()) if isinstance(source, nn.Module)
+                       else lab_data.hf_checkpoint(source))
     wanted = dict(activation_function='gelu_new', scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
     for name, value in wanted.items():
         if config.get(name, value) != value: raise ValueError(f'config.{name}={config[name]!r}: GPT-2 has {value!r}')
@@ -158,15 +158,15 @@ def from_hf(
                      n_layer=config['n_layer'], n_head=config['n_head'], eps=config['layer_norm_epsilon'])
     with torch.device('meta'): model = GPT2(cfg)
     # buffers
-    tensors = {k.removeprefix('transformer.'): v for k,
-               v in tensors.items() if not k.endswith(('.attn.bias', '.attn.masked_bias'))}
+    tensors = {k.removeprefix('transformer.'): v
+               for k, v in tensors.items() if not k.endswith(('.attn.bias', '.attn.masked_bias'))}
     head, wte = tensors.pop('lm_head.weight', None), tensors.get('wte.weight')
     if head is not None and wte is not None and not torch.equal(head, wte):
         raise ValueError('lm_head.weight is not wte.weight: this checkpoint has an output matrix of its own, GPT-2 uses the '
                          'embedding (tied); it would be lost')
     rename = {hf_name(name): name for name in model.state_dict()}
-    ours = {rename.get(k, k): v.T if rename.get(k, '').endswith(tuple(f'{c}.weight' for c in _conv1d)) else v for k,
-            v in tensors.items()}
+    ours = {rename.get(k, k): v.T if rename.get(k, '').endswith(tuple(f'{c}.weight' for c in _conv1d)) else v
+            for k, v in tensors.items()}
     return load_strict(model, ours).eval()
 
 GPT2.from_hf = staticmethod(from_hf)

@@ -156,8 +156,8 @@ def decontaminate(
     grams = [ngram_hashes(d, n) for d in docs]
     hits = [np.flatnonzero(np.isin(g, wanted)) for g in grams]
     in_docs = Counter(h for g, at in zip(grams, hits) for h in set(g[at].tolist()))
-    return [_pieces(d, [i for i in at.tolist() if in_docs[int(g[i])] <= common], n, margin, shortest, most_pieces) for d, g,
-            at in zip(docs, grams, hits)]
+    return [_pieces(d, [i for i in at.tolist() if in_docs[int(g[i])] <= common], n, margin, shortest, most_pieces)
+            for d, g, at in zip(docs, grams, hits)]
 
 # %% ../nbs/06_gpt3.ipynb #8a1a346e
 def _pieces(doc, at, n, margin, shortest, most_pieces):
@@ -178,7 +178,7 @@ statements = {  # what is claimed, rule, margin: fixed before anything is measur
     'C3': ('Loss falls as a power of compute', 'trend', 0.),
     'C4': ('Filtered and de-duplicated text beats raw text at equal tokens', 'greater', 0.),
     'C5': ('Sampling a good source more often than its size helps on its domain', 'greater', 0.),
-    'C6': ('Local attention in every other layer costs at most 1 % of the loss', 'less', 0.01),
+    'C6': ('Local attention in every other layer costs at most 1 % of the loss', 'greater', -0.01),
     'C7': ('Examples in the context improve arithmetic', 'greater', 0.),
     'C8': ("The paper's rule of choice beats the raw sum of log-probabilities", 'greater', 0.),
     'C9': ('Test text in the training text inflates the score', 'greater', 0.),
@@ -209,7 +209,7 @@ runs = {
     'cpu': RunSpec(model=GPT3Config(n_vocab=2048, ctx_len=128, d_model=96, n_layer=4, n_head=4, window=16),
                    train=TrainConfig(n_step=1000, batch_size=16, lr=2e-3, n_warmup=50, **_small), data=DataConfig('books', 2048),
                    n_seeds=5, claims=Claims(widths=(32, 48, 64, 96), scales=(12, 20, 32, 52), n_step_mix=200, windows=(16, 64),
-                                            n_step_sums=1200, n_token=6000)),
+                                            n_step_sums=2000, n_token=6000)),
     'gpu': RunSpec(model=GPT3Config(n_vocab=8192, ctx_len=2048, d_model=512, n_layer=8, n_head=8, window=256),
                    train=TrainConfig(n_step=2000, batch_size=16, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True,
                                      **_small), data=DataConfig('books', 8192), n_seeds=3,
@@ -331,8 +331,9 @@ class QualityClassifier:
         return self.linear(self.features(docs))[:, 0].sigmoid().numpy()
 
 # %% ../nbs/06_gpt3.ipynb #1231f1dd
-def crawl(docs:Sequence[str], rng:np.random.Generator, bad:float=0.8, again:float=0.3)->tuple[list[str],
-    np.ndarray]:   # pages, whether each is spoilt
+def crawl(
+    docs:Sequence[str], rng:np.random.Generator, bad:float=0.8, again:float=0.3
+)->tuple[list[str], np.ndarray]:   # pages, whether each is spoilt
     "Make a raw crawl: a share of the documents is spoilt, another comes back twice, nearly the same."
     spoilt = rng.random(len(docs)) < bad
     pages = [spoil(d, rng) if s else d for d, s in zip(docs, spoilt)]
@@ -397,8 +398,9 @@ def bench(only:str|None=None, seed:int=0)->Iterator[Row]:
                protocol='forward, backward, fused AdamW; 4 layers, d 384, one text of 2,048 tokens, band 256, vocabulary 8,192')
 
 # %% ../nbs/06_gpt3.ipynb #a5d2e662
-def plant(docs:Sequence[str], passages:Sequence[str], copies:int, rng:np.random.Generator)->tuple[list[str],
-    set[int]]:   # documents, which of them hold a passage
+def plant(
+    docs:Sequence[str], passages:Sequence[str], copies:int, rng:np.random.Generator
+)->tuple[list[str], set[int]]:   # documents, which of them hold a passage
     "Put copies of passages at the ends of documents."
     docs, at = list(docs), rng.permutation(np.resize(np.arange(len(docs)), copies * len(passages)))
     for i, p in zip(at, [p for p in passages for _ in range(copies)]): docs[i] += '\n' + p
@@ -414,8 +416,8 @@ def leak_run(*, seed:int, copies:int, cleaned:bool, model:dict, train:dict, data
     docs, dirty = plant(list(lab_data.documents(data['name'], 'train'))[:n_doc], planted, copies, rng)
     pieces = decontaminate(docs, planted); touched = {i for i, (d, p) in enumerate(zip(docs, pieces)) if p != [d]}
     net, facts = text_run([p for ps in pieces for p in ps] if cleaned else docs, corpus, seed, model, train)
-    bits = {k: float(np.mean(passage_nats(net, corpus.tokenizer, ps) / math.log(2) / [len(p.encode()) for p in ps])) for k,
-            ps in (('planted', planted), ('others', others))}
+    bits = {k: float(np.mean(passage_nats(net, corpus.tokenizer, ps) / math.log(2) / [len(p.encode()) for p in ps]))
+            for k, ps in (('planted', planted), ('others', others))}
     return dict(found=len(touched & dirty) / len(dirty) if dirty else 1.,
                 false=len(touched - dirty) / max(1, len(docs) - len(dirty)), **bits, **facts)
 
@@ -476,17 +478,17 @@ def repeated(words:Sequence[str], start:int, n:int=4)->float:
     return float(np.mean([r in set(runs_[:i]) for i, r in enumerate(runs_) if i >= start])) if len(runs_) > start else 0.
 
 # %% ../nbs/06_gpt3.ipynb #4077875f
-def repetition_run(*, n_prompt:int=12, n_word:int=150, n_given:int=40, top_p:float=0.85)->dict:
-    "Let SmolLM2 continue held-out books (nucleus 0.85, as the samples released with GPT-3), and compare with how the books go on."
+def repetition_run(*, n_prompt:int=12, n_word:int=300, n_given:int=40, top_p:float=0.85)->dict:
+    "Let SmolLM2 continue held-out books, sampled (nucleus 0.85, as the samples released with GPT-3) and greedy; beside it how they go on."
     llm, books = _smol(), [d.split() for d in lab_data.documents('books', 'valid')]
     books = [b[:n_given + n_word] for b in books if len(b) >= n_given + n_word][:n_prompt]
     prompts = [' '.join(b[:n_given]) for b in books]
-    texts = generate(llm.model, [llm.tokenizer.encode(p) for p in prompts], int(1.5 * n_word), temperature=1., top_p=top_p,
-                     seed=0)
-    written = [(p + llm.tokenizer.decode(t)).split()[:n_given + n_word] for p, t in zip(prompts, texts)]
+    ids, n_token = [llm.tokenizer.encode(p) for p in prompts], int(1.5 * n_word)
+    texts = dict(nucleus=generate(llm.model, ids, n_token, temperature=1., top_p=top_p), greedy=generate(llm.model, ids, n_token))
+    words = {how: [(p + llm.tokenizer.decode(t)).split()[:n_given + n_word] for p, t in zip(prompts, ts)] for how, ts in texts.items()}
     last = n_given + 3 * n_word // 4
-    return dict(model=[repeated(w, last) for w in written], book=[repeated(b, last) for b in books],
-                length=float(np.mean([len(w) for w in written])))
+    return {how: [repeated(w, last) for w in ws] for how, ws in (words | dict(book=books)).items()}
+
 
 # %% ../nbs/06_gpt3.ipynb #bcf5a031
 occupations = ('accountant architect artist baker banker barber bartender carpenter cashier chef clerk coach cook dancer '

@@ -240,8 +240,8 @@ def from_hf(
     source,    # a `LlamaForCausalLM`, a folder with config.json and safetensors, or a name on the hub
 )->LLaMA:
     "Load public LLaMA weights in the layout of `transformers`."
-    config, tensors = (source.config.to_dict(), source.state_dict()) if isinstance(source,
-        nn.Module) else lab_data.hf_checkpoint(source)
+    config, tensors = ((source.config.to_dict(), source.state_dict()) if isinstance(source, nn.Module)
+                       else lab_data.hf_checkpoint(source))
     cfg = config_from_hf(config)
     skip = ('rotary_emb.inv_freq', *(['lm_head.weight'] if cfg.tied else []))                  # a buffer, and the tied head
     return assemble(cfg, {k: v for k, v in tensors.items() if not k.endswith(skip)}, 'hf')
@@ -342,10 +342,9 @@ def config_from_gguf(
     n = len(meta['tokenizer.ggml.tokens'])
     if get('vocab_size', n) != n: raise ValueError(f'llama.vocab_size={get("vocab_size")} contradicts a tokenizer of {n} tokens')
     return LLaMAConfig(n_vocab=n, ctx_len=get('context_length'), d_model=d, n_layer=get('block_count'), n_head=h,
-                       n_kv_head=get('attention.head_count_kv', h),
-                       # kept in float32, meant in decimals
-                       d_ff=get('feed_forward_length'), rope_base=get('rope.freq_base', 10000.),
-                       eps=float(f"{get('attention.layer_norm_rms_epsilon'):.6g}"))
+                       n_kv_head=get('attention.head_count_kv', h), d_ff=get('feed_forward_length'),
+                       rope_base=get('rope.freq_base', 10000.),
+                       eps=float(f"{get('attention.layer_norm_rms_epsilon'):.6g}"))   # kept in float32, meant in decimals
 
 # %% ../nbs/08_llama.ipynb #1c650d21
 @staticmethod
@@ -501,7 +500,7 @@ runs = {
                    data=DataConfig('books', 2048), n_seeds=5,
                    claims=Claims(twins=('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama'), n_step=300,
                                  ratios=(5, 10, 20, 50, 100), budgets=(3e10, 1e11, 3e11), widths=(8, 12, 20, 32, 52),
-                                 rates=(1e-3, 3e-3, 1e-2), warmups=(0, 50), n_step_sums=1200, n_step_filter=300, n_token=15_000)),
+                                 rates=(1e-3, 3e-3, 1e-2), warmups=(0, 50), n_step_sums=2000, n_step_filter=300, n_token=15_000)),
     'gpu': RunSpec(model=LLaMAConfig(n_vocab=8192, ctx_len=512, d_model=512, n_layer=8, n_head=8, d_ff=1408),
                    train=TrainConfig(n_step=2000, batch_size=64, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True,
                                      **_recipe),
@@ -635,7 +634,7 @@ def sums(
 
 # %% ../nbs/08_llama.ipynb #08528998
 def sum_run(*, seed:int, split_digits:bool, model:dict, train:dict, n_train:int=100_000, n_test:int=500, n_vocab:int=600)->dict:
-    "Learn sums with one of two vocabularies; exact match on sums never seen."
+    "Learn sums with one of two vocabularies; exact match on sums never seen, and the answers' negative log-likelihood."
     cfg, train = LLaMAConfig(**model), TrainConfig(**train)
     test = sums(n_test, seed=10_000)
     lines = sums(n_train, seed=seed, skip=frozenset(test))
@@ -647,8 +646,9 @@ def sum_run(*, seed:int, split_digits:bool, model:dict, train:dict, n_train:int=
     asked = [t.split('=')[0] + '=' for t in test]
     answers = generate(net.eval(), [[tok.eot, *tok.encode(a)] for a in asked], 10, stop=tok.eot)
     right = np.array([tok.decode([*tok.encode(a), *ids]) == t for a, ids, t in zip(asked, answers, test)])
+    nats = [-sum(score_text(net, tok, a, [t[len(a):]])[0]) for a, t in zip(asked, test)]
     by = {k: float(right[[len(t.split()[0]) == k for t in test]].mean()) for k in (2, 3, 4)}
-    return dict(exact=float(right.mean()), tokens_a_sum=len(tokens) / len(lines), **{f'exact{k}': v for k, v in by.items()})
+    return dict(exact=float(right.mean()), nats=float(np.mean(nats)), tokens_a_sum=len(tokens) / len(lines), **{f'exact{k}': v for k, v in by.items()})
 
 # %% ../nbs/08_llama.ipynb #4ad0b233
 def spoil(
@@ -825,9 +825,8 @@ def bench_shots(seed:int=0, n_prompt:int=256, n_choice:int=16)->Iterator[Row]:
     choices = [rng.integers(17, 49152, rng.integers(3, 9)).tolist() for _ in range(n_choice)]
     ours, full = lambda: score(model, prompt, choices), lambda: full_text_score(model, prompt, choices, every=False)
     assert np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=1e-2)
-    # multiply-adds: a token, all choices
+    # multiply-adds of the layers a token, and of the head for all choices; tokens read, and those read otherwise
     trunk, head = n_params(model) - model.tok_emb.weight.numel(), model.tok_emb.weight.numel() * sum(map(len, choices))
-    # tokens
     read, avoided = n_prompt + sum(len(c) - 1 for c in choices), sum(n_prompt + len(c) - 1 for c in choices)
     saving = (avoided * trunk + head) / (read * trunk + head)
     yield race('S.shots', 'Scoring choices behind one prompt makes at least 70 % of the multiply-adds it avoids into time',

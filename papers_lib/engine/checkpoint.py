@@ -27,8 +27,8 @@ def check_keys(
 )->None:
     "Raise one error that names every missing, extra and mis-shaped key."
     wrong = [f'missing {k}' for k in want if k not in tensors] + [f'extra {k}' for k in tensors if k not in want]
-    wrong += [f'{k} has shape {tuple(tensors[k].shape)}, not {shape}' for k,
-              shape in want.items() if k in tensors and tuple(tensors[k].shape) != shape]
+    wrong += [f'{k} has shape {tuple(tensors[k].shape)}, not {shape}'
+              for k, shape in want.items() if k in tensors and tuple(tensors[k].shape) != shape]
     if wrong: raise ValueError(f'{len(wrong)} key(s) do not fit {model}, nothing was loaded: ' + '; '.join(wrong))
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #69db243e
@@ -109,8 +109,8 @@ def save_state(
     path = Path(folder) / f'step-{step:06d}'; sweep(folder, 'step-*')
     moments = opt.state_dict()['state']
     rng, rng_plain = rng_state()
-    tensors = {f'opt.{i}.{name}': torch.as_tensor(v).cpu().contiguous() for i, state in moments.items() for name,
-               v in state.items()} | rng
+    tensors = {f'opt.{i}.{name}': torch.as_tensor(v).cpu().contiguous() for i, state in moments.items()
+               for name, v in state.items()} | rng
     with atomic_folder(path, replace=True) as tmp:
         _write(model.state_dict(), tmp / 'model.safetensors')
         _write(tensors, tmp / 'train_state.safetensors')

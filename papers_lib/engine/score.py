@@ -15,8 +15,7 @@ from .generate import evaluating
 # %% ../../nbs/engine/05_score.ipynb #3ef389f1
 def trie(
     candidates:Sequence[Sequence[int]], # token ids; each has at least one
-)->tuple[list[int], list[int],
-         list[list[int]]]: # tokens of the nodes, parents (-1 = prompt), path: nodes that predict each candidate's tokens
+)->tuple[list[int], list[int], list[list[int]]]: # tokens of the nodes, parents (-1 = prompt), nodes that predict each candidate
     "Merge the beginnings of candidates into nodes, each of which is read once."
     nodes, tokens, parents, paths = {}, [], [], []
     for c in candidates:
@@ -88,8 +87,7 @@ def score(
     *,
     batch_tokens:int=256,               # candidate tokens read in one pass
     greedy:bool=False,                  # tell of every candidate whether greedy decoding would write it
-)->list[list[float]]|list[tuple[list[float],
-                                bool]]:   # log-probability of every token of every candidate, nats; if `greedy`, with the answer
+)->list[list[float]]|list[tuple[list[float], bool]]:   # log-probability of every token, nats; if `greedy`, with the answer
     "Score continuations of one prompt, which is read once."
     candidates = [list(map(int, c)) for c in candidates]
     _check(model, prompt_ids, candidates)
@@ -153,8 +151,8 @@ def windows(
 
 # %% ../../nbs/engine/05_score.ipynb #bd3cb333
 def _row_nll(model, h, targets, rows=1024):
-    return torch.cat([F.cross_entropy(model.head(a).float(), b, reduction='none') for a,
-                      b in zip(h.split(rows), targets.split(rows))])
+    return torch.cat([F.cross_entropy(model.head(a).float(), b, reduction='none')
+                      for a, b in zip(h.split(rows), targets.split(rows))])
 
 # %% ../../nbs/engine/05_score.ipynb #502d44d6
 @torch.inference_mode()

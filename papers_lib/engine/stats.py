@@ -166,9 +166,8 @@ def verdict(row:Row)->str:
 # %% ../../nbs/engine/07_stats.ipynb #35516d27
 def _interval(row):
     "The row's interval, checked."
-    ok = isinstance(row.ci95,
-                    (list, tuple)) and len(row.ci95) == 2 and all(isinstance(x,
-                        (int, float)) and math.isfinite(x) for x in row.ci95)
+    pair = isinstance(row.ci95, (list, tuple)) and len(row.ci95) == 2
+    ok = pair and all(isinstance(x, (int, float)) and math.isfinite(x) for x in row.ci95)
     if not ok or not row.ci95[0] <= row.ours <= row.ci95[1]:
         raise ValueError(f'row {row.id}: ci95={row.ci95} must be two finite numbers around ours={row.ours}')
     return row.ci95

@@ -205,8 +205,8 @@ def fit(
     if peak := accelerator.device.type == 'cuda' and peak_flops(torch.cuda.get_device_name()):
         out.mfu = flops_per_token(model, batch['ids'].shape[1]) * out.tokens_per_s / peak / world
     out.peak_memory = peak_memory(accelerator.device)
-    tracker.summary({k: v for k,
-                     v in dict(tokens_per_s=out.tokens_per_s, mfu=out.mfu, peak_memory=out.peak_memory,
+    tracker.summary({k: v
+                     for k, v in dict(tokens_per_s=out.tokens_per_s, mfu=out.mfu, peak_memory=out.peak_memory,
                                seconds=out.seconds).items() if v is not None})
     return out
 

@@ -387,10 +387,10 @@ _winogrande_train = lambda d: Schema(tuple(d['sentence'].split('_')[0] + o for o
 _written = lambda d: Question(d['context'], tuple(f' {a}' for a in dict.fromkeys([d['answer'], *d['aliases']])))
 
 question_sets = {  # name: (set, file, how a record becomes a question)
-    **{n: ('few_shot_choices', f'{f}.jsonl', _answers) for n,
-       f in (('piqa', 'piqa'), ('arc_easy', 'arc_easy'), ('arc_challenge', 'arc_challenge'), ('boolq', 'boolq'))},
-    **{n: ('few_shot_choices', f'{f}.jsonl', _completes) for n,
-       f in (('openbookqa', 'openbook_qa'), ('copa', 'copa'), ('siqa', 'siqa'), ('commonsense_qa', 'commonsense_qa'))},
+    **{n: ('few_shot_choices', f'{f}.jsonl', _answers)
+       for n, f in (('piqa', 'piqa'), ('arc_easy', 'arc_easy'), ('arc_challenge', 'arc_challenge'), ('boolq', 'boolq'))},
+    **{n: ('few_shot_choices', f'{f}.jsonl', _completes)
+       for n, f in (('openbookqa', 'openbook_qa'), ('copa', 'copa'), ('siqa', 'siqa'), ('commonsense_qa', 'commonsense_qa'))},
     'arc_easy_train': ('few_shot_train', 'arc_easy_train.jsonl', _completes),          # its questions end in 'Answer:' already
     'boolq_train': ('few_shot_train', 'boolq_train.jsonl', _completes),
     'piqa_train': ('few_shot_train', 'piqa_train.jsonl', _piqa_train),

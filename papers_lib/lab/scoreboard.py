@@ -35,8 +35,8 @@ def local_runs(runs:str|Path|None=None)->list[tuple[str, list[Row], dict, Path]]
 def verdicts(rows:list[Row])->str:
     "Sum up the verdicts of the claims, then of the other rows."
     kinds = {'claims': [r for r in rows if r.kind == 'claim'], 'other rows': [r for r in rows if r.kind != 'claim']}
-    return '; '.join(f'{k}: ' + ', '.join(f'{n} {v}' for v, n in Counter(r.verdict for r in part).most_common()) for k,
-                     part in kinds.items() if part)
+    return '; '.join(f'{k}: ' + ', '.join(f'{n} {v}' for v, n in Counter(r.verdict for r in part).most_common())
+                     for k, part in kinds.items() if part)
 
 # %% ../../nbs/lab/07_scoreboard.ipynb #8e333c63
 def title(notebook:Path)->tuple[str, str]:   # the first heading, the line under it
@@ -53,12 +53,12 @@ def readme_table()->str:
         for i, (rows, p) in enumerate(mine):
             out.append(f"| {f'[{title(path)[0]}](nbs/{path.name})' if not i else ''} | {p.get('preset', 'none yet')} | "
                        f"{verdicts(rows)} |")
-    claims = [(paper, p['preset'], r) for paper, rows,
-              p in files for r in rows if r.kind == 'claim' and r.verdict != 'not attempted']
+    claims = [(paper, p['preset'], r)
+              for paper, rows, p in files for r in rows if r.kind == 'claim' and r.verdict != 'not attempted']
     if claims:
         out += ['', '| claim | what the paper says | preset | effect [95 %] | verdict |', '| --- | --- | --- | --- | --- |']
-        out += [f'| {paper} {r.id} | {r.statement} | {preset} | {interval(r)} {r.unit} | **{r.verdict}** |' for paper, preset,
-                r in claims]
+        out += [f'| {paper} {r.id} | {r.statement} | {preset} | {interval(r)} {r.unit} | **{r.verdict}** |'
+                for paper, preset, r in claims]
     return '\n'.join(out)
 
 # %% ../../nbs/lab/07_scoreboard.ipynb #f13f4a1b
@@ -116,8 +116,8 @@ def _cell(row, prov, link=''):
 # %% ../../nbs/lab/07_scoreboard.ipynb #7085bc2f
 def _links(files, page):
     "Link what exists, by its path from the page."
-    return ''.join(f' <a href="{html.escape(Path(os.path.relpath(path, page.parent)).as_posix())}">{what}</a>' for what,
-                   path in files if path.exists())
+    return ''.join(f' <a href="{html.escape(Path(os.path.relpath(path, page.parent)).as_posix())}">{what}</a>'
+                   for what, path in files if path.exists())
 
 # %% ../../nbs/lab/07_scoreboard.ipynb #3a74cdb6
 def _line(paper, id, preset, pub, loc, page):

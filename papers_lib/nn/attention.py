@@ -152,8 +152,7 @@ class KVCache:
         layer:int,                      # which layer writes
         k:Float[Tensor, 'b g t k'],     # keys of the new tokens
         v:Float[Tensor, 'b g t k'],     # values of the new tokens
-    )->tuple[Float[Tensor, 'b g s k'],
-             Float[Tensor, 'b g s k']]:   # all so far, s = length + t; views, valid until the next update
+    )->tuple[Float[Tensor, 'b g s k'], Float[Tensor, 'b g s k']]:   # all so far, s = length + t; views, until the next update
         "Write the keys and values of new tokens."
         t = k.shape[2]
         end, K = self.length + t, self.k[layer]

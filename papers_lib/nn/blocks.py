@@ -64,8 +64,9 @@ class Block(nn.Module):
         self.norm1, self.attn = norms[norm](d_model, eps), SelfAttention(d_model, n_head, bias, dropout, n_kv_head)
         self.norm2, self.mlp = norms[norm](d_model, eps), MLP(d_model, d_ff, act, bias, dropout)
 
-    def forward(self, x:Float[Tensor, 'b t d'], mask=None, cache:KVCache|None=None, layer:int=0, turns=None)->Float[Tensor,
-        'b t d']:
+    def forward(
+        self, x:Float[Tensor, 'b t d'], mask=None, cache:KVCache|None=None, layer:int=0, turns=None
+    )->Float[Tensor, 'b t d']:
         if self.pre:
             x = x + self.attn(self.norm1(x), mask, cache, layer, turns)
             return x + self.mlp(self.norm2(x))

@@ -349,8 +349,8 @@ class PieceBPE:
     ):
         proto = read_pieces(model)
         kinds = {name: i for i, name in enumerate(('normal', 'unknown', 'control', 'user', 'unused', 'byte'), 1)}
-        self.pieces, of = [p.piece for p in proto.pieces], lambda *names: {p.piece: i for i,
-            p in enumerate(proto.pieces) if p.type in {kinds[n] for n in names}}
+        self.pieces, of = [p.piece for p in proto.pieces], lambda *names: {p.piece: i
+            for i, p in enumerate(proto.pieces) if p.type in {kinds[n] for n in names}}
         if of('user', 'unused'): raise ValueError(f'{model}: it has user-defined or unused pieces, this reads models without')
         self.text, self.control, self.bytes = of('normal'), of('control'), {int(p[1:-1], 16): i for p, i in of('byte').items()}
         self.scores = {p: proto.pieces[i].score for p, i in self.text.items()}
