@@ -621,8 +621,8 @@ def quiz(
 )->dict:                   # choice: accuracy among all French words; greedy_hint, greedy_none: exact match of what it writes; correct, confidence: a question each
     "Ask for the French of every word."
     words, french = list(lexicon), [f' {f}' for f in lexicon.values()]
-    logp = np.array([[[sum(c) for c in score_text(model, tok, f'{context}{HINT} {en}',
-                                                  french)] for en in words] for context in contexts])
+    logp = np.array([[[sum(c) for c in score_text(model, tok, f'{context}{HINT} {en}', french)]
+                      for en in words] for context in contexts])
     right = logp.argmax(-1) == np.arange(len(words))                                          # (context, word)
     out = dict(choice=float(right.mean()), correct=right.ravel().astype(int).tolist(),
                confidence=logp.max(-1).ravel().round(4).tolist())
@@ -817,7 +817,8 @@ def bench_train(
     paper:str='gpt2',    # whose module has `pair_of`, `bench_cfg` and `runs`
 )->Iterator[Row]:
     "Race a training step: eager, compiled, and in bfloat16 against the float32 peer."
-    home, facts = importlib.import_module(f'papers_lib.{paper}'), dict(paper=paper, dataset='random tokens',
+    home, facts = importlib.import_module(f'papers_lib.{paper}'), dict(
+        paper=paper, dataset='random tokens',
         protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
     def steps(compile=False, dtype=None):
         ours, hf = (m.train() for m in home.pair_of(home.bench_cfg, seed))
@@ -854,8 +855,9 @@ def cpu_flags()->str:
     return next((line for line in path.read_text().splitlines() if line.startswith('flags')), '') if path.exists() else ''
 
 # %% ../nbs/04_gpt2.ipynb #f8a5b0a5
-def peak_memory(arm:str, paper:str='gpt2', n_step:int=4,
-                compiled:bool=False)->float:   # bytes above what was resident before the first step
+def peak_memory(
+    arm:str, paper:str='gpt2', n_step:int=4, compiled:bool=False
+)->float:   # bytes above what was resident before the first step
     "Train a few steps here and tell how far resident memory rose; run it in a process of its own."
     from transformers import GPT2LMHeadModel                                  # both arms pay for the import
     home = importlib.import_module(f'papers_lib.{paper}')
@@ -863,8 +865,8 @@ def peak_memory(arm:str, paper:str='gpt2', n_step:int=4,
     model, loss = (ours, our_loss) if arm == 'papers_lib' else (hf, hf_loss)
     del ours, hf
     if compiled: model, loss = (model, torch.compile(loss)) if arm == 'papers_lib' else (torch.compile(model), loss)
-    step, before = train_step(model.train(), bench_batch(home.bench_cfg),
-                              loss), int(Path('/proc/self/statm').read_text().split()[1]) * 4096
+    step, before = (train_step(model.train(), bench_batch(home.bench_cfg), loss),
+                    int(Path('/proc/self/statm').read_text().split()[1]) * 4096)
     for _ in range(n_step): step()
     return high_water() - before
 
@@ -936,8 +938,8 @@ def bench_score(seed:int=0, n_title:int=1000, n_prompt:int=200)->Iterator[Row]:
 def full_text_score(model:GPT2, prompt:list[int], titles:list[list[int]], *, every:bool=True,
                     batch_size:int=32)->list[list[float]]:
     "Score every prompt + title as a text of its own: the plain way, for comparison."
-    out, order, first = [None] * len(titles), sorted(range(len(titles)),
-                                                     key=lambda i: len(titles[i])), 0 if every else len(prompt) - 1
+    out, order, first = ([None] * len(titles), sorted(range(len(titles)), key=lambda i: len(titles[i])),
+                         0 if every else len(prompt) - 1)
     for at in range(0, len(order), batch_size):
         part = order[at:at + batch_size]; width = max(len(titles[i]) for i in part)
         x = torch.tensor([prompt + titles[i] + [0] * (width - len(titles[i])) for i in part])

@@ -323,8 +323,8 @@ class QualityClassifier:
 
     def features(self, docs:Sequence[str])->torch.Tensor:   # (n, n_feature), unit length
         grams = [np.concatenate([ngram_hashes(d, n) for n in (1, 2)]) % np.uint64(self.n_feature) for d in docs]
-        return F.normalize(torch.tensor(np.array([np.bincount(g.astype(int),
-                                                              minlength=self.n_feature) for g in grams])).float().log1p())
+        return F.normalize(torch.tensor(np.array([
+            np.bincount(g.astype(int), minlength=self.n_feature) for g in grams])).float().log1p())
 
     @torch.no_grad()
     def score(self, docs:Sequence[str])->np.ndarray:        # (n,) in [0, 1]
@@ -369,9 +369,9 @@ def mixture_run(*, seed:int, weight:float|None, model:dict, train:dict, data:dic
     corpus = lab_data.lm_corpus(data['name'], n_vocab=data['n_vocab'])
     tok, cfg, train = corpus.tokenizer, GPT3Config(**model), TrainConfig(**train)
     stream = lambda docs: np.concatenate([[*ids, tok.eot] for ids in tok.encode_batches(docs)])
-    good, large, wiki = stream(list(lab_data.documents(data['name'],
-                                                       'train'))[:n_good]), stream(list(lab_data.documents('wikitext2',
-                                                           'train'))), stream(list(lab_data.documents('wikitext2', 'valid')))
+    good, large, wiki = (stream(list(lab_data.documents(data['name'], 'train'))[:n_good]),
+                         stream(list(lab_data.documents('wikitext2', 'train'))),
+                         stream(list(lab_data.documents('wikitext2', 'valid'))))
     share = len(good) / (len(good) + len(large)) if weight is None else weight
     drawn = sources([share, 1 - share], train.n_step * train.batch_size * cfg.ctx_len // piece + 1, seed)
     # each source in its order, again from the start

@@ -27,8 +27,8 @@ def _skeleton(source:str)->str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, 'body', None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value,
-            ast.Constant) and isinstance(body[0].value.value, str):
+        if (isinstance(body, list) and body and isinstance(body[0], ast.Expr)
+                and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str)):
             node.body = body[1:] or [ast.Pass()]
     return ast.dump(tree)
 
@@ -383,8 +383,8 @@ def run_notebooks(
                 report(f'{name}: started')
             for p in [p for p in running if p.poll() is not None]:
                 name, folder = running.pop(p); done.append(_outcome(name, preset, folder)); s = done[-1]
-                report(f"{name}: {s['status']} after {s.get('seconds', 0):.0f} s" + (f" in cell {s.get('cell')}: {s['error']}"
-                    if 'error' in s else ''))
+                report(f"{name}: {s['status']} after {s.get('seconds', 0):.0f} s"
+                       + (f" in cell {s.get('cell')}: {s['error']}" if 'error' in s else ''))
             time.sleep(0.1)
     except KeyboardInterrupt:
         for p in running: os.killpg(p.pid, signal.SIGTERM)
