@@ -314,6 +314,7 @@ def cut_pages(docs:Iterable[str], seed:int, n_word:int=200)->list[str]:
 class QualityClassifier:
     "Logistic regression on hashed counts of words and pairs of words: reference text against raw pages (appendix A)."
     def __init__(self, good:Sequence[str], raw:Sequence[str], n_feature:int=4096, n_step:int=200, seed:int=0):
+        if not good or not raw: raise ValueError(f'{len(good)} good and {len(raw)} raw documents: the classifier needs both kinds')
         self.n_feature = n_feature
         x, y = self.features([*good, *raw]), torch.tensor([1.] * len(good) + [0.] * len(raw))
         torch.manual_seed(seed); self.linear = torch.nn.Linear(n_feature, 1)
@@ -323,8 +324,8 @@ class QualityClassifier:
 
     def features(self, docs:Sequence[str])->torch.Tensor:   # (n, n_feature), unit length
         grams = [np.concatenate([ngram_hashes(d, n) for n in (1, 2)]) % np.uint64(self.n_feature) for d in docs]
-        return F.normalize(torch.tensor(np.array([
-            np.bincount(g.astype(int), minlength=self.n_feature) for g in grams])).float().log1p())
+        counts = np.array([np.bincount(g.astype(int), minlength=self.n_feature) for g in grams]).reshape(len(docs), self.n_feature)
+        return F.normalize(torch.tensor(counts).float().log1p())
 
     @torch.no_grad()
     def score(self, docs:Sequence[str])->np.ndarray:        # (n,) in [0, 1]
