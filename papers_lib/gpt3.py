@@ -16,8 +16,8 @@ from torch.nn import functional as F
 __all__ = ['sizes', 'recipe', 'mixture', 'statements', 'runs', 'bench_cfg', 'UNSCRAMBLE', 'tasks', 'occupations', 'GPT3Config',
            'GPT3', 'rate_at', 'batch_at', 'keep', 'MinHash', 'near_duplicates', 'sources', 'decontaminate', 'Claims',
            'plan', 'World', 'world', 'lesson', 'lessons', 'lesson_accuracy', 'lesson_run', 'lm_run', 'scaled_run',
-           'cut_pages', 'QualityClassifier', 'crawl', 'crawl_run', 'text_run', 'mixture_run', 'bench', 'plant',
-           'leak_run', 'first_word', 'few_shot_run', 'repeated', 'repetition_run', 'gender_run']
+           'cut_pages', 'QualityClassifier', 'crawl', 'crawl_run', 'text_run', 'mixture_run', 'bench', 'repeats',
+           'copy_run', 'plant', 'leak_run', 'first_word', 'few_shot_run', 'repeated', 'repetition_run', 'gender_run']
 
 # %% ../nbs/06_gpt3.ipynb #3a45863f
 from .text.corpora import TokenBatches, ngram_hashes, seen_ngrams, word_spans
@@ -29,7 +29,9 @@ from .engine.stats import Row, mean_t, over_units, paired_t, slope
 from .engine.train import TrainConfig, fit, flops_per_token
 from .lab import data as lab_data
 from .lab.presets import RunSpec
-from .gpt2 import GPT2, DataConfig, GPT2Config, bench_batch, clean_passages, held_out, n_params, our_loss, passage_nats, plan_lm, race, train_lm, train_step
+from .gpt2 import (
+    GPT2, DataConfig, GPT2Config, bench_batch, clean_passages, held_out, n_params, our_loss, passage_nats, plan_lm,
+    race, train_lm, train_step)
 from .llama import LocalLLM, spoil, sum_run
 
 # %% ../nbs/06_gpt3.ipynb #3a308682
@@ -196,6 +198,7 @@ class Claims:
     copies:tuple = (0, 1, 10)      # C9: copies of the test passages in the training text
     windows:tuple = ()             # C6: bands compared with all-dense, tokens
     n_step:int = 500               # C6: optimizer steps of each model
+    n_step_copy:int = 0            # C6: optimizer steps on repeating texts; 0 leaves copying out
     n_step_sums:int = 0            # C7: optimizer steps on sums; 0 leaves it out
     n_token:int = 0                # C7, C8, tables: prompt tokens spent on each set and K; 0 leaves them out
 
@@ -209,12 +212,12 @@ runs = {
     'cpu': RunSpec(model=GPT3Config(n_vocab=2048, ctx_len=128, d_model=96, n_layer=4, n_head=4, window=16),
                    train=TrainConfig(n_step=1000, batch_size=16, lr=2e-3, n_warmup=50, **_small), data=DataConfig('books', 2048),
                    n_seeds=5, claims=Claims(widths=(32, 48, 64, 96), scales=(12, 20, 32, 52), n_step_mix=200, windows=(16, 64),
-                                            n_step_sums=2000, n_token=6000)),
+                                            n_step_copy=1200, n_step_sums=2000, n_token=6000)),
     'gpu': RunSpec(model=GPT3Config(n_vocab=8192, ctx_len=2048, d_model=512, n_layer=8, n_head=8, window=256),
                    train=TrainConfig(n_step=2000, batch_size=16, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True,
                                      **_small), data=DataConfig('books', 8192), n_seeds=3,
                    claims=Claims(widths=(64, 128, 256, 512), scales=(64, 128, 256, 512), n_step_mix=1000, windows=(64, 256),
-                                 n_step=1000, n_step_sums=10_000, n_token=10**9)),
+                                 n_step_copy=3000, n_step=1000, n_step_sums=10_000, n_token=10**9)),
     'paper': RunSpec(model=sizes['175B'],
                      train=TrainConfig(n_step=94_000, batch_size=1563, lr=recipe['175B'][1], n_warmup=117, dtype='bfloat16',
                                        compile=True, **_small),
@@ -314,7 +317,8 @@ def cut_pages(docs:Iterable[str], seed:int, n_word:int=200)->list[str]:
 class QualityClassifier:
     "Logistic regression on hashed counts of words and pairs of words: reference text against raw pages (appendix A)."
     def __init__(self, good:Sequence[str], raw:Sequence[str], n_feature:int=4096, n_step:int=200, seed:int=0):
-        if not good or not raw: raise ValueError(f'{len(good)} good and {len(raw)} raw documents: the classifier needs both kinds')
+        if not good or not raw:
+            raise ValueError(f'{len(good)} good and {len(raw)} raw documents: the classifier needs both kinds')
         self.n_feature = n_feature
         x, y = self.features([*good, *raw]), torch.tensor([1.] * len(good) + [0.] * len(raw))
         torch.manual_seed(seed); self.linear = torch.nn.Linear(n_feature, 1)
@@ -324,7 +328,8 @@ class QualityClassifier:
 
     def features(self, docs:Sequence[str])->torch.Tensor:   # (n, n_feature), unit length
         grams = [np.concatenate([ngram_hashes(d, n) for n in (1, 2)]) % np.uint64(self.n_feature) for d in docs]
-        counts = np.array([np.bincount(g.astype(int), minlength=self.n_feature) for g in grams]).reshape(len(docs), self.n_feature)
+        counts = np.array([np.bincount(g.astype(int), minlength=self.n_feature) for g in grams]).reshape(len(docs),
+            self.n_feature)
         return F.normalize(torch.tensor(counts).float().log1p())
 
     @torch.no_grad()
@@ -397,6 +402,25 @@ def bench(only:str|None=None, seed:int=0)->Iterator[Row]:
     yield race('S.local', 'With local attention in every other layer a training step takes no longer',
                {'all dense': step(dense_every=1), 'alternating': step()}, 0.95, n=9, paper='gpt3', dataset='random tokens',
                protocol='forward, backward, fused AdamW; 4 layers, d 384, one text of 2,048 tokens, band 256, vocabulary 8,192')
+
+# %% ../nbs/06_gpt3.ipynb #ec4952a5
+def repeats(n:int, t:int, n_vocab:int, rng:np.random.Generator)->np.ndarray:   # (n, t) token ids
+    "Draw texts, each of which repeats a random run of t/4 to t/2 tokens."
+    period = rng.integers(t // 4, t // 2 + 1, (n, 1))
+    return np.take_along_axis(rng.integers(n_vocab, size=(n, t)), np.arange(t) % period, 1)
+
+
+# %% ../nbs/06_gpt3.ipynb #a90847f2
+def copy_run(*, seed:int, model:dict, train:dict, n_test:int=500)->dict:
+    "Train on texts that repeat themselves; accuracy in the last quarter of unseen ones."
+    cfg, train, rng = GPT3Config(**model), TrainConfig(**train), np.random.default_rng([seed, 1])
+    texts = repeats(train.n_step * train.batch_size + 1, cfg.ctx_len, cfg.n_vocab, rng)     # a text a window, each read once
+    torch.manual_seed(seed); net = GPT3(cfg)
+    fit(net, TokenBatches(texts.ravel(), cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed)); net.eval()
+    test = torch.from_numpy(repeats(n_test, cfg.ctx_len, cfg.n_vocab, np.random.default_rng([seed, 2])))
+    with torch.inference_mode(): right = net(test[:, :-1]).argmax(-1) == test[:, 1:]
+    return dict(copied=float(right[:, -cfg.ctx_len // 4:].float().mean()))
+
 
 # %% ../nbs/06_gpt3.ipynb #a5d2e662
 def plant(
@@ -486,7 +510,8 @@ def repetition_run(*, n_prompt:int=12, n_word:int=300, n_given:int=40, top_p:flo
     prompts = [' '.join(b[:n_given]) for b in books]
     ids, n_token = [llm.tokenizer.encode(p) for p in prompts], int(1.5 * n_word)
     texts = dict(nucleus=generate(llm.model, ids, n_token, temperature=1., top_p=top_p), greedy=generate(llm.model, ids, n_token))
-    words = {how: [(p + llm.tokenizer.decode(t)).split()[:n_given + n_word] for p, t in zip(prompts, ts)] for how, ts in texts.items()}
+    words = {how: [(p + llm.tokenizer.decode(t)).split()[:n_given + n_word] for p, t in zip(prompts, ts)] for how,
+             ts in texts.items()}
     last = n_given + 3 * n_word // 4
     return {how: [repeated(w, last) for w in ws] for how, ws in (words | dict(book=books)).items()}
 

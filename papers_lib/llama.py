@@ -44,7 +44,9 @@ from .engine.stats import Row, mean_t, median_interval, over_units, paired_t
 from .engine.train import Diverged, TrainConfig, fit
 from .lab import data as lab_data
 from .lab.presets import RunSpec
-from .gpt2 import DataConfig, bench_batch, bench_memory, bench_train, full_text_score, held_out, n_params, our_loss, parity, plan_lm, race, random_strings, train_lm, train_step, trained_once
+from .gpt2 import (
+    DataConfig, bench_batch, bench_memory, bench_train, full_text_score, held_out, n_params, our_loss, parity, plan_lm,
+    race, random_strings, train_lm, train_step, trained_once)
 
 # %% ../nbs/08_llama.ipynb #8d167140
 @dataclass(frozen=True)
@@ -648,7 +650,8 @@ def sum_run(*, seed:int, split_digits:bool, model:dict, train:dict, n_train:int=
     right = np.array([tok.decode([*tok.encode(a), *ids]) == t for a, ids, t in zip(asked, answers, test)])
     nats = [-sum(score_text(net, tok, a, [t[len(a):]])[0]) for a, t in zip(asked, test)]
     by = {k: float(right[[len(t.split()[0]) == k for t in test]].mean()) for k in (2, 3, 4)}
-    return dict(exact=float(right.mean()), nats=float(np.mean(nats)), tokens_a_sum=len(tokens) / len(lines), **{f'exact{k}': v for k, v in by.items()})
+    return dict(exact=float(right.mean()), nats=float(np.mean(nats)), tokens_a_sum=len(tokens) / len(lines),
+                **{f'exact{k}': v for k, v in by.items()})
 
 # %% ../nbs/08_llama.ipynb #4ad0b233
 def spoil(

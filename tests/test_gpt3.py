@@ -107,6 +107,13 @@ def test_every_variant_of_the_claims_runs_and_repeats(fn, kw, fields):
     if fn == 'leak_run': assert result['found'] == 1. and result['false'] < 0.01
 
 
+def test_copying_learns_what_it_can_see_only():
+    "Two layers that see the whole text learn to repeat a period; where the second sees two tokens they do not."
+    model, train = FEW['model'] | dict(n_vocab=8, ctx_len=32, d_model=32, n_layer=2, n_head=2), FEW['train'] | dict(n_step=800, batch_size=32, lr=5e-3)
+    far, near = (gpt3.copy_run(seed=0, model=model | arm, train=train)['copied'] for arm in (dict(dense_every=1), dict(dense_every=99, window=2)))
+    assert far > near + 0.15 and far > 0.5
+
+
 def test_a_lesson_can_be_solved_from_its_examples_only():
     "Without the name, the question's own cue is never among the examples, and other tasks give it other answers."
     tok = data.lm_corpus('books', n_vocab=1024).tokenizer; w, rng = world(tok, seed=1), np.random.default_rng(0)
