@@ -233,7 +233,7 @@ def plan(preset:str)->dict:
 # %% ../nbs/06_gpt3.ipynb #c28dfad2
 @dataclass(frozen=True)
 class World:
-    "Secret tasks: each gives every cue another of the same answers. All are token ids."
+    "Secret tasks: each gives every cue one of the same answers. All are token ids."
     names:np.ndarray     # (task,)
     cues:np.ndarray      # (cue,)
     answers:np.ndarray   # (task, cue)
@@ -244,7 +244,7 @@ def world(tok, seed:int, n_task:int=4, n_cue:int=8)->World:
     words = [i for i in range(tok.n_vocab) if re.fullmatch(r' [a-z]{3,}', tok.decode([i]))]
     rng = np.random.default_rng(seed)
     names, cues, answers = np.split(rng.permutation(words)[:n_task + 2 * n_cue], [n_task, n_task + n_cue])
-    return World(names, cues, np.array([rng.permutation(answers) for _ in range(n_task)]))
+    return World(names, cues, rng.choice(answers, (n_task, n_cue)))
 
 # %% ../nbs/06_gpt3.ipynb #7334ad07
 def lesson(
@@ -276,8 +276,8 @@ def lessons(w:World, tok, text, n:int, seed:int, share:float=0.7, width:int=42)-
 def lesson_accuracy(net, w:World, tok, k:int, named:bool, n:int=300, seed:int=10_000)->float:
     "Ask the last answer of unseen lessons, among all answers of the world."
     rng = np.random.default_rng(seed); asked = [lesson(w, tok, rng, k, named) for _ in range(n)]
-    answers = torch.tensor(np.sort(w.answers[0]))
-    best = net(torch.tensor([ids for ids, _ in asked]))[:, -1, answers].argmax(-1)
+    answers, where = torch.tensor(np.unique(w.answers)), next(net.parameters()).device
+    best = net(torch.tensor([ids for ids, _ in asked], device=where))[:, -1, answers.to(where)].argmax(-1).cpu()
     return float((answers[best] == torch.tensor([a for _, a in asked])).float().mean())
 
 # %% ../nbs/06_gpt3.ipynb #b0788e42
@@ -370,16 +370,17 @@ def text_run(docs:Sequence[str], corpus, seed:int, model:dict, train:dict)->tupl
     return net, dict(passes=train.n_step * train.batch_size * cfg.ctx_len / len(tokens), **held_out(net, corpus))
 
 # %% ../nbs/06_gpt3.ipynb #e0245e5a
-def mixture_run(*, seed:int, weight:float|None, model:dict, train:dict, data:dict, n_good:int=150, piece:int=128)->dict:
+def mixture_run(*, seed:int, weight:float|None, model:dict, train:dict, data:dict, n_pass:float=2.5, piece:int=128)->dict:
     "Train on two sources, the small one by a weight or (None) by its size; loss on both."
     corpus = lab_data.lm_corpus(data['name'], n_vocab=data['n_vocab'])
     tok, cfg, train = corpus.tokenizer, GPT3Config(**model), TrainConfig(**train)
     stream = lambda docs: np.concatenate([[*ids, tok.eot] for ids in tok.encode_batches(docs)])
-    good, large, wiki = (stream(list(lab_data.documents(data['name'], 'train'))[:n_good]),
-                         stream(list(lab_data.documents('wikitext2', 'train'))),
-                         stream(list(lab_data.documents('wikitext2', 'valid'))))
+    good, large, wiki = (stream(list(lab_data.documents(name, split)))
+                         for name, split in ((data['name'], 'train'), ('wikitext2', 'train'), ('wikitext2', 'valid')))
+    n_read = train.n_step * train.batch_size * cfg.ctx_len
+    good = good[:max(2 * piece, int(0.3 * n_read / n_pass))]              # read n_pass times at a weight of 0.3
     share = len(good) / (len(good) + len(large)) if weight is None else weight
-    drawn = sources([share, 1 - share], train.n_step * train.batch_size * cfg.ctx_len // piece + 1, seed)
+    drawn = sources([share, 1 - share], n_read // piece + 1, seed)
     # each source in its order, again from the start
     at = np.where(drawn == 0, np.cumsum(drawn == 0) - 1, np.cumsum(drawn == 1) - 1)
     tokens = np.concatenate([(good, large)[s][i * piece % (len((good, large)[s]) - piece):][:piece] for s, i in zip(drawn, at)])
@@ -418,6 +419,7 @@ def copy_run(*, seed:int, model:dict, train:dict, n_test:int=500)->dict:
     torch.manual_seed(seed); net = GPT3(cfg)
     fit(net, TokenBatches(texts.ravel(), cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed)); net.eval()
     test = torch.from_numpy(repeats(n_test, cfg.ctx_len, cfg.n_vocab, np.random.default_rng([seed, 2])))
+    test = test.to(next(net.parameters()).device)
     with torch.inference_mode(): right = net(test[:, :-1]).argmax(-1) == test[:, 1:]
     return dict(copied=float(right[:, -cfg.ctx_len // 4:].float().mean()))
 
@@ -504,16 +506,18 @@ def repeated(words:Sequence[str], start:int, n:int=4)->float:
 
 # %% ../nbs/06_gpt3.ipynb #4077875f
 def repetition_run(*, n_prompt:int=12, n_word:int=300, n_given:int=40, top_p:float=0.85)->dict:
-    "Let SmolLM2 continue held-out books, sampled (nucleus 0.85, as the samples released with GPT-3) and greedy; beside it how they go on."
+    "Let SmolLM2 continue held-out books, sampled (nucleus 0.85, as the samples released with GPT-3) and greedy; how the books go on."
     llm, books = _smol(), [d.split() for d in lab_data.documents('books', 'valid')]
     books = [b[:n_given + n_word] for b in books if len(b) >= n_given + n_word][:n_prompt]
     prompts = [' '.join(b[:n_given]) for b in books]
-    ids, n_token = [llm.tokenizer.encode(p) for p in prompts], int(1.5 * n_word)
-    texts = dict(nucleus=generate(llm.model, ids, n_token, temperature=1., top_p=top_p), greedy=generate(llm.model, ids, n_token))
-    words = {how: [(p + llm.tokenizer.decode(t)).split()[:n_given + n_word] for p, t in zip(prompts, ts)] for how,
-             ts in texts.items()}
-    last = n_given + 3 * n_word // 4
-    return {how: [repeated(w, last) for w in ws] for how, ws in (words | dict(book=books)).items()}
+    ids, out = [llm.tokenizer.encode(p) for p in prompts], {}
+    for how, decoding in dict(nucleus=dict(temperature=1., top_p=top_p), greedy={}).items():
+        texts = generate(llm.model, ids, int(1.5 * n_word), stop=llm.ends, **decoding)
+        words = [(p + llm.tokenizer.decode(t)).split()[:n_given + n_word] for p, t in zip(prompts, texts)]
+        out |= {how: [repeated(w, n_given) for w in words],
+                f'{how}_book': [repeated(b[:len(w)], n_given) for w, b in zip(words, books)],
+                f'{how}_length': float(np.mean([len(w) - n_given for w in words]))}
+    return out
 
 
 # %% ../nbs/06_gpt3.ipynb #bcf5a031

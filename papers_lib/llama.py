@@ -30,7 +30,7 @@ from .nn.activations import gated_width, gates
 from .nn.blocks import Block, Decoder
 from .nn.linear import Linear, cpp_compiler, packed, weight_formats
 from .nn.norms import norms
-from .nn.positions import LearnedPositions, convert_rope, rope
+from .nn.positions import LearnedPositions, convert_rope, rope, rotate
 
 # %% ../nbs/08_llama.ipynb #e5fb0e5f
 from .text.corpora import CorruptFile, TokenBatches, sha256
@@ -39,7 +39,7 @@ from .engine.checkpoint import check_keys, save_model
 from .engine.choices import ask, ask_written, loose, within_budget
 from .engine.generate import generate
 from .engine.llm import LLM, NotSupported, cut
-from .engine.score import score, score_text, token_nll
+from .engine.score import score, score_text, shared_prefix, token_nll
 from .engine.stats import Row, mean_t, median_interval, over_units, paired_t
 from .engine.train import Diverged, TrainConfig, fit
 from .lab import data as lab_data
@@ -624,14 +624,14 @@ def sums(
     n:int,
     seed:int,
     digits:tuple[int, int]=(2, 4),   # of each number, from and to
-    skip:frozenset=frozenset(),      # sums that must not appear
+    skip:frozenset=frozenset(),      # sums that must not appear, in either order
 )->list[str]:                        # '12 + 345 = 357'
     "Draw different sums; both numbers have the same number of digits."
     rng, out = np.random.default_rng(seed), {}
     while len(out) < n:
         k = int(rng.integers(digits[0], digits[1] + 1))
         a, b = (int(x) for x in rng.integers(10 ** (k - 1), 10 ** k, 2))
-        if (text := f'{a} + {b} = {a + b}') not in skip: out[text] = None
+        if not skip & {text := f'{a} + {b} = {a + b}', f'{b} + {a} = {a + b}'}: out[text] = None
     return list(out)
 
 # %% ../nbs/08_llama.ipynb #08528998
@@ -648,7 +648,10 @@ def sum_run(*, seed:int, split_digits:bool, model:dict, train:dict, n_train:int=
     asked = [t.split('=')[0] + '=' for t in test]
     answers = generate(net.eval(), [[tok.eot, *tok.encode(a)] for a in asked], 10, stop=tok.eot)
     right = np.array([tok.decode([*tok.encode(a), *ids]) == t for a, ids, t in zip(asked, answers, test)])
-    nats = [-sum(score_text(net, tok, a, [t[len(a):]])[0]) for a, t in zip(asked, test)]
+    nats = []
+    for a, t in zip(asked, test):
+        p, whole = tok.encode(a), [*tok.encode(t), tok.eot]; n = shared_prefix([p, whole])
+        nats.append(-sum(score(net, [tok.eot, *whole[:n]], [whole[n:]])[0]))
     by = {k: float(right[[len(t.split()[0]) == k for t in test]].mean()) for k in (2, 3, 4)}
     return dict(exact=float(right.mean()), nats=float(np.mean(nats)), tokens_a_sum=len(tokens) / len(lines),
                 **{f'exact{k}': v for k, v in by.items()})

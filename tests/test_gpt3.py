@@ -124,7 +124,7 @@ def test_a_lesson_can_be_solved_from_its_examples_only():
         shown = [ids[1 + i * size] for i in range(k)]
         asked = ids[-1 - len(link)]
         assert len(ids) == 1 + k * size + 1 + len(link) and asked not in shown and asked in w.cues and answer in w.answers[:, list(w.cues).index(asked)]
-    assert all(len(set(row)) == len(row) for row in w.answers)
+    assert any(len(set(row)) < len(row) for row in w.answers)          # what was shown rules nothing out
 
 
 def test_planted_passages_are_in_the_documents_and_counted():

