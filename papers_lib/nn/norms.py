@@ -29,6 +29,31 @@ class LayerNorm(nn.Module):
 
     def extra_repr(self): return f'{len(self.weight)}, eps={self.eps}, bias={self.bias is not None}'
 
+# %% ../../nbs/nn/01_norms.ipynb #c1f5d085
+def _rms_norm(x, g, eps):
+    r = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)    # 1 / (4)
+    return (x.float() * r).to(x.dtype) * g, r                           # (5)
+
+
+# %% ../../nbs/nn/01_norms.ipynb #52dc3200
+class _RMS(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, g, eps):
+        y, r = _rms_norm(x, g, eps)
+        ctx.save_for_backward(x, g, r)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, G):
+        x, g, r = ctx.saved_tensors
+        n = x.float() * r
+        Gn = G * n
+        mean = (Gn @ g.to(Gn.dtype))[..., None] / len(g)
+        dx = (G * g).float().sub_(n.mul_(mean)).mul_(r)                         # (6)
+        return dx.to(x.dtype), Gn.reshape(-1, len(g)).sum(0).to(g.dtype), None
+
+
 # %% ../../nbs/nn/01_norms.ipynb #b7cff0a1
 class RMSNorm(nn.Module):
     "Scale the last axis to root mean square 1, then apply a learned gain (Zhang and Sennrich, 2019)."
@@ -41,9 +66,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(d))
 
     def forward(self, x:Float[Tensor, '*n d'])->Float[Tensor, '*n d']:
-        xf = x.float()
-        xf = xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + self.eps)    # (4)
-        return xf.to(x.dtype) * self.weight                                     # (5)
+        by_hand = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # the compiler fuses both passes itself
+        return _RMS.apply(x, self.weight, self.eps) if by_hand else _rms_norm(x, self.weight, self.eps)[0]
 
     def extra_repr(self): return f'{len(self.weight)}, eps={self.eps}'
 
