@@ -2,9 +2,11 @@
 import pytest
 import torch
 from scipy.stats import chisquare
+from torch._dynamo.utils import counters
 
 from decoders import as_transformers, tiny
-from papers_lib.nn.linear import _packs, linear_impls, packed
+from papers_lib.gpt2 import GPT2, GPT2Config
+from papers_lib.nn.linear import _packs, cpp_compiler, linear_impls, packed
 from papers_lib.engine.generate import beam_search, draw, generate, next_probs, stream
 
 PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5], [3, 5, 8]]
@@ -158,3 +160,12 @@ def test_faults_name_the_value(model, call, words):
 
 def test_generate_fills_the_context_exactly(model):
     assert len(generate(model, [[1] * 40], 8)[0]) == 8
+
+
+@pytest.mark.skipif(not cpp_compiler(), reason='needs a C++ compiler')
+def test_a_compiled_text_outgrows_the_first_cache_without_compiling_again():
+    torch.manual_seed(0); model = GPT2(GPT2Config(n_layer=1, d_model=32, n_head=2, ctx_len=256, n_vocab=50)).eval()
+    first = generate(model, [[3, 1, 4]], 8, compiled=True)
+    before = counters['stats']['unique_graphs']
+    assert generate(model, [[3, 1, 4]], 200, compiled=True)[0][:8] == first[0]       # a prompt's cache has room for some 64 more
+    assert counters['stats']['unique_graphs'] == before
