@@ -8,11 +8,15 @@ import hashlib, json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+import numpy as np, torch
+from torch import nn
 
 # %% auto #0
-__all__ = ['NotSupported', 'LLM', 'cut', 'Recorded']
+__all__ = ['NotSupported', 'LLM', 'cut', 'Recorded', 'render', 'weights_hash', 'LocalLLM']
 
 # %% ../../nbs/engine/11_llm.ipynb #516788b5
+from .generate import generate
+from .score import score_text
 from ..text.corpora import atomic_write
 
 # %% ../../nbs/engine/11_llm.ipynb #ff7f7a3d
@@ -71,3 +75,72 @@ class Recorded:
 
     def loglik(self, prompt, choices)->list[list[float]]:
         return self._answers([dict(prompt=prompt, choices=list(choices))], lambda qs: [self.llm.loglik(prompt, choices)])[0]
+
+# %% ../../nbs/engine/11_llm.ipynb #a5ea5b3f
+def render(
+    template:str,            # Jinja, from the model's file
+    messages:list[dict],     # role ('system', 'user', 'assistant') and content of each turn
+)->str:                      # up to where the assistant begins
+    "Write a conversation the way a model was trained to read it."
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    def refuse(message): raise ValueError(f'chat template: {message}')
+    page = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+    return page.render(messages=messages, add_generation_prompt=True, raise_exception=refuse)
+
+# %% ../../nbs/engine/11_llm.ipynb #df045da5
+def weights_hash(
+    model:nn.Module,     # has `cfg`
+)->str:                  # 64 hexadecimal digits
+    "Hash a model's class, sizes and weights."
+    h = hashlib.sha256(f'{type(model).__name__} {model.cfg}'.encode('utf-8'))
+    for name, p in model.state_dict().items():
+        h.update(name.encode('utf-8'))
+        h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return h.hexdigest()
+
+# %% ../../nbs/engine/11_llm.ipynb #63c1fb77
+class LocalLLM:
+    "A model in this process behind `complete`, `loglik` and `chat`."
+    def __init__(self,
+        model:nn.Module,            # any decoder of this repository
+        tokenizer,                  # `encode`, `decode`, `eot`, `n_vocab`
+        template:str|None=None,     # chat format, Jinja
+        hash:str|None=None,         # names the weights; computed from them if not given
+    ):
+        if tokenizer.n_vocab > model.cfg.n_vocab:
+            raise ValueError(f'the tokenizer has {tokenizer.n_vocab} tokens and the model only {model.cfg.n_vocab}: they do '
+                             f'not belong together')
+        self.model, self.tokenizer, self.template = model.eval(), tokenizer, template
+        self.hash = hash or weights_hash(model)
+        self.ends = [tokenizer.eot, *getattr(tokenizer, 'special', {}).values()]   # a text ends at any token that is no text
+
+    def _continue(self, prompts:list[list[int]], texts:list[str], max_tokens, temperature, stop, seed, **decoding)->list[str]:
+        "Continue token ids; `texts` name each prompt's random numbers."
+        done = (lambda ids: any(s in self.tokenizer.decode(ids) for s in stop)) if stop else None
+        streams = [np.random.SeedSequence([seed, *hashlib.sha256(t.encode('utf-8')).digest()]) for t in texts]
+        rows = generate(self.model, prompts, max_tokens, temperature=temperature, stop=self.ends, until=done, seed=streams,
+                        **decoding)
+        return [cut(self.tokenizer.decode(row), stop) for row in rows]
+
+    def complete(self, prompts:list[str], *, max_tokens:int, temperature:float=0., stop:Sequence[str]|None=None,
+                 seed:int=0)->list[str]:
+        "Continue each prompt."
+        if not prompts: return []
+        return self._continue([self.tokenizer.encode(p) for p in prompts], prompts, max_tokens, temperature, stop, seed)
+
+    def loglik(self, prompt:str, choices:list[str])->list[list[float]]:
+        "Log-probability of each token of each choice, nats; prompt and choice are encoded together."
+        return score_text(self.model, self.tokenizer, prompt, choices)
+
+    def chat(self,
+        messages:str|list[dict],   # a question, or the turns so far
+        *, max_tokens:int=128, temperature:float=0., seed:int=0, **decoding,   # as in `generate`
+    )->str:
+        "Answer as the assistant."
+        if self.template is None: raise NotSupported('this model has no chat template')
+        turns = [dict(role='user', content=messages)] if isinstance(messages, str) else messages
+        typed = [t for t in self.tokenizer.special for turn in turns if t in turn['content']]
+        if typed: raise ValueError(f'a message holds {typed[0]!r}, which only the chat format may write')
+        text = render(self.template, turns)
+        ids = self.tokenizer.encode(text, special=True)
+        return self._continue([ids], [text], max_tokens, temperature, None, seed, **decoding)[0].strip()

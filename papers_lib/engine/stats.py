@@ -11,8 +11,8 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 # %% auto #0
-__all__ = ['RULES', 'Effect', 'mean_t', 'paired_t', 'slope', 'bootstrap', 'over_units', 'round_robin', 'median_interval',
-           'time_ratio', 'Row', 'verdict']
+__all__ = ['RULES', 'Effect', 'mean_t', 'paired_t', 'slope', 'trends', 'rank_skill', 'bootstrap', 'over_units', 'round_robin',
+           'median_interval', 'time_ratio', 'Row', 'verdict']
 
 # %% ../../nbs/engine/12_stats.ipynb #e46f5b14
 @dataclass(frozen=True)
@@ -55,6 +55,31 @@ def slope(
     "Least-squares slope of each row against x."
     x = np.asarray(x, dtype=float); dx = x - x.mean()
     return np.asarray(ys, dtype=float) @ dx / (dx @ dx)
+
+# %% ../../nbs/engine/12_stats.ipynb #f3550c75
+def trends(
+    x:Sequence[float],   # (k,) increasing, such as ln(parameters)
+    y,                   # (k, n): one column a seed; lower is better
+)->dict:                 # slope, step and curve, (n,) each; curve is None with two points
+    "Measure how a loss falls: minus its slope, its smallest fall between neighbours, the quadratic term of a parabola."
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    curve = np.polyfit(x - x.mean(), y, 2)[0] if len(x) > 2 else None
+    return dict(slope=-slope(x, y.T), step=(y[:-1] - y[1:]).min(0), curve=curve)
+
+# %% ../../nbs/engine/12_stats.ipynb #8288e658
+def rank_skill(
+    correct:Sequence[float],      # (n,) 0 or 1, one a question
+    confidence:Sequence[float],   # (n,) log-probability of the chosen answer, nats
+)->dict:   # rho: rank correlation, None where one side never varies; top: accuracy of the surest tenth - mean; fifths: accuracies
+    "Measure how well the probability of an answer ranks answers by correctness."
+    right, sure = np.asarray(correct, float), np.asarray(confidence, float)
+    if right.shape != sure.shape or not right.size:
+        raise ValueError(f'{right.size} answers and {sure.size} confidences: one of each a question, at least one')
+    ranked = right[np.argsort(-sure, kind='stable')]
+    varies = len(set(right)) > 1 and len(set(sure)) > 1
+    rho = float(scipy_stats.spearmanr(sure, right).statistic) if varies else None
+    top = float(ranked[:max(1, len(ranked) // 10)].mean() - right.mean())
+    return dict(rho=rho, top=top, fifths=[float(f.mean()) for f in np.array_split(ranked, 5)])
 
 # %% ../../nbs/engine/12_stats.ipynb #ba2ea3cd
 def bootstrap(

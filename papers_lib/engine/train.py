@@ -106,7 +106,7 @@ def peak_flops(name:str)->float|None:   # FLOP/s; None if the device is not in t
 
 def flops_per_token(model:nn.Module, ctx_len:int)->float:
     "FLOPs of training on one token, attention included; position tables only look up."
-    n = sum(p.numel() for k, p in model.named_parameters() if 'pos_emb' not in k)
+    n = sum(p.numel() for k, p in model.named_parameters() if not {'positions', 'pos_emb'} & {*k.split('.')})
     cfg = model.cfg
     return 6 * n + 12 * cfg.n_layer * cfg.d_model * ctx_len
 
