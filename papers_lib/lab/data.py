@@ -13,9 +13,9 @@ from importlib import resources
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['registry', 'unreachable', 'TIMEOUT', 'sources', 'question_sets', 'cache_dir', 'locked', 'File', 'DataSet', 'NotFound',
-           'known', 'nearest', 'download', 'Dataset', 'get', 'available', 'documents', 'data_table', 'LMCorpus',
-           'lm_corpus', 'questions', 'hf_checkpoint']
+__all__ = ['registry', 'nearest', 'unreachable', 'TIMEOUT', 'sources', 'question_sets', 'cache_dir', 'locked', 'File', 'DataSet',
+           'NotFound', 'known', 'did_you_mean', 'download', 'Dataset', 'get', 'available', 'documents', 'data_table',
+           'LMCorpus', 'lm_corpus', 'questions', 'hf_checkpoint']
 
 # %% ../../nbs/lab/01_data.ipynb #ae390778
 from ..text.corpora import CorruptFile, Shards, atomic_folder, atomic_write, read_documents, seal, sha256, unseal, write_shards
@@ -178,13 +178,18 @@ class NotFound(RuntimeError):
 def known(name:str)->DataSet:
     "Look a name up; an unknown one gets the nearest."
     if name in registry: return registry[name]
-    raise ValueError(f'unknown data set {name!r}' + nearest(name, registry))
+    raise ValueError(f'unknown data set {name!r}' + did_you_mean(name, registry))
 
 # %% ../../nbs/lab/01_data.ipynb #2ac07117
-def nearest(name:str, names)->str:
+def did_you_mean(
+    name:str,     # that is not there
+    names,        # that are
+)->str:           # the end of a sentence
     "Suggest what may have been meant."
     near = difflib.get_close_matches(name, list(names), 1)
     return f', did you mean {near[0]!r}?' if near else f'; there are {", ".join(names)}'
+
+nearest = did_you_mean   # transitional
 
 # %% ../../nbs/lab/01_data.ipynb #2a02fb68
 def _embedded(name, file, spec):
@@ -413,7 +418,7 @@ def questions(
     name:str,          # of `question_sets`
 )->list[Question|Schema]:
     "Read a set of questions; one whose answer is written, not chosen, has the right answers as choices."
-    if name not in question_sets: raise ValueError(f'unknown questions {name!r}' + nearest(name, question_sets))
+    if name not in question_sets: raise ValueError(f'unknown questions {name!r}' + did_you_mean(name, question_sets))
     dataset, file, make = question_sets[name]
     # not splitlines: texts hold U+2028
     lines = [json.loads(line) for line in get(dataset).path(file).read_text(encoding='utf-8').split('\n') if line]

@@ -4,14 +4,15 @@
 
 # %% ../../nbs/lab/08_results.ipynb #d77f3747
 from __future__ import annotations
-import datetime, hashlib, html, importlib.metadata, json, math, os, platform, resource, subprocess, sys, time
+import datetime, hashlib, html, importlib.metadata, json, os, platform, re, resource, subprocess, sys, time
 from collections import Counter
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['repo_root', 'results_dir', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks', 'dirty', 'machine',
-           'high_water', 'peak_memory', 'provenance', 'write_results', 'read_results', 'number', 'interval', 'Table',
-           'published', 'publish', 'newest']
+__all__ = ['repo_root', 'results_dir', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks', 'dirty',
+           'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'high_water', 'peak_run_memory', 'provenance',
+           'write_results', 'read_json', 'read_results', 'read_those', 'number', 'interval', 'Table', 'published',
+           'publish', 'run_order', 'fresh_folder', 'finished_runs', 'newest']
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
 from ..engine.stats import Row, verdict
@@ -22,14 +23,22 @@ def repo_root()->Path:
     "The folder with settings.ini and nbs/: here or above, else where this package was installed from."
     for p in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]):
         if (p / 'settings.ini').exists() and (p / 'nbs').is_dir(): return p
-    raise FileNotFoundError('no folder with settings.ini and nbs/ here or above: go to your clone of the repository')
+    raise FileNotFoundError('this needs the repository, and no folder here or above has its settings.ini and nbs/: '
+                            'clone it with git, go there and run `make setup`')
 
-def results_dir()->Path: return repo_root() / 'results'
+def results_dir()->Path:
+    "The folder of published results."
+    return repo_root() / 'results'
 
 # %% ../../nbs/lab/08_results.ipynb #31694450
-def _git(*args):
-    p = subprocess.run(['git', *args], cwd=repo_root(), capture_output=True, text=True)
-    return p.stdout.strip() if p.returncode == 0 else ''
+def _git(*args)->str|None:   # None where git cannot tell
+    "Ask git about this repository; another repository around it does not answer for it."
+    def ask(*words):
+        try: p = subprocess.run(['git', *words], cwd=repo_root(), capture_output=True, text=True, encoding='utf-8')
+        except OSError: return None                                         # git is not installed
+        return p.stdout.strip() if p.returncode == 0 else None
+    top = ask('rev-parse', '--show-toplevel')
+    return ask(*args) if top and Path(top).resolve() == repo_root().resolve() else None
 
 # %% ../../nbs/lab/08_results.ipynb #2f436b1f
 def code_cells(notebook:str|dict)->list[str]:   # their sources, in order
@@ -51,23 +60,47 @@ def committed_hash(path:str, commit:str='HEAD')->str:   # '' where the commit ha
 def changed_notebooks()->list[str]:
     "List the notebooks whose code is not that of the last commit; outputs and metadata do not count."
     root = repo_root()
-    touched = f"{_git('diff', '--name-only', '--relative', '-z', 'HEAD', '--', 'nbs')}\0{_git('ls-files', '-z', '--others', '--exclude-standard', '--', 'nbs')}".split('\0')
-    return [n for n in touched if n.endswith('.ipynb')
-            and (not (root / n).exists() or notebook_hash((root / n).read_text(encoding='utf-8')) != committed_hash(n))]
+    touched = _git('diff', '--name-only', '--relative', '-z', 'HEAD', '--', 'nbs') or ''
+    new = _git('ls-files', '-z', '--others', '--exclude-standard', '--', 'nbs') or ''
+    same = lambda n: (root / n).exists() and notebook_hash((root / n).read_text(encoding='utf-8')) == committed_hash(n)
+    return [n for n in f'{touched}\0{new}'.split('\0') if n.endswith('.ipynb') and not same(n)]
 
-def dirty()->bool:
+def dirty()->bool|None:   # None where git cannot tell
     "Tell whether what a run is made of differs from the last commit."
-    return bool(_git('status', '--porcelain', '--', 'papers_lib', 'settings.ini', 'constraints.txt') or changed_notebooks())
+    if _git('rev-parse', 'HEAD') is None: return None
+    status = _git('status', '--porcelain', '--', 'papers_lib', 'settings.ini', 'constraints.txt')
+    return None if status is None else bool(status or changed_notebooks())
 
 # %% ../../nbs/lab/08_results.ipynb #319f52c2
+def _cpu_info(field:str)->str:   # '' where the system does not tell
+    "Read a field of the first CPU."
+    path = Path('/proc/cpuinfo')
+    lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
+    return next((line.split(':', 1)[1].strip() for line in lines if line.startswith(field)), '')
+
+_instruction_sets = ('avx2', 'avx512f', 'avx512_bf16', 'avx512_vnni', 'amx_bf16', 'amx_int8', 'asimd', 'bf16', 'sve')
+
+def instruction_sets()->list[str]:   # those that matrix products use
+    "Name what this CPU multiplies with."
+    flags = set((_cpu_info('flags') or _cpu_info('Features')).split())
+    return [name for name in _instruction_sets if name in flags]
+
+def bfloat16_units()->bool:
+    "Tell whether this CPU multiplies bfloat16 in hardware."
+    return bool({'avx512_bf16', 'amx_bf16', 'bf16'} & set(instruction_sets()))
+
+def cpu_name()->str:
+    "Name the model of this CPU."
+    return _cpu_info('model name') or platform.processor() or platform.machine()
+
+# %% ../../nbs/lab/08_results.ipynb #74418a4f
 def machine()->dict:
-    "Describe this machine: CPU or GPU, cores, memory."
+    "Describe this machine: CPU or GPU, what it multiplies with, cores, memory."
     import torch
-    info = Path('/proc/cpuinfo')
-    cpu = next((l.split(':')[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')),
-               platform.processor()) if info.exists() else platform.processor()
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
-    return dict(cpu=cpu, cores=os.cpu_count(), memory_gib=round(memory, 1),
+    blas = re.search(r'BLAS_INFO=(\w+)', torch.__config__.show())
+    return dict(cpu=cpu_name(), instruction_sets=instruction_sets(), cores=os.cpu_count(), threads=torch.get_num_threads(),
+                blas=blas[1] if blas else '', memory_gib=round(memory, 1),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 # %% ../../nbs/lab/08_results.ipynb #985e7c22
@@ -75,62 +108,100 @@ def high_water()->int:   # bytes
     "Largest resident memory of this process since its program began."
     status = Path('/proc/self/status')      # getrusage's figure starts at the size of the process that started this one
     if status.exists():
-        return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith('VmHWM')))
+        return 1024 * int(next(line.split()[1] for line in status.read_text(encoding='utf-8').splitlines() if line.startswith('VmHWM')))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
-def peak_memory()->int:   # MiB
+def peak_run_memory()->int:   # MiB
     "Largest resident memory of this process, or of one that it started and that has ended."
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
     return round(max(high_water(), children) / 2**20)
 
 # %% ../../nbs/lab/08_results.ipynb #b3fcbd1e
+_libraries = ('torch', 'transformers', 'tokenizers', 'accelerate', 'numpy', 'scipy', 'regex', 'sentencepiece', 'safetensors')
+
 def provenance(
-    preset:str, seeds:list[int],
-    started:float,        # time.time() when the run began
-    overrides:str='{}', claims:str='all',
-    notebook:str='',      # `notebook_hash` of the notebook that ran; '' if none did
-)->dict:
+    preset:str,
+    seeds:list[int],
+    started:float,               # time.time() when the run began
+    overrides:str='{}',          # as the run got them
+    claims:str='all',            # as the run got them
+    notebook:str='',             # `notebook_hash` of the notebook that ran; '' if none did
+    data:dict|None=None,         # data set or public model -> sha256
+)->dict:                         # commit and dirty are 'unknown' where git cannot tell
     "Collect the circumstances of a run."
-    names = ('torch', 'transformers', 'tokenizers', 'accelerate', 'numpy')
-    return dict(commit=_git('rev-parse', '--short=12', 'HEAD'), dirty=dirty(), notebook=notebook, preset=preset,
-                seeds=list(seeds), claims=claims, overrides=overrides, machine=machine(), python=platform.python_version(),
-                versions={n: importlib.metadata.version(n) for n in names}, wall_seconds=round(time.time() - started, 1),
-                peak_memory_mib=peak_memory(), date=datetime.date.today().isoformat())
+    changed = dirty()
+    return dict(commit=_git('rev-parse', '--short=12', 'HEAD') or 'unknown', dirty='unknown' if changed is None else changed,
+                notebook=notebook, preset=preset, seeds=list(seeds), claims=claims, overrides=overrides, machine=machine(),
+                python=platform.python_version(), versions={n: importlib.metadata.version(n) for n in _libraries},
+                data=dict(data or {}), wall_seconds=round(time.time() - started, 1), peak_memory_mib=peak_run_memory(),
+                date=datetime.date.today().isoformat())
 
 # %% ../../nbs/lab/08_results.ipynb #be89a381
-def write_results(path:str|Path, rows:list[Row], provenance:dict)->Path:
+def write_results(
+    path:str|Path,
+    rows:list[Row],
+    provenance:dict,   # of the run
+)->Path:
     "Judge the rows and write them."
     ids = Counter(r.id for r in rows)
     if twice := [i for i, n in ids.items() if n > 1]: raise ValueError(f'row(s) {", ".join(twice)} stand more than once')
     for r in rows: r.verdict = verdict(r)
-    return atomic_write(path, json.dumps(dict(schema=1, provenance=provenance, rows=[r.to_dict() for r in rows]), indent=1,
-                                         ensure_ascii=False, allow_nan=False) + '\n')
+    whole = dict(schema=1, provenance=provenance, rows=[r.to_dict() for r in rows])
+    return atomic_write(path, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
 
 # %% ../../nbs/lab/08_results.ipynb #21a350be
+def read_json(path:str|Path)->dict:
+    "Read a JSON object; anything else is an error that names the file."
+    path = Path(path)
+    try: d = json.loads(path.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path.name}: not JSON ({e})') from None
+    except OSError as e: raise ValueError(f'{path.name}: cannot be read ({e.strerror})') from None
+    if not isinstance(d, dict): raise ValueError(f'{path.name}: a JSON object was expected, not {type(d).__name__}')
+    return d
+
 def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
     "Read a results file; what does not agree with itself is refused."
     path = Path(path)
-    try: d = json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as e: raise ValueError(f'{path.name}: not JSON ({e})') from None
+    d = read_json(path)
     if d.get('schema') != 1 or set(d) != {'schema', 'provenance', 'rows'}:
         raise ValueError(f'{path.name}: not a results file of schema 1')
-    try: rows = [Row.from_dict(r) for r in d['rows']]
-    except ValueError as e: raise ValueError(f'{path.name}: {e}') from None
-    for r in rows:
-        if (now := verdict(r)) != r.verdict:
-            raise ValueError(f'{path.name}: row {r.id} says {r.verdict!r}, its numbers say {now!r}: the file was edited by hand')
-    return rows, d['provenance']
+    prov, rows = d['provenance'], d['rows']
+    if not isinstance(prov, dict) or not isinstance(prov.get('preset'), str):
+        raise ValueError(f'{path.name}: its provenance names no preset')
+    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+        raise ValueError(f'{path.name}: its rows are not a list of objects')
+    try:
+        rows = [Row.from_dict(r) for r in rows]
+        now = [verdict(r) for r in rows]
+    except (ValueError, TypeError) as e: raise ValueError(f'{path.name}: {e}') from None
+    for r, v in zip(rows, now):
+        if v != r.verdict:
+            raise ValueError(f'{path.name}: row {r.id} says {r.verdict!r}, its numbers say {v!r}: the file was edited by hand')
+    return rows, prov
+
+def read_those(
+    paths,                # of results files
+)->list[tuple]:           # path, rows, provenance
+    "Read the results files that can be read; any other is named on the standard error and passed over."
+    found = []
+    for path in paths:
+        try: found.append((path, *read_results(path)))
+        except ValueError as e: print(f'papers: {e}; passed over', file=sys.stderr)
+    return found
 
 # %% ../../nbs/lab/08_results.ipynb #7eb9a278
-def number(x, digits:int=3)->str:
+def number(
+    x:float|None,    # None writes nothing
+    digits:int=3,    # significant ones below 1,000
+)->str:
     "Write a number for a reader."
     return '' if x is None else f'{x:,.0f}' if abs(x) >= 1000 else f'{x:.{digits}g}'
 
 def interval(row:Row)->str:
     "Our number with its interval."
     if row.ours is None: return ''
-    return number(row.ours) + (f' [{number(row.ci95[0])}, {number(row.ci95[1])}]' if row.ci95 and row.ci95[0] != row.ci95[1]
-                               else '')
+    if not row.ci95 or row.ci95[0] == row.ci95[1]: return number(row.ours)
+    return f'{number(row.ours)} [{number(row.ci95[0])}, {number(row.ci95[1])}]'
 
 # %% ../../nbs/lab/08_results.ipynb #b24e2b8b
 class Table:
@@ -147,9 +218,10 @@ class Table:
 
     def cells(self)->list[list[str]]:
         "One list a row, in the order of `head`: the statement, if there is one, stands before what was measured."
-        return [[p['preset'], r.id, ': '.join(filter(None, [r.statement, f'{r.metric} ({r.unit})' if r.unit else r.metric])),
-                 interval(r), number(r.paper_value),
-                 r.verdict + (f': {r.why}' if r.why else '')] for rows, p in self.files for r in rows]
+        measured = lambda r: f'{r.metric} ({r.unit})' if r.unit else r.metric
+        what = lambda r: ': '.join(filter(None, [r.statement, measured(r)]))
+        return [[p['preset'], r.id, what(r), interval(r), number(r.paper_value), r.verdict + (f': {r.why}' if r.why else '')]
+                for rows, p in self.files for r in rows]
 
     def __str__(self):
         if not self.files: return 'nothing published yet'
@@ -165,7 +237,7 @@ class Table:
 # %% ../../nbs/lab/08_results.ipynb #8876ec30
 def published(paper:str)->Table:
     "Published rows of a paper, all presets."
-    return Table([read_results(p) for p in sorted(results_dir().glob(f'{paper}.*.json'))])
+    return Table([(rows, prov) for _, rows, prov in read_those(sorted(results_dir().glob(f'{paper}.*.json')))])
 
 # %% ../../nbs/lab/08_results.ipynb #bd3b67d8
 def _check_notebook(folder, paper, prov):
@@ -174,29 +246,72 @@ def _check_notebook(folder, paper, prov):
     if not ran and copy.exists(): ran = notebook_hash(copy.read_text(encoding='utf-8'))
     if prov['preset'] == 'bench' and not ran: return                       # speed rows come from the module alone
     path = next((f'nbs/{p.name}' for p in (repo_root() / 'nbs').glob(f'[0-9][0-9]_{paper}.ipynb')), f'nbs/{paper}.ipynb')
-    commit = prov['commit'] if prov['commit'] and _git('cat-file', '-t', prov['commit']) else 'HEAD'
+    commit = prov['commit'] if _git('cat-file', '-t', prov['commit']) else 'HEAD'
     if ran != committed_hash(path, commit):
         raise ValueError(f'{path} as it ran is not the one that is committed ({commit}): commit, run again, publish')
 
 # %% ../../nbs/lab/08_results.ipynb #975ce124
-def publish(folder:str|Path)->Path:
+def publish(
+    folder:str|Path,   # of a run
+)->Path:               # the file in results/
     "Copy a finished run's rows to results/."
-    folder = Path(folder); status = json.loads((folder / 'status.json').read_text())
+    folder = Path(folder)
+    status = read_json(folder / 'status.json')
     if status['status'] != 'finished': raise ValueError(f"this run {status['status']}: only a finished one is published")
-    rows, prov = read_results(folder / 'results.json')
+    _, prov = read_results(folder / 'results.json')
     if prov['overrides'] not in ('{}', ''):
         raise ValueError(f"this run was overridden ({prov['overrides']}): a published one uses the preset as it is")
     if prov['claims'] != 'all':
         raise ValueError(f"this run measured claims {prov['claims']!r} only: a published one measures all")
-    if prov['dirty'] or dirty():
+    state = {prov['dirty'], dirty()}
+    if True in state:
         raise ValueError('papers_lib, the notebooks or the settings differ from the last commit: commit, run again, publish')
+    if state != {False} or prov['commit'] in ('', 'unknown'):
+        raise ValueError('the commit is unknown, because git is not installed or this folder is not the top of a repository: '
+                         'run and publish in a clone')
     _check_notebook(folder, status['paper'], prov)
-    return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json", (folder / 'results.json').read_text())
+    return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json",
+                        (folder / 'results.json').read_text(encoding='utf-8'))
+
+# %% ../../nbs/lab/08_results.ipynb #569fc697
+def run_order(folder:Path)->tuple[int, ...]:
+    "Give the numbers in the name of a run's folder, by which runs are ordered."
+    return tuple(map(int, re.findall(r'\d+', folder.name)))
+
+def fresh_folder(
+    base:Path,   # of the runs of a paper and a preset
+)->Path:
+    "Make a folder that no other run has and that comes after all that are there."
+    base = Path(base)
+    base.mkdir(parents=True, exist_ok=True)
+    now = time.strftime('%Y%m%d-%H%M%S')
+    for n in range(1000):
+        last = max((run_order(p) for p in base.iterdir() if re.fullmatch(r'\d{8}-\d{6}(-\d+)?', p.name)), default=())
+        stamp = tuple(map(int, now.split('-')))
+        if last >= stamp: stamp = (*last[:2], (last[2] if len(last) > 2 else 0) + 1)
+        name = f'{stamp[0]:08d}-{stamp[1]:06d}' + ''.join(f'-{i}' for i in stamp[2:])
+        try: (base / name).mkdir()
+        except FileExistsError: continue                                     # another run took it just now
+        return base / name
+    raise RuntimeError(f'{base}: no free folder')
+
+def finished_runs(
+    folders,            # of runs
+)->list[Path]:          # oldest first
+    "Find the runs that finished; a folder whose status cannot be read is named and passed over."
+    found = []
+    for folder in sorted((f for f in folders if (f / 'status.json').exists()), key=run_order):
+        try: status = read_json(folder / 'status.json')
+        except ValueError as e:
+            print(f'papers: {folder}: {e}; passed over', file=sys.stderr)
+            continue
+        if status.get('status') == 'finished': found.append(folder)
+    return found
 
 def newest(paper:str, preset:str)->Path:
     "Find the newest finished run; one that was overridden or measured a part only is taken if there is no other."
-    runs = [p.parent for p in sorted((repo_root() / 'runs' / paper / preset).glob('*/status.json'))
-            if json.loads(p.read_text())['status'] == 'finished']
-    if not runs: raise ValueError(f'{paper} has no finished run of preset {preset} to publish')
-    told = {r: read_results(r / 'results.json')[1] for r in runs}
-    return next((r for r in reversed(runs) if told[r]['overrides'] in ('{}', '') and told[r]['claims'] == 'all'), runs[-1])
+    runs = finished_runs((repo_root() / 'runs' / paper / preset).glob('*'))
+    told = {path.parent: prov for path, _, prov in read_those(r / 'results.json' for r in runs)}
+    if not told: raise ValueError(f'{paper} has no finished run of preset {preset} to publish')
+    whole = [r for r in told if told[r].get('overrides') in ('{}', '') and told[r].get('claims') == 'all']
+    return (whole or list(told))[-1]

@@ -6,13 +6,13 @@
 from __future__ import annotations
 from functools import lru_cache
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
 
 # %% auto #0
-__all__ = ['attention_weights', 'attend', 'available', 'KVCache', 'reserve', 'advance', 'keep', 'reorder', 'expand',
-           'SelfAttention']
+__all__ = ['attention_weights', 'attend', 'available', 'KVCache', 'SelfAttention']
 
 # %% ../../nbs/nn/06_attention.ipynb #148c8f2c
 from .linear import Linear, cpp_compiler
@@ -145,8 +145,10 @@ class KVCache:
         n_layer:int,                            # layers that will write
         pad:Bool[Tensor, 'b t']|None=None,      # True = real token, for prompts padded on the left; None if nothing is padded
     ):
-        self.k, self.v = [None] * n_layer, [None] * n_layer     # each (b, g, capacity, k)
-        self.pad, self.length = pad, 0                          # tokens held
+        self.k = [None] * n_layer       # each (b, g, capacity, k)
+        self.v = [None] * n_layer
+        self.pad = pad
+        self.length = 0                 # tokens held
 
     def update(self,
         layer:int,                      # which layer writes
@@ -155,10 +157,11 @@ class KVCache:
     )->tuple[Float[Tensor, 'b g s k'], Float[Tensor, 'b g s k']]:   # all so far, s = length + t; views, until the next update
         "Write the keys and values of new tokens."
         t = k.shape[2]
-        end, K = self.length + t, self.k[layer]
-        if K is None or K.shape[2] < end: self._grow(layer, k, v, end); K = self.k[layer]
-        V = self.v[layer]
-        K.narrow(2, self.length, t).copy_(k); V.narrow(2, self.length, t).copy_(v)
+        end = self.length + t
+        if self.k[layer] is None or self.k[layer].shape[2] < end: self._grow(layer, k, v, end)
+        K, V = self.k[layer], self.v[layer]
+        K.narrow(2, self.length, t).copy_(k)
+        V.narrow(2, self.length, t).copy_(v)
         return K.narrow(2, 0, end), V.narrow(2, 0, end)
 
     def _grow(self, layer, k, v, need):
@@ -169,36 +172,35 @@ class KVCache:
             held[layer] = buffer
 
 # %% ../../nbs/nn/06_attention.ipynb #8c11eb46
-def reserve(self,
+@patch
+def reserve(self:KVCache,
     n:int,   # tokens, those held included
 ):
     "Make room for `n` tokens in every layer that has been written."
     for layer, (k, v) in enumerate(zip(self.k, self.v)):
         if k is not None and k.shape[2] < n: self._grow(layer, k, v, n)
 
-KVCache.reserve = reserve
-
-
 # %% ../../nbs/nn/06_attention.ipynb #66c3c1f7
-def advance(self,
+@patch
+def advance(self:KVCache,
     t:int,   # tokens that every layer has written
 ):
     "Count new tokens in, once all layers have them."
     self.length += t
-    if self.pad is not None: self.pad = self.keep(0)
+    if self.pad is not None: self.pad = self.real(0)
 
 # %% ../../nbs/nn/06_attention.ipynb #8520fd70
-def keep(self,
+@patch
+def real(self:KVCache,
     t:int,   # new tokens, all real
 )->Bool[Tensor, 'b s']|None:
     "Tell the real ones among the tokens held and `t` new ones, or None if nothing is padded."
     if self.pad is None: return None
     return F.pad(self.pad, (0, max(self.length + t - self.pad.shape[1], 0)), value=True)
 
-KVCache.advance, KVCache.keep = advance, keep
-
 # %% ../../nbs/nn/06_attention.ipynb #1a7c1ff6
-def reorder(self,
+@patch
+def reorder(self:KVCache,
     rows:Int[Tensor, 'n'],   # which row each new row continues
 ):
     "Replace row i by a copy of row `rows[i]`; the number of rows may change."
@@ -206,7 +208,8 @@ def reorder(self,
     if self.pad is not None: self.pad = self.pad.index_select(0, rows)
 
 # %% ../../nbs/nn/06_attention.ipynb #44fb5665
-def expand(self,
+@patch
+def expand(self:KVCache,
     n:int,   # copies of each row
 )->KVCache:
     "Give a new cache with every row repeated `n` times, copies side by side."
@@ -215,8 +218,6 @@ def expand(self,
     for ours, theirs in ((self.k, new.k), (self.v, new.v)):
         theirs[:] = [x if x is None else x[:, :, :self.length].repeat_interleave(n, 0) for x in ours]
     return new
-
-KVCache.reorder, KVCache.expand = reorder, expand
 
 # %% ../../nbs/nn/06_attention.ipynb #7c6a6b50
 class SelfAttention(nn.Module):
@@ -232,8 +233,12 @@ class SelfAttention(nn.Module):
         n_kv_head = n_head if n_kv_head is None else n_kv_head
         if d_model % n_head: raise ValueError(f'n_head={n_head}: must divide d_model={d_model}')
         if n_kv_head < 1 or n_head % n_kv_head: raise ValueError(f'n_kv_head={n_kv_head}: must divide n_head={n_head}')
-        self.n_head, self.n_kv_head, self.dropout, d_head = n_head, n_kv_head, dropout, d_model // n_head
-        self.qkv, self.out = Linear(d_model, (n_head + 2 * n_kv_head) * d_head, bias), Linear(d_model, d_model, bias)
+        self.n_head = n_head
+        self.n_kv_head = n_kv_head
+        self.dropout = dropout
+        d_head = d_model // n_head
+        self.qkv = Linear(d_model, (n_head + 2 * n_kv_head) * d_head, bias)
+        self.out = Linear(d_model, d_model, bias)
 
     def heads(self, x:Float[Tensor, 'b t d'], turns=None)->tuple[Float[Tensor, 'b h t k'], ...]:
         "Project to queries (b, h, t, k), keys and values (b, g, t, k); queries and keys turned by `turns`, if given."
@@ -248,9 +253,12 @@ class SelfAttention(nn.Module):
         cache:KVCache|None=None,      # holds turned keys
         layer:int=0,                  # place of this layer in the cache
         turns:Float[Tensor, '*b t k/2 2']|None=None,   # of `rope`, layout 'pairs'
+        bias:Float[Tensor, '*b h t s']|None=None,      # added to the scores
     )->Float[Tensor, 'b t d']:
+        "Attend within x, and to what the cache holds."
         q, k, v = self.heads(x, turns)
         if cache is not None: k, v = cache.update(layer, k, v)
         dropout = self.dropout if self.training else 0.
-        y = self.out(attend(q, k, v, mask, dropout=dropout).transpose(1, 2).reshape(x.shape))       # (b, t, d)
+        y = attend(q, k, v, mask, bias, dropout=dropout).transpose(1, 2).reshape(x.shape)           # (b, t, d)
+        y = self.out(y)
         return F.dropout(y, dropout) if dropout else y

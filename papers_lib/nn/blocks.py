@@ -5,12 +5,13 @@
 # %% ../../nbs/nn/07_blocks.ipynb #c2174cbc
 from __future__ import annotations
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
 
 # %% auto #0
-__all__ = ['MLP', 'Block', 'Decoder', 'prefill', 'step']
+__all__ = ['MLP', 'Block', 'Decoder']
 
 # %% ../../nbs/nn/07_blocks.ipynb #f6db8bd7
 from .activations import activations, gates
@@ -18,6 +19,7 @@ from .attention import KVCache, SelfAttention
 from .linear import Linear, linear
 from .masks import Mask, banded, causal, padding
 from .norms import norms
+from .positions import Positions
 
 # %% ../../nbs/nn/07_blocks.ipynb #6f185c2f
 class MLP(nn.Module):
@@ -61,33 +63,45 @@ class Block(nn.Module):
         if placement not in ('pre', 'post'): raise ValueError(f"placement={placement!r}: must be 'pre' or 'post'")
         if norm not in norms: raise ValueError(f'norm={norm!r}: must be one of {", ".join(norms)}')
         self.pre = placement == 'pre'
-        self.norm1, self.attn = norms[norm](d_model, eps), SelfAttention(d_model, n_head, bias, dropout, n_kv_head)
-        self.norm2, self.mlp = norms[norm](d_model, eps), MLP(d_model, d_ff, act, bias, dropout)
+        self.norm1 = norms[norm](d_model, eps)
+        self.attn = SelfAttention(d_model, n_head, bias, dropout, n_kv_head)
+        self.norm2 = norms[norm](d_model, eps)
+        self.mlp = MLP(d_model, d_ff, act, bias, dropout)
 
-    def forward(
-        self, x:Float[Tensor, 'b t d'], mask=None, cache:KVCache|None=None, layer:int=0, turns=None
+    def forward(self,
+        x:Float[Tensor, 'b t d'],
+        mask=None,                                     # as in `attend`
+        cache:KVCache|None=None,                       # as in `SelfAttention`, and so are the other three
+        layer:int=0,
+        turns:Float[Tensor, '*b t k/2 2']|None=None,
+        bias:Float[Tensor, '*b h t s']|None=None,
     )->Float[Tensor, 'b t d']:
+        "Let the tokens exchange what they know, then map each by itself."
         if self.pre:
-            x = x + self.attn(self.norm1(x), mask, cache, layer, turns)
+            x = x + self.attn(self.norm1(x), mask, cache, layer, turns, bias)
             return x + self.mlp(self.norm2(x))
-        x = self.norm1(x + self.attn(x, mask, cache, layer, turns))
+        x = self.norm1(x + self.attn(x, mask, cache, layer, turns, bias))
         return self.norm2(x + self.mlp(x))
 
 # %% ../../nbs/nn/07_blocks.ipynb #4a150624
 class Decoder(nn.Module):
-    "Run a stack of blocks from token ids to logits. A paper supplies `embed`, `blocks`, `norm_f` and `head_weight` (v, d)."
+    "Run a stack of blocks from token ids to logits."
     windows = ()     # attention window of each layer, tokens, None where it sees all; empty: all layers see all
+
     @property
-    def ctx_len(self)->int:
-        "Longest sequence, tokens: the rows of the position table."
-        return self.pos_emb.ctx_len
+    def ctx_len(self)->int: return self.cfg.ctx_len    # longest sequence, tokens
 
     def head(self, h:Float[Tensor, '*n d'])->Float[Tensor, '*n v']:
         "Logits: the rows of `head_weight` times the hidden state, no bias."
         return linear(h, self.head_weight)
 
-    def turns(self, positions:Int[Tensor, '*b t'])->Float[Tensor, '*b t k/2 2']|None:
-        "Turns of queries and keys at these positions; None where positions do not rotate."
+    def embed(self, ids:Int[Tensor, 'b t'], positions:Int[Tensor, '*b t'])->Float[Tensor, 'b t d']:
+        "Look up the tokens; add what the positions have to add."
+        x = self.tok_emb(ids)
+        placed = self.positions.embed(positions)
+        return x if placed is None else x + placed.to(x.dtype)
+
+    def turns(self, positions): return None  # transitional
 
     def hidden(self,
         ids:Int[Tensor, 'b t'],             # tokens
@@ -97,51 +111,71 @@ class Decoder(nn.Module):
         cache:KVCache|None=None,            # what came before; the new tokens are added to it
     )->Float[Tensor, 'b t d']:
         "Compute the final hidden state of each token, ready for `head`."
-        t, past = ids.shape[1], 0 if cache is None else cache.length
+        t = ids.shape[1]
+        past = 0 if cache is None else cache.length
         if positions is None and past + t > self.ctx_len:
             raise ValueError(f'sequence of {past + t} tokens: the model reads at most ctx_len={self.ctx_len}')
-        keep = None if cache is None else cache.keep(t)                         # (b, past + t), or None
-        masks = {w: _settle(_within(mask, w, past, positions), keep, past, t, ids.device) for w in {*self.windows} or {None}}
-        if positions is None: positions = _count(keep, past, t, ids.device)
-        x, turns = self.embed(ids, positions), self.turns(positions)
-        for i, block in enumerate(self.blocks):                                 # (b, t, d)
-            x = block(x, masks[self.windows[i] if self.windows else None], cache, i, turns)
+        real = None if cache is None else cache.real(t)                         # (b, past + t), or None
+        widths = {*self.windows} or {None}
+        masks = {w: _settle(_within(mask, w, past, positions, real), real, past, t, ids.device) for w in widths}
+        if positions is None: positions = _count(real, past, t, ids.device)
+        x = self.embed(ids, positions)                                          # (b, t, d)
+        where = getattr(self, 'positions', None)  # transitional
+        turns = self.turns(positions) if where is None else where.turn(positions)
+        bias = None if where is None else _bias(where, real, past, positions)
+        for i, block in enumerate(self.blocks):
+            x = block(x, masks[self.windows[i] if self.windows else None], cache, i, turns, bias)
         if cache is not None: cache.advance(t)
         return self.norm_f(x)
 
     def forward(self, ids, *, mask=None, positions=None, cache=None)->Float[Tensor, 'b t v']:
+        "Compute the logits after each token; the arguments are those of `hidden`."
         return self.head(self.hidden(ids, mask=mask, positions=positions, cache=cache))
 
 # %% ../../nbs/nn/07_blocks.ipynb #c59d4616
-def _count(keep, past, t, device):
+def _count(real, past, t, device):
     "Number the t new tokens."
-    if keep is None: return torch.arange(past, past + t, device=device)
-    return (keep.cumsum(1) - 1).clamp_(min=0)[:, past:past + t]                 # padding: any position will do, 0
+    if real is None: return torch.arange(past, past + t, device=device)
+    return (real.cumsum(1) - 1).clamp_(min=0)[:, past:past + t]                 # padding: any position will do, 0
+
+def _places(real, past, new):
+    "Places of the tokens held, and of the new ones: (*b, past + t)."
+    if not past: return new
+    held = _count(real, 0, past, new.device)
+    rows = torch.broadcast_shapes(held.shape[:-1], new.shape[:-1])
+    return torch.cat([held.expand(*rows, -1), new.expand(*rows, -1)], -1)
+
+def _bias(where, real, past, positions):
+    "Ask for what is added to the scores, if this kind of positions adds anything."
+    if type(where).bias is Positions.bias: return None
+    return where.bias(positions, _places(real, past, positions))
 
 _causal = causal()
 
 # %% ../../nbs/nn/07_blocks.ipynb #d938e272
-def _settle(mask, keep, past, t, device):
-    "Bring the mask into the form that costs least in each layer: a rule that attention has a fast path for, or one dense tensor."
-    if keep is not None: keep = keep[:, :past + t]
-    if isinstance(mask, Tensor): return mask if keep is None else mask & keep[:, None]
+def _settle(mask, real, past, t, device):
+    "Bring the mask into the form that costs least in each layer: a rule with a fast path, or one dense tensor."
+    if real is not None: real = real[:, :past + t]
+    if isinstance(mask, Tensor): return mask if real is None else mask & real[:, None]
     mask = _causal if mask is None else mask
-    if keep is None and mask.local and mask.local[0] and (t == 1 or not past): return mask
-    if mask is _causal and t == 1: return keep[:, None]                         # the last query sees all: (b, 1, s)
-    return (mask if keep is None else mask & padding(keep)).dense(t, past + t, past, device)
+    if real is None and mask.local and mask.local[0] and (t == 1 or not past): return mask
+    if mask is _causal and t == 1: return real[:, None]                         # the last query sees all: (b, 1, s)
+    return (mask if real is None else mask & padding(real)).dense(t, past + t, past, device)
 
 # %% ../../nbs/nn/07_blocks.ipynb #7e8d16cb
-def _within(mask, width, past, positions):
+def _within(mask, width, past, positions, real):
     "Narrow a mask to a layer's window."
     if width is None: return mask
     if not isinstance(mask, Tensor): return (_causal if mask is None else mask) & banded(width)
-    places = positions if positions is not None else torch.arange(past, mask.shape[-1], device=mask.device)
-    old = torch.arange(past, device=places.device).expand(*places.shape[:-1], past)
-    return mask & (places[..., None] - torch.cat([old, places], -1)[..., None, :] < width)
+    if positions is None:
+        positions = torch.arange(past, mask.shape[-1], device=mask.device)
+        real = None
+    return mask & (positions[..., None] - _places(real, past, positions)[..., None, :] < width)
 
 # %% ../../nbs/nn/07_blocks.ipynb #ce660bc2
+@patch
 @torch.no_grad()
-def prefill(self,
+def prefill(self:Decoder,
     ids:Int[Tensor, 'b t'],                 # prompts
     pad:Bool[Tensor, 'b t']|None=None,      # True = real token; rows are padded on the left
 )->tuple[Float[Tensor, 'b v'], KVCache]:
@@ -153,12 +187,11 @@ def prefill(self,
     return self.head(self.hidden(ids, cache=cache)[:, -1]), cache
 
 # %% ../../nbs/nn/07_blocks.ipynb #5e545f49
+@patch
 @torch.no_grad()
-def step(self,
+def step(self:Decoder,
     ids:Int[Tensor, 'b t'],                 # the next token of each row, or several
     cache:KVCache,                          # of what came before
 )->tuple[Float[Tensor, 'b v'], KVCache]:
     "Read more tokens; give the logits after the last, and the cache."
     return self.head(self.hidden(ids, cache=cache)[:, -1]), cache
-
-Decoder.prefill, Decoder.step = prefill, step

@@ -4,122 +4,20 @@
 
 # %% ../../nbs/text/02_corpora.ipynb #8e3f13a1
 from __future__ import annotations
-import fcntl, hashlib, json, math, os, shutil, tempfile
+import codecs, hashlib, json, math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 import numpy as np, regex, torch
 from torch import Tensor
 from jaxtyping import Int
 
 # %% auto #0
-__all__ = ['SEPARATOR', 'CorruptFile', 'WriteFailed', 'atomic_folder', 'sweep', 'atomic_write', 'sha256', 'seal', 'unseal',
-           'read_documents', 'clean', 'is_held_out', 'write_shards', 'Shards', 'TokenBatches', 'BloomFilter',
+__all__ = ['SEPARATOR', 'read_documents', 'clean', 'is_held_out', 'write_shards', 'Shards', 'TokenBatches', 'BloomFilter',
            'word_spans', 'ngram_hashes', 'seen_ngrams', 'overlap']
 
-# %% ../../nbs/text/02_corpora.ipynb #51d24abc
-class CorruptFile(RuntimeError):
-    "A file is not what was written."
-
-class WriteFailed(OSError):
-    "A file could not be written; nothing is left of it."
-
-# %% ../../nbs/text/02_corpora.ipynb #e158843e
-@contextmanager
-def atomic_folder(
-    path:str|Path,          # the folder's final place
-    replace:bool=False,     # put it in the place of one that exists; else that is an error
-):
-    "Give a temporary folder that takes its place at the end of the block; on any error it is removed."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))
-    held = os.open(tmp, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield tmp
-        for file in tmp.rglob('*'):
-            if file.is_file(): _flush(file)
-        if replace and path.exists(): os.replace(path, tmp.with_name(tmp.name + '-old'))
-        os.replace(tmp, path)
-    except OSError as e:
-        raise WriteFailed(e.errno,
-                          f'{path} could not be written ({e.strerror}): nothing was kept; free some space or choose '
-                          f'another folder') from e
-    finally:
-        os.close(held)
-        for leftover in (tmp, tmp.with_name(tmp.name + '-old')): shutil.rmtree(leftover, ignore_errors=True)
-
-# %% ../../nbs/text/02_corpora.ipynb #f656f4bf
-def _flush(path):
-    with open(path, 'rb') as f: os.fsync(f.fileno())
-
-# %% ../../nbs/text/02_corpora.ipynb #d712ba7e
-def sweep(
-    folder:str|Path,
-    name:str,            # of what was being written: a pattern such as 'step-*'
-)->list[Path]:           # what was removed
-    "Remove the temporary folders that killed writers left."
-    gone = []
-    for tmp in sorted(p for p in Path(folder).glob(f'.{name}-*') if p.is_dir()):
-        held = os.open(tmp, os.O_RDONLY)
-        try: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB); shutil.rmtree(tmp, ignore_errors=True); gone.append(tmp)
-        except BlockingIOError: pass                              # its writer lives
-        finally: os.close(held)
-    return gone
-
-# %% ../../nbs/text/02_corpora.ipynb #7fb7ada1
-def atomic_write(
-    path:str|Path,
-    data:bytes|str,   # text is written as UTF-8
-    flush:bool=True,  # to the disk before the renaming; without, a power cut may leave an empty file
-)->Path:
-    "Write a file that is whole or not there at all."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(prefix=f'.{path.name}-', dir=path.parent)
-    try:
-        with os.fdopen(fd, 'wb') as f:
-            f.write(data.encode() if isinstance(data, str) else data); f.flush(); flush and os.fsync(f.fileno())
-        os.replace(tmp, path)
-    except OSError as e:
-        raise WriteFailed(e.errno,
-                          f'{path} could not be written ({e.strerror}): nothing was kept; free some space or choose '
-                          f'another folder') from e
-    finally: Path(tmp).unlink(missing_ok=True)
-    return path
-
-# %% ../../nbs/text/02_corpora.ipynb #a6067d1c
-def sha256(path:str|Path)->str:
-    "Hash a file in pieces."
-    h = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while part := f.read(2**20): h.update(part)
-    return h.hexdigest()
-
-# %% ../../nbs/text/02_corpora.ipynb #515a280e
-def seal(folder:Path, **facts)->None:
-    "Write manifest.json: the facts, and size and hash of every file."
-    files = {p.name: dict(bytes=p.stat().st_size, sha256=sha256(p)) for p in sorted(folder.iterdir()) if p.is_file()}
-    (folder / 'manifest.json').write_text(json.dumps(facts | dict(files=files), indent=1))
-
-# %% ../../nbs/text/02_corpora.ipynb #bd239fb3
-def unseal(
-    folder:str|Path,
-    verify:bool=True,   # compare hashes too, not only sizes
-)->dict:                # the manifest
-    "Read a sealed folder's manifest; CorruptFile names the first file that differs from it."
-    folder = Path(folder)
-    try: manifest = json.loads((folder / 'manifest.json').read_text()); files = manifest['files']
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CorruptFile(f'{folder}: manifest.json is missing or unreadable') from None
-    for name, want in files.items():
-        path = folder / name
-        if not path.exists(): raise CorruptFile(f'{path}: missing')
-        if path.stat().st_size != want['bytes']:
-            raise CorruptFile(f"{path}: {path.stat().st_size} bytes, {want['bytes']} were written")
-        if verify and sha256(path) != want['sha256']: raise CorruptFile(f'{path}: its content was altered (sha256 differs)')
-    return manifest
+# %% ../../nbs/text/02_corpora.ipynb #c1e655fd
+from ..store.files import CorruptFile, atomic_folder, seal, unseal
+from ..store.files import WriteFailed, atomic_write, sha256, sweep   # transitional
 
 # %% ../../nbs/text/02_corpora.ipynb #1a807b19
 SEPARATOR = '\f'
@@ -143,7 +41,6 @@ def read_documents(
 # %% ../../nbs/text/02_corpora.ipynb #09fe390b
 def _blocks(path, size=2**18):
     "Decode a file block by block, refusing what is not text."
-    import codecs
     decoder, offset = codecs.getincrementaldecoder('utf-8')(), 0
     with open(path, 'rb') as f:
         while True:

@@ -1,0 +1,191 @@
+"Blocks and what all decoders share: dropout, cache, padding, windows, masks."
+from types import SimpleNamespace
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from papers_lib.engine.score import score
+from papers_lib.nn import attention
+from papers_lib.nn.activations import gates
+from papers_lib.nn.attention import SelfAttention, available
+from papers_lib.nn.blocks import MLP, Block, Decoder
+from papers_lib.nn.masks import causal, documents, full
+from papers_lib.nn.norms import LayerNorm
+from papers_lib.nn.positions import Positions, position_kinds
+
+close = torch.testing.assert_close
+
+
+class Distance(Positions):
+    "Positions by the third hook: scores fall with the distance, or rise, in each head at its own rate."
+    rates = torch.tensor([.5, .1, 0., -.2])[:, None, None]
+    def bias(self, q_positions, k_positions):
+        return -self.rates * (q_positions[..., :, None] - k_positions[..., None, :]).abs()[..., None, :, :]
+
+
+class Small(Decoder):
+    "A decoder of 3 blocks: 50 tokens, 32 wide, at most 40 places."
+    def __init__(self, placement='pre', positions='learned'):
+        super().__init__()
+        self.cfg = SimpleNamespace(ctx_len=40)
+        self.tok_emb = nn.Embedding(50, 32)
+        self.positions = Distance() if positions == 'bias' else position_kinds[positions](40, 32, 4, 10000.)
+        self.blocks = nn.ModuleList(Block(32, 4, 64, placement=placement) for _ in range(3))
+        self.norm_f = LayerNorm(32) if placement == 'pre' else nn.Identity()
+        nn.init.normal_(self.tok_emb.weight, std=.1)
+    @property
+    def head_weight(self): return self.tok_emb.weight
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+@pytest.fixture
+def ids(): return torch.randint(50, (3, 30), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize('act', list(gates))
+def test_gated_mlp_is_gate_then_up(act):
+    mlp, x = MLP(12, 20, act, bias=False), torch.randn(3, 4, 12)
+    w1, w3 = mlp.fc.weight[:20], mlp.fc.weight[20:]
+    close(mlp(x), (gates[act](x @ w1.T) * (x @ w3.T)) @ mlp.proj.weight.T, atol=1e-5, rtol=1e-5)
+    swapped = (gates[act](x @ w3.T) * (x @ w1.T)) @ mlp.proj.weight.T
+    assert torch.allclose(mlp(x), swapped, atol=1e-6) == (act == 'bilinear')
+
+
+def test_documents_do_not_see_each_other():
+    torch.manual_seed(0)
+    block, x = Block(32, 4, 64), torch.randn(1, 10, 32)
+    packed = block(x, causal() & documents(torch.tensor([[0] * 4 + [1] * 6])))
+    close(packed[:, :4], block(x[:, :4], causal())); close(packed[:, 4:], block(x[:, 4:], causal()))
+
+
+def test_dropout_of_layers_acts_in_training_only():
+    torch.manual_seed(0)
+    block, x = Block(32, 4, 64, dropout=.3), torch.randn(2, 6, 32)
+    assert not block(x).equal(block(x))
+    block.eval()
+    assert block(x).equal(block(x))
+
+
+def test_layers_refuse_bad_sizes():
+    with pytest.raises(ValueError, match='n_head=5.*divide d_model=32'): SelfAttention(32, 5)
+    with pytest.raises(ValueError, match="act='relu6'"): MLP(8, 8, act='relu6')
+    with pytest.raises(ValueError, match="placement='sandwich'"): Block(32, 4, 64, placement='sandwich')
+
+
+def test_where_the_layernorm_sits():
+    torch.manual_seed(0)
+    x = 5 * torch.randn(2, 6, 32) + 2
+    ln, pre, post = LayerNorm(32), Block(32, 4, 64, placement='pre'), Block(32, 4, 64, placement='post')
+    a = x + pre.attn(ln(x), causal())
+    close(pre(x, causal()), a + pre.mlp(ln(a)))
+    a = ln(x + post.attn(x, causal()))
+    close(post(x, causal()), ln(a + post.mlp(a)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(chunks=st.lists(st.integers(1, 8), min_size=1, max_size=6), placement=st.sampled_from(['pre', 'post']),
+       positions=st.sampled_from([*position_kinds, 'bias']), pads=st.lists(st.integers(0, 6), min_size=3, max_size=3))
+def test_cached_equals_uncached_in_any_chunks_with_any_padding(chunks, placement, positions, pads):
+    torch.manual_seed(0)
+    model = Small(placement, positions).eval()
+    n = 7 + sum(chunks)
+    ids = torch.randint(50, (3, 60))[:, :min(n, 40)]
+    pad = torch.arange(7) >= torch.tensor(pads)[:, None]        # 7 prompt places, the first few of a row padding
+    logits, cache = model.prefill(ids[:, :7], pad)
+    end = 7
+    for t in chunks:
+        if end + t > 40: break
+        logits, cache = model.step(ids[:, end:end + t], cache); end += t
+        assert cache.length == end
+    with torch.no_grad(): alone = torch.cat([model(ids[i:i + 1, pads[i]:end])[:, -1] for i in range(3)])
+    close(logits, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_padding_has_no_influence(model, ids):
+    pad = torch.ones(3, 30).bool(); pad[0, :11] = False
+    other = ids.clone(); other[0, :11] = 7
+    close(model.prefill(ids, pad)[0], model.prefill(other, pad)[0])
+
+
+def test_beams_continue_from_reordered_and_expanded_caches(model, ids):
+    _, cache = model.prefill(ids[:, :10])
+    logits, _ = model.step(ids[:, 10:11].repeat_interleave(2, 0), cache.expand(2))
+    close(logits, model.prefill(ids[:, :11])[0].repeat_interleave(2, 0), atol=1e-5, rtol=1e-4)
+    rows = torch.tensor([2, 0, 0])
+    cache.reorder(rows)
+    close(model.step(ids[rows, 10:11], cache)[0], model.prefill(ids[rows, :11])[0], atol=1e-5, rtol=1e-4)
+
+
+def test_decoder_is_causal(model, ids):
+    other = ids.clone(); other[:, 17] = (other[:, 17] + 1) % 50
+    a, b = model(ids), model(other)
+    close(a[:, :17], b[:, :17]); assert (a[:, 17:] - b[:, 17:]).abs().amax((0, 2)).min() > 1e-6
+
+
+def test_decoder_takes_masks_of_every_kind(model, ids):
+    dense = causal().dense(30)
+    for mask in (causal(), causal() & full(), dense, dense.expand(3, 30, 30)): close(model(ids, mask=mask), model(ids))
+    assert not model(ids, mask=full()).allclose(model(ids))
+    assert not model(ids, positions=torch.arange(29, -1, -1)).allclose(model(ids))
+
+
+def test_decoder_refuses_what_it_cannot_read(model, ids):
+    with pytest.raises(ValueError, match='41 tokens.*ctx_len=40'): model(torch.zeros(1, 41, dtype=torch.long))
+    _, cache = model.prefill(ids)
+    with pytest.raises(ValueError, match='41 tokens.*ctx_len=40'): model.step(ids[:, :11], cache)
+    right = torch.arange(30) < torch.tensor([30, 20, 30])[:, None]
+    with pytest.raises(ValueError, match='padding on the left'): model.prefill(ids, right)
+    with pytest.raises(ValueError, match='real token'): model.prefill(ids, torch.zeros(3, 30).bool())
+
+
+def test_decoder_in_bfloat16_autocast_stays_near_float32(model, ids):
+    with torch.autocast('cpu', torch.bfloat16): y = model(ids)
+    close(y.float(), model(ids), atol=3e-2, rtol=3e-2)          # bfloat16 has 8 bits: 0.4 % a rounding, three blocks
+
+
+@pytest.mark.skipif('flex' not in available(), reason='torch.compile needs a C++ compiler, and there is none')
+def test_compiled_decoder_equals_eager_without_a_graph_break(model, ids):
+    compiled = torch.compile(model, fullgraph=True)
+    close(compiled(ids), model(ids), atol=1e-5, rtol=1e-4)
+    compiled(ids).square().mean().backward()
+    ours = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad(); model(ids).square().mean().backward()
+    for a, p in zip(ours, model.parameters()): close(a, p.grad, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize('positions', ['learned', 'rope', 'bias'])
+@pytest.mark.parametrize('width', [1, 3, 8, 50])
+def test_windows_agree_between_cache_and_whole_and_with_candidates_side_by_side(width, positions):
+    torch.manual_seed(0)
+    model = Small(positions=positions).eval()
+    model.windows = (width, None, width)
+    ids = torch.randint(50, (1, 20))
+    whole = model(ids)
+    logits, cache = model.prefill(ids[:, :9])
+    close(logits, whole[:, 8], atol=1e-4, rtol=1e-4)
+    close(model.step(ids[:, 9:10], cache)[0], whole[:, 9], atol=1e-4, rtol=1e-4)
+    close(model.step(ids[:, 10:], cache)[0], whole[:, 19], atol=1e-4, rtol=1e-4)
+    prompt, candidates = ids[0, :9].tolist(), [[1, 2, 3, 4], [1, 2, 9], [7], [5, 6, 7, 8, 9]]
+    for ours, c in zip(score(model, prompt, candidates), candidates):
+        logp = model(torch.tensor([prompt + c[:-1]])).log_softmax(-1)[0, len(prompt) - 1:]
+        close(torch.tensor(ours), logp.gather(-1, torch.tensor(c)[:, None])[:, 0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('impl', ['plain', 'sdpa'])
+def test_the_bias_hook_reaches_the_scores_of_every_layer(model, ids, impl, monkeypatch):
+    monkeypatch.setitem(attention._impls, 'auto', attention._impls[impl])
+    model.positions = Distance()
+    a = model(ids)
+    by_hand, turns = model.tok_emb(ids), None
+    bias = Distance().bias(torch.arange(30), torch.arange(30))
+    for block in model.blocks: by_hand = block(by_hand, causal(), None, 0, turns, bias)
+    close(a, model.head(model.norm_f(by_hand)), atol=1e-5, rtol=1e-4)
+    for i in range(3):                                          # no layer does without it
+        apart = model.tok_emb(ids)
+        for j, block in enumerate(model.blocks): apart = block(apart, causal(), bias=None if i == j else bias)
+        assert not a.allclose(model.head(model.norm_f(apart)), atol=1e-3)
