@@ -9,10 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['repo_root', 'results_dir', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks', 'dirty',
-           'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'high_water', 'peak_run_memory', 'provenance',
-           'write_results', 'read_json', 'read_results', 'read_those', 'number', 'interval', 'Table', 'published',
-           'publish', 'run_order', 'fresh_folder', 'finished_runs', 'newest']
+__all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks',
+           'dirty', 'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'high_water', 'peak_run_memory',
+           'provenance', 'write_results', 'read_json', 'read_results', 'read_those', 'number', 'interval', 'Table',
+           'published', 'publish', 'run_order', 'fresh_folder', 'finished_runs', 'newest']
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
 from ..engine.stats import Row, verdict
@@ -29,6 +29,13 @@ def repo_root()->Path:
 def results_dir()->Path:
     "The folder of published results."
     return repo_root() / 'results'
+
+# %% ../../nbs/lab/08_results.ipynb #e8b2cb9e
+def paper_notebooks(
+    root:Path|None=None,   # of a repository; None is this one
+)->dict[str, Path]:        # name -> path, in reading order
+    "Find the papers' notebooks: nbs/NN_name.ipynb."
+    return {p.stem.split('_', 1)[1]: p for p in sorted(((root or repo_root()) / 'nbs').glob('[0-9][0-9]_*.ipynb'))}
 
 # %% ../../nbs/lab/08_results.ipynb #31694450
 def _git(*args)->str|None:   # None where git cannot tell
@@ -93,7 +100,7 @@ def cpu_name()->str:
     "Name the model of this CPU."
     return _cpu_info('model name') or platform.processor() or platform.machine()
 
-# %% ../../nbs/lab/08_results.ipynb #74418a4f
+# %% ../../nbs/lab/08_results.ipynb #947a61be
 def machine()->dict:
     "Describe this machine: CPU or GPU, what it multiplies with, cores, memory."
     import torch
@@ -245,7 +252,7 @@ def _check_notebook(folder, paper, prov):
     ran, copy = prov.get('notebook', ''), folder / f'{paper}.ipynb'
     if not ran and copy.exists(): ran = notebook_hash(copy.read_text(encoding='utf-8'))
     if prov['preset'] == 'bench' and not ran: return                       # speed rows come from the module alone
-    path = next((f'nbs/{p.name}' for p in (repo_root() / 'nbs').glob(f'[0-9][0-9]_{paper}.ipynb')), f'nbs/{paper}.ipynb')
+    path = f'nbs/{paper_notebooks()[paper].name}' if paper in paper_notebooks() else f'nbs/{paper}.ipynb'
     commit = prov['commit'] if _git('cat-file', '-t', prov['commit']) else 'HEAD'
     if ran != committed_hash(path, commit):
         raise ValueError(f'{path} as it ran is not the one that is committed ({commit}): commit, run again, publish')
@@ -273,7 +280,7 @@ def publish(
     return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json",
                         (folder / 'results.json').read_text(encoding='utf-8'))
 
-# %% ../../nbs/lab/08_results.ipynb #569fc697
+# %% ../../nbs/lab/08_results.ipynb #7a9eaac1
 def run_order(folder:Path)->tuple[int, ...]:
     "Give the numbers in the name of a run's folder, by which runs are ordered."
     return tuple(map(int, re.findall(r'\d+', folder.name)))
