@@ -167,7 +167,7 @@ def write(path, model, tensors=(), keys=()):
         add(value)
     kinds = {str: w.add_string, float: w.add_float32, int: w.add_uint32}
     for key, value in dict(keys).items(): kinds[type(value)](key, value)
-    for name, p in (dissemble(model, 'gguf') | dict(tensors)).items(): w.add_tensor(name, np.array(p))
+    for name, p in (dissemble(model, 'gguf') | dict(tensors)).items(): w.add_tensor(name, p.numpy())
     w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
     return path
 
@@ -271,7 +271,7 @@ def test_what_metas_parameters_say_is_read_or_refused(tmp_path):
 
 def test_damaged_public_weights_are_named(tmp_path):
     model = some(tied=True, d_ff=256)
-    tensors = dissemble(model)
+    tensors = {k: v.clone() for k, v in dissemble(model).items()}
     tensors['model.norm.weight'][3] = torch.nan
     with pytest.raises((ValueError, CorruptFile), match='not finite.*model.norm.weight'):
         LLaMA.from_hf(checkpoint(tmp_path, tensors))
