@@ -4,20 +4,24 @@
 
 # %% ../../nbs/engine/11_llm.ipynb #ffd89c1b
 from __future__ import annotations
-import hashlib, json
-from collections.abc import Callable, Sequence
+import hashlib, json, math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from numbers import Integral
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 import numpy as np, torch
+from fastcore.basics import patch
 from torch import nn
 
 # %% auto #0
-__all__ = ['NotSupported', 'LLM', 'cut', 'Recorded', 'render', 'weights_hash', 'LocalLLM']
+__all__ = ['NotSupported', 'LLM', 'prompt_seeds', 'cut', 'Continuation', 'Recorded', 'render', 'weights_hash', 'LocalLLM']
 
 # %% ../../nbs/engine/11_llm.ipynb #516788b5
-from .generate import generate
+from .generate import generate, stream
 from .score import score_text
-from ..text.corpora import atomic_write
+from ..store.files import CorruptFile, atomic_write, locked
 
 # %% ../../nbs/engine/11_llm.ipynb #ff7f7a3d
 class NotSupported(RuntimeError):
@@ -28,21 +32,126 @@ class LLM(Protocol):
     "A language model behind two questions."
     hash:str    # names the model and how it is run: two models that may answer differently have two hashes
 
-    def complete(self, prompts:list[str], *, max_tokens:int, temperature:float=0., stop:Sequence[str]|None=None,
-                 seed:int=0)->list[str]:
-        "Continue each prompt; temperature 0 is greedy; the text ends before the first of `stop`."
+    def complete(self, prompts:list[str], *, max_tokens:int, temperature:float=0., stop:str|Sequence[str]|None=None,
+                 seed:int|Sequence[int]=0)->list[str]:
+        "Continue each prompt; temperature 0 is greedy; the text ends before the first of `stop`; seeds as in `prompt_seeds`."
 
     def loglik(self, prompt:str, choices:list[str])->list[list[float]]:
         "Log-probability of each token of each choice after the prompt, nats; or raise NotSupported."
 
+# %% ../../nbs/engine/11_llm.ipynb #c89a4eb4
+def prompt_seeds(
+    prompts:Sequence[str],
+    seed:int|Sequence[int]=0,   # of the call: equal prompts then have different ones; or one for each prompt, taken as it is
+)->list[int]:                   # one for each prompt
+    "Give every prompt of a call its seed."
+    if not isinstance(seed, Integral):
+        seeds = list(map(int, seed))
+        if len(seeds) == len(prompts): return seeds
+        raise ValueError(f'{len(seeds)} seeds for {len(prompts)} prompts: give one number, or one for each prompt')
+    met, out = Counter(), []
+    for p in prompts:
+        number = met[p]
+        met[p] += 1
+        digest = hashlib.sha256(f'{seed} {number}'.encode('utf-8')).digest()
+        out.append(int.from_bytes(digest[:4], 'big') >> 1 if number else int(seed))      # 31 bits: any service takes it
+    return out
+
+# %% ../../nbs/engine/11_llm.ipynb #d442e0d7
+def _stops(stop)->tuple[str, ...]:
+    "Read `stop`: a string, several, or None."
+    found = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    wrong = [s for s in found if not isinstance(s, str) or not s]
+    if wrong: raise ValueError(f'stop={wrong[0]!r}: a stop string needs at least one character')
+    return found
+
 # %% ../../nbs/engine/11_llm.ipynb #cecf5789
 def cut(
     text:str,
-    stop:Sequence[str]|None,   # strings that end an answer
+    stop:str|Sequence[str]|None,   # the string that ends an answer, or several
 )->str:
     "End a text before the first stop string in it."
-    found = [i for s in stop or () if (i := text.find(s)) >= 0]
+    found = [i for s in _stops(stop) if (i := text.find(s)) >= 0]
     return text[:min(found)] if found else text
+
+# %% ../../nbs/engine/11_llm.ipynb #793a72a7
+class Continuation:
+    "The text that a growing row of tokens adds to a prompt; each token is decoded a few times, however long the row."
+    def __init__(self,
+        tokenizer,                          # has `decode`
+        prompt:Sequence[int]=(),            # token ids before the row
+        stop:str|Sequence[str]|None=None,   # strings that end the text
+    ):
+        self._decode, self.stop = tokenizer.decode, _stops(stop)
+        self._reach = max(map(len, self.stop), default=1) - 1   # characters of a stop string that may have come already
+        self._parts, self._near = [], ''        # certain text, and its last `_reach` characters
+        self._n = 0                             # tokens read
+        self.tail = ''                          # text that the next token may change
+        self.ended = False                      # whether a stop string has come
+        self._begin(list(prompt))
+
+    def _begin(self, ids, pending=()):
+        "Let the window hold the shortest end of `ids` that writes something, and behind it what is pending."
+        n = 1
+        while not (base := self._decode(ids[-n:])) and n < len(ids): n *= 2
+        self._window = [*ids[-n:], *pending]
+        self._base = len(base)
+        self._first = len(ids[-n:])
+
+    def _new(self)->str: return self._decode(self._window)[self._base:]      # (1)
+
+    def add(self,
+        token:int,
+    )->str:          # text that has become certain
+        "Read one more token."
+        self._window.append(token)
+        self._n += 1
+        new = self._new()
+        sure = self._cut_off(new) if new.endswith('\ufffd') else new
+        if len(sure) == len(new): self._begin(self._window)
+        self._parts.append(sure)
+        self.tail = new[len(sure):]
+        self.ended = self.ended or any(s in self._near + new for s in self.stop)
+        near = self._near + sure
+        self._near = near[max(0, len(near) - self._reach):]
+        return sure
+
+    def _cut_off(self, new):
+        "Shorten a window that has grown long; give the text that is certain then."
+        ids, first, base = self._window, self._first, self._base
+        pending = len(ids) - first
+        if pending < 8 or pending & (pending - 1): return ''           # tried at 8, 16, 32 ... tokens
+        for at in range(len(ids) - 3, first, -1):
+            sure = self._decode(ids[:at])[base:]
+            self._begin(ids[:at], ids[at:])
+            rest = self._new()
+            if len(rest) > 3 and sure + rest == new: return sure       # no character reaches across so much
+        self._window, self._first, self._base = ids, first, base
+        return ''
+
+    def __call__(self,
+        ids:Sequence[int],     # the row so far
+    )->bool:
+        "Read what is new in a row; tell whether a stop string has come (`until` of `generate`)."
+        for token in ids[self._n:]: self.add(token)
+        return self.ended
+
+    @property
+    def text(self)->str:
+        "All text so far, up to the stop string."
+        return cut(''.join(self._parts) + self.tail, self.stop)
+
+# %% ../../nbs/engine/11_llm.ipynb #aedc0769
+def _no_text(answer)->str:
+    return '' if isinstance(answer, str) else 'it must be a text'
+
+def _no_loglik(answer, n)->str:
+    if not isinstance(answer, list) or len(answer) != n: return f'it must be {n} lists of log-probabilities, one a choice'
+    for i, row in enumerate(answer):
+        if not isinstance(row, list) or not row: return f'choice {i} has no log-probabilities'
+        if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in row):
+            return f'choice {i} has a log-probability that is no finite number'
+    return ''
 
 # %% ../../nbs/engine/11_llm.ipynb #adc69aae
 class Recorded:
@@ -51,32 +160,65 @@ class Recorded:
         folder:str|Path,        # one small JSON an answer
         llm:LLM|None=None,      # who is asked when there is no recording; None: nobody
         hash:str|None=None,     # the model's, if there is no model
+        batch_size:int=1,       # prompts asked at a time: so many answers are lost at most when a call fails
     ):
         if llm is None and hash is None: raise ValueError('Recorded: give the model, or the hash of the model that was recorded')
-        self.folder, self.llm, self.hash = Path(folder), llm, hash or llm.hash
+        if batch_size < 1: raise ValueError(f'batch_size={batch_size}: must be at least 1')
+        self.folder, self.llm, self.hash, self.batch_size = Path(folder), llm, hash or llm.hash, batch_size
 
     def _path(self, question:dict)->Path:
-        return self.folder / f"{hashlib.sha256(json.dumps([self.hash, question], sort_keys=True).encode()).hexdigest()[:32]}.json"
+        key = json.dumps([self.hash, question], sort_keys=True).encode('utf-8')
+        return self.folder / f'{hashlib.sha256(key).hexdigest()[:32]}.json'
 
-    def _answers(self, questions:list[dict], ask:Callable)->list:
-        "Take answers from the folder; `ask` for those that are not there, all at once, and keep them."
-        new = list({self._path(q): q for q in questions if not self._path(q).exists()}.values())
+    def _kept(self, question, fault):
+        "The answer to a question as a list of one; empty where there is none, or none that is fit for use."
+        try: found = json.loads(self._path(question).read_text(encoding='utf-8'))
+        except (FileNotFoundError, ValueError, RecursionError): return []
+        ok = isinstance(found, dict) and found.get('llm') == self.hash and found.get('question') == question
+        return [found['answer']] if ok and 'answer' in found and not fault(found['answer']) else []
+
+    def _ask(self, questions, ask, fault)->None:
+        "Ask what is not kept yet, and keep it; who asks the same meanwhile waits."
+        with ExitStack() as locks:
+            # always in the same order, so that no two wait for each other
+            for path in sorted(map(self._path, questions)): locks.enter_context(locked(self.folder / '.locks' / path.name))
+            new = [q for q in questions if not self._kept(q, fault)]
+            answers = list(ask(new)) if new else []
+            if len(answers) != len(new): raise ValueError(f'{self.hash}: {len(answers)} answers to {len(new)} questions')
+            for q, answer in zip(new, answers):
+                if not (wrong := fault(answer)):
+                    atomic_write(self._path(q), json.dumps(dict(llm=self.hash, question=q, answer=answer)), flush=False)
+            for q, answer in zip(new, answers):
+                if wrong := fault(answer):
+                    raise ValueError(f'{self.hash} answered {repr(answer)[:60]} to {q["prompt"][-60:]!r}: {wrong}')
+
+    def _answers(self, questions:list[dict], ask:Callable, fault:Callable)->list:
+        "Take answers from the folder; `ask` for those that are not there, a batch at a time, and keep them."
+        new = list({self._path(q): q for q in questions if not self._kept(q, fault)}.values())
         if new and self.llm is None:
-            raise NotSupported(f'{self.folder} has no answer of {self.hash} to {len(new)} question(s), and there is no '
-                               f'model to ask')
-        for q, answer in zip(new, ask(new) if new else []):
-            atomic_write(self._path(q), json.dumps(dict(llm=self.hash, question=q, answer=answer)))
-        return [json.loads(self._path(q).read_text())['answer'] for q in questions]
+            damaged = [self._path(q) for q in new if self._path(q).exists()]
+            if damaged: raise CorruptFile(f'{damaged[0]}: no answer can be read in it, and there is no model to ask; remove it')
+            raise NotSupported(f'{self.folder} has no answer of {self.hash} to {len(new)} question(s), and there is no model to '
+                               f'ask')
+        for i in range(0, len(new), self.batch_size): self._ask(new[i:i + self.batch_size], ask, fault)
+        return [self._kept(q, fault)[0] for q in questions]
 
     def complete(self, prompts, *, max_tokens, temperature=0., stop=None, seed=0)->list[str]:
-        facts = dict(max_tokens=max_tokens, temperature=temperature, stop=list(stop or ()), seed=seed)
-        return self._answers([dict(facts, prompt=p) for p in prompts],
-                             lambda qs: self.llm.complete([q['prompt'] for q in qs], **facts))
+        facts = dict(max_tokens=int(max_tokens), temperature=float(temperature), stop=list(_stops(stop)))
+        # greedy answers to equal prompts are equal
+        seeds = prompt_seeds(prompts, seed) if temperature else [int(seed) if isinstance(seed, Integral) else 0] * len(prompts)
+        def ask(qs):
+            alike = {q['seed'] for q in qs}
+            return self.llm.complete([q['prompt'] for q in qs], **facts,
+                                     seed=alike.pop() if len(alike) == 1 else [q['seed'] for q in qs])
+        return self._answers([dict(facts, prompt=p, seed=s) for p, s in zip(prompts, seeds)], ask, _no_text)
 
     def loglik(self, prompt, choices)->list[list[float]]:
-        return self._answers([dict(prompt=prompt, choices=list(choices))], lambda qs: [self.llm.loglik(prompt, choices)])[0]
+        choices = list(choices)
+        return self._answers([dict(prompt=prompt, choices=choices)], lambda qs: [self.llm.loglik(prompt, choices)],
+                             lambda answer: _no_loglik(answer, len(choices)))[0]
 
-# %% ../../nbs/engine/11_llm.ipynb #a5ea5b3f
+# %% ../../nbs/engine/11_llm.ipynb #4b1c2324
 def render(
     template:str,            # Jinja, from the model's file
     messages:list[dict],     # role ('system', 'user', 'assistant') and content of each turn
@@ -87,7 +229,7 @@ def render(
     page = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
     return page.render(messages=messages, add_generation_prompt=True, raise_exception=refuse)
 
-# %% ../../nbs/engine/11_llm.ipynb #df045da5
+# %% ../../nbs/engine/11_llm.ipynb #e7e77c14
 def weights_hash(
     model:nn.Module,     # has `cfg`
 )->str:                  # 64 hexadecimal digits
@@ -98,49 +240,121 @@ def weights_hash(
         h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
     return h.hexdigest()
 
-# %% ../../nbs/engine/11_llm.ipynb #63c1fb77
+# %% ../../nbs/engine/11_llm.ipynb #b6ef61b1
 class LocalLLM:
     "A model in this process behind `complete`, `loglik` and `chat`."
     def __init__(self,
         model:nn.Module,            # any decoder of this repository
-        tokenizer,                  # `encode`, `decode`, `eot`, `n_vocab`
+        tokenizer,                  # `encode`, `decode`, `eot`, `n_vocab`, `hash`
         template:str|None=None,     # chat format, Jinja
-        hash:str|None=None,         # names the weights; computed from them if not given
+        hash:str|None=None,         # names weights and tokenizer; computed from them if not given
     ):
         if tokenizer.n_vocab > model.cfg.n_vocab:
             raise ValueError(f'the tokenizer has {tokenizer.n_vocab} tokens and the model only {model.cfg.n_vocab}: they do '
                              f'not belong together')
         self.model, self.tokenizer, self.template = model.eval(), tokenizer, template
-        self.hash = hash or weights_hash(model)
+        self.hash = hash or self._hash()
         self.ends = [tokenizer.eot, *getattr(tokenizer, 'special', {}).values()]   # a text ends at any token that is no text
 
-    def _continue(self, prompts:list[list[int]], texts:list[str], max_tokens, temperature, stop, seed, **decoding)->list[str]:
-        "Continue token ids; `texts` name each prompt's random numbers."
-        done = (lambda ids: any(s in self.tokenizer.decode(ids) for s in stop)) if stop else None
-        streams = [np.random.SeedSequence([seed, *hashlib.sha256(t.encode('utf-8')).digest()]) for t in texts]
-        rows = generate(self.model, prompts, max_tokens, temperature=temperature, stop=self.ends, until=done, seed=streams,
-                        **decoding)
-        return [cut(self.tokenizer.decode(row), stop) for row in rows]
+    def _hash(self):
+        names = weights_hash(self.model), getattr(self.tokenizer, 'hash', type(self.tokenizer).__name__)
+        return hashlib.sha256(' '.join(names).encode('utf-8')).hexdigest()
 
-    def complete(self, prompts:list[str], *, max_tokens:int, temperature:float=0., stop:Sequence[str]|None=None,
-                 seed:int=0)->list[str]:
+    def complete(self,
+        prompts:list[str],
+        *,
+        max_tokens:int,                        # new tokens a prompt, at most
+        temperature:float=0.,                  # 0 is greedy
+        stop:str|Sequence[str]|None=None,      # the string that ends an answer, or several
+        seed:int|Sequence[int]=0,              # as in `prompt_seeds`
+    )->list[str]:                              # prompt + continuation is the whole text
         "Continue each prompt."
         if not prompts: return []
-        return self._continue([self.tokenizer.encode(p) for p in prompts], prompts, max_tokens, temperature, stop, seed)
+        ids = [self.tokenizer.encode(p) for p in prompts]
+        streams = [_random(s, p) for s, p in zip(prompt_seeds(prompts, seed), prompts)]
+        return self._continue(ids, streams, stop, max_tokens, temperature=temperature)
 
-    def loglik(self, prompt:str, choices:list[str])->list[list[float]]:
-        "Log-probability of each token of each choice, nats; prompt and choice are encoded together."
+    def loglik(self,
+        prompt:str,
+        choices:list[str],
+    )->list[list[float]]:     # of each token, nats
+        "Score choices after a prompt; prompt and choice are encoded together."
         return score_text(self.model, self.tokenizer, prompt, choices)
 
-    def chat(self,
-        messages:str|list[dict],   # a question, or the turns so far
-        *, max_tokens:int=128, temperature:float=0., seed:int=0, **decoding,   # as in `generate`
-    )->str:
-        "Answer as the assistant."
-        if self.template is None: raise NotSupported('this model has no chat template')
-        turns = [dict(role='user', content=messages)] if isinstance(messages, str) else messages
-        typed = [t for t in self.tokenizer.special for turn in turns if t in turn['content']]
-        if typed: raise ValueError(f'a message holds {typed[0]!r}, which only the chat format may write')
-        text = render(self.template, turns)
-        ids = self.tokenizer.encode(text, special=True)
-        return self._continue([ids], [text], max_tokens, temperature, None, seed, **decoding)[0].strip()
+    def _continue(self, ids, seeds, stop, max_tokens, **decoding):
+        texts = [Continuation(self.tokenizer, prompt, stop) for prompt in ids]
+        rows = generate(self.model, ids, max_tokens, stop=self.ends, until=texts if _stops(stop) else None, seed=seeds, **decoding)
+        for text, row in zip(texts, rows): text(row)
+        return [text.text for text in texts]
+
+def _random(seed, text):
+    "The random numbers of one prompt."
+    return np.random.SeedSequence([seed, *hashlib.sha256(text.encode('utf-8')).digest()])
+
+# %% ../../nbs/engine/11_llm.ipynb #0dd35243
+@patch
+def _turn(self:LocalLLM, messages):
+    "The token ids up to where the assistant begins, and their text."
+    if self.template is None: raise NotSupported('this model has no chat template')
+    turns = [dict(role='user', content=messages)] if isinstance(messages, str) else messages
+    typed = [t for t in self.tokenizer.special for turn in turns if t in turn['content']]
+    if typed: raise ValueError(f'a message holds {typed[0]!r}, which only the chat format may write')
+    text = render(self.template, turns)
+    return self.tokenizer.encode(text, special=True), text
+
+@patch
+def chat(self:LocalLLM,
+    messages:str|list[dict],            # a question, or the turns so far
+    *,
+    max_tokens:int=128,                 # new tokens, at most
+    temperature:float=0.,               # 0 is greedy
+    stop:str|Sequence[str]|None=None,   # the string that ends the answer, or several
+    seed:int=0,
+    **decoding,                         # as in `generate`
+)->str:
+    "Answer as the assistant."
+    ids, text = self._turn(messages)
+    return self._continue([ids], [_random(seed, text)], stop, max_tokens, temperature=temperature, **decoding)[0].strip()
+
+# %% ../../nbs/engine/11_llm.ipynb #f9649615
+def _before_stop(
+    parts:Iterator[tuple[str, Continuation]],   # certain text, and what it is part of
+    stop:tuple[str, ...],
+)->Iterator[str]:
+    "Pass text on up to a stop string, holding back what may be the beginning of one."
+    held, row = '', None
+    for part, row in parts:
+        held += part
+        if row.ended: break
+        reach = range(min(len(held), max(map(len, stop), default=1) - 1), 0, -1)
+        kept = next((n for n in reach if any(s.startswith(held[-n:]) for s in stop)), 0)
+        yield held[:len(held) - kept]
+        held = held[len(held) - kept:]
+    yield cut(held + (row.tail if row else ''), stop)
+
+def _stripped(parts:Iterable[str])->Iterator[str]:
+    "Leave off white space at both ends of a text that comes in parts, and empty parts."
+    held, begun = '', False
+    for part in parts:
+        held += part
+        body = held.rstrip() if begun else held.strip()
+        if not body: continue
+        yield body
+        held, begun = held[len(held.rstrip()):], True
+
+# %% ../../nbs/engine/11_llm.ipynb #564eb5d7
+@patch
+def chat_stream(self:LocalLLM,
+    messages:str|list[dict],            # a question, or the turns so far
+    *,
+    max_tokens:int=128,                 # as in `chat`
+    temperature:float=0.,
+    stop:str|Sequence[str]|None=None,
+    seed:int=0,
+    **decoding,                         # as in `stream`
+)->Iterator[str]:                       # pieces of the text; joined they are what `chat` says
+    "Answer as the assistant, piece by piece."
+    ids, text = self._turn(messages)
+    row = Continuation(self.tokenizer, ids, stop)
+    tokens = stream(self.model, ids, max_tokens, temperature=temperature, stop=self.ends, seed=_random(seed, text), **decoding)
+    return _stripped(_before_stop(((row.add(t), row) for t in tokens), row.stop))
