@@ -103,6 +103,7 @@ class LLaMA(Decoder):
 @torch.no_grad()
 def init_weights(self:LLaMA)->None:
     "Draw the weights: N(0, 0.02), residual outputs divided by sqrt(2 n_layer)."
+    if self.tok_emb.weight.is_meta: return                     # there is nothing to draw, and drawing it takes seconds
     for p in self.parameters():
         if p.dim() >= 2: nn.init.normal_(p, std=0.02)
     for block in self.blocks:
