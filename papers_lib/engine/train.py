@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 # %% auto #0
 __all__ = ['IGNORE', 'PEAK', 'TrainConfig', 'warmup_cosine', 'rate', 'n_targets', 'lm_loss', 'param_groups', 'peak_flops',
-           'flops_per_token', 'Objective', 'Diverged', 'FitResult', 'data_hash', 'fit', 'most_memory', 'Progress']
+           'flops_per_token', 'Objective', 'Diverged', 'FitResult', 'fit', 'most_memory', 'Progress']
 
 # %% ../../nbs/engine/05_train.ipynb #d64e0b59
 from ..store.files import locked
@@ -48,8 +48,9 @@ class TrainConfig:
 
     def __post_init__(self):
         rules = dict(
-            n_step=self.n_step >= 1, batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf, n_warmup=self.n_warmup >= 0,
-            log_every=self.log_every >= 1, eval_every=self.eval_every >= 0, save_every=self.save_every >= 0,
+            n_step=self.n_step >= 1, batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf,
+            n_warmup=self.n_warmup >= 0, log_every=self.log_every >= 1, eval_every=self.eval_every >= 0,
+            save_every=self.save_every >= 0,
             min_frac=0 <= self.min_frac <= 1, beta1=0 <= self.beta1 < 1, beta2=0 <= self.beta2 < 1, eps=self.eps > 0,
             clip=self.clip > 0, weight_decay=self.weight_decay >= 0, dtype=self.dtype in ('float32', 'bfloat16'),
             schedule=self.schedule in ('cosine', 'linear', 'constant'),
@@ -91,7 +92,8 @@ def lm_loss(
 )->Float[Tensor, '']:             # sum over the targets, nats
     "Next-token loss."
     logits = model.head(model.hidden(batch['ids']))                            # (b, t, v)
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch['targets'].flatten(), reduction='sum', ignore_index=IGNORE)
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch['targets'].flatten(), reduction='sum',
+                           ignore_index=IGNORE)
 
 # %% ../../nbs/engine/05_train.ipynb #4e1522d7
 def param_groups(model:nn.Module, weight_decay:float)->list[dict]:
@@ -165,13 +167,13 @@ def _accelerator(device):
                               gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
     known = DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP
     if accelerator.distributed_type not in known:
-        raise ValueError(f'{accelerator.distributed_type}: a run is one process, DDP or FSDP; other engines have arithmetic '
-                         f'of their own')
-    if device == 'cuda' and accelerator.device.type != 'cuda': raise ValueError("device='cuda': no GPU is to be used here")
+        raise ValueError(f'{accelerator.distributed_type}: a run is one process, DDP or FSDP; other engines have an '
+                         f'arithmetic of their own')
+    if device == 'cuda' and accelerator.device.type != 'cuda': raise ValueError("device='cuda': there is no GPU to use")
     return accelerator
 
 # %% ../../nbs/engine/05_train.ipynb #b7893d5f
-def data_hash(
+def _data_hash(
     batches,            # has `tokens`, which may have a `hash` of its own
 )->str|None:            # None if there are no tokens to see
     "Name the text that batches are cut from."
@@ -185,7 +187,8 @@ def data_hash(
 def _identity(model, batches, cfg, loss_fn):
     "Say which run this is, as JSON holds it; how long it lasts is left open."
     sizes, parts = (asdict(x) if (x := getattr(model, k, None)) is not None else {} for k in ('cfg', 'parts'))
-    data = dict(hash=data_hash(batches), **{k: getattr(batches, k) for k in ('ctx_len', 'shuffle') if hasattr(batches, k)})
+    data = dict(hash=_data_hash(batches), ctx_len=getattr(batches, 'ctx_len', None),
+                shuffle=getattr(batches, 'shuffle', None))
     return json.loads(json.dumps(dict(
         train=asdict(cfg) | dict(n_step=None), model=dict(type=type(model).__name__, **sizes), parts=parts, data=data,
         loss=dict(name=getattr(loss_fn, '__qualname__', type(loss_fn).__name__))), default=str))
@@ -239,9 +242,10 @@ def fit(
             _same(found, plain['identity'], identity)
             batches.load_state(plain['cursor'])
             total, since = plain['total'], plain['since']
-            out = FitResult(**plain['result'] | {k: [tuple(x) for x in plain['result'][k]] for k in ('losses', 'evals')})
+            out = FitResult(**plain['result'])
+            out.losses, out.evals = [tuple(x) for x in out.losses], [tuple(x) for x in out.evals]
             if out.step > cfg.n_step:
-                raise ValueError(f'{found}: {out.step} optimizer steps are done, and n_step={cfg.n_step} asks for fewer')
+                raise ValueError(f'{found}: n_step={cfg.n_step}, and {out.step} optimizer steps are done already')
         bar = Progress(cfg.n_step)
         model.train()
         try:
@@ -281,7 +285,8 @@ def fit(
                 out.peak_memory = max(out.peak_memory, most_memory(accelerator.device))
                 if evaluate and (last or cfg.eval_every and out.step % cfg.eval_every == 0): check()
                 if last or cfg.save_every and out.step % cfg.save_every == 0: save()
-            if evaluate and (not out.evals or out.evals[-1][0] < out.step): check()     # resumed where a longer run had saved
+            # a longer run had saved here, and stopped
+            if evaluate and (not out.evals or out.evals[-1][0] < out.step): check()
         finally: bar.close()
     tracker.summary(out.summary())
     return out

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/08_results.ipynb #d77f3747
 from __future__ import annotations
-import datetime, hashlib, html, importlib.metadata, json, os, platform, re, resource, subprocess, sys, time
+import datetime, hashlib, html, importlib.metadata, importlib.util, json, os, platform, re, resource, subprocess, sys, time
 from collections import Counter
 from pathlib import Path
 
@@ -16,12 +16,13 @@ __all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'noteboo
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
 from ..engine.stats import Row, verdict
-from ..text.corpora import atomic_write
+from ..store.files import atomic_write
 
 # %% ../../nbs/lab/08_results.ipynb #6d46ae26
 def repo_root()->Path:
     "The folder with settings.ini and nbs/: here or above, else where this package was installed from."
-    for p in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]):
+    installed = Path(importlib.util.find_spec('papers_lib').origin).resolve().parents[1]
+    for p in (Path.cwd(), *Path.cwd().parents, installed):
         if (p / 'settings.ini').exists() and (p / 'nbs').is_dir(): return p
     raise FileNotFoundError('this needs the repository, and no folder here or above has its settings.ini and nbs/: '
                             'clone it with git, go there and run `make setup`')
@@ -30,7 +31,7 @@ def results_dir()->Path:
     "The folder of published results."
     return repo_root() / 'results'
 
-# %% ../../nbs/lab/08_results.ipynb #e8b2cb9e
+# %% ../../nbs/lab/08_results.ipynb #e7e6fe7d
 def paper_notebooks(
     root:Path|None=None,   # of a repository; None is this one
 )->dict[str, Path]:        # name -> path, in reading order
@@ -100,7 +101,7 @@ def cpu_name()->str:
     "Name the model of this CPU."
     return _cpu_info('model name') or platform.processor() or platform.machine()
 
-# %% ../../nbs/lab/08_results.ipynb #947a61be
+# %% ../../nbs/lab/08_results.ipynb #8dba9983
 def machine()->dict:
     "Describe this machine: CPU or GPU, what it multiplies with, cores, memory."
     import torch
@@ -280,7 +281,7 @@ def publish(
     return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json",
                         (folder / 'results.json').read_text(encoding='utf-8'))
 
-# %% ../../nbs/lab/08_results.ipynb #7a9eaac1
+# %% ../../nbs/lab/08_results.ipynb #bf839ae6
 def run_order(folder:Path)->tuple[int, ...]:
     "Give the numbers in the name of a run's folder, by which runs are ordered."
     return tuple(map(int, re.findall(r'\d+', folder.name)))
