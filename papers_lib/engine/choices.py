@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 # %% auto #0
-__all__ = ['RULES', 'Question', 'Schema', 'few_shot', 'draw_shots', 'choose', 'ask', 'within_budget', 'loose', 'ask_written']
+__all__ = ['choice_rules', 'RULES', 'Question', 'Schema', 'few_shot', 'draw_shots', 'choose', 'ask', 'within_budget', 'loose',
+           'ask_written']
 
 # %% ../../nbs/engine/10_choices.ipynb #8661b7d0
 from .llm import LLM
@@ -53,7 +54,7 @@ class Schema:
 
 # %% ../../nbs/engine/10_choices.ipynb #bb5cade1
 def few_shot(
-    question:Question,
+    question:Question,              # the last, unsolved one
     shots:Sequence[Question|Schema]=(),   # solved examples, in the order in which they stand
     sep:str='\n\n',                 # between examples
     instruction:str='',             # before everything
@@ -68,7 +69,7 @@ def draw_shots(
     pool:Sequence[Question|Schema],   # solved questions, of the training split
     k:int,                     # examples wanted
     number:int,                # of the question that they stand before
-    seed:int=0,
+    seed:int=0,                # another, other examples
     skip:Question|Schema|None=None,   # the question itself, where the pool holds it
 )->list[Question|Schema]:
     "Draw the examples of one question."
@@ -78,19 +79,26 @@ def draw_shots(
     return [q for i in order[:k + 1] if (q := pool[i]) != skip][:k]
 
 # %% ../../nbs/engine/10_choices.ipynb #073ddd14
-RULES = ('sum', 'token', 'char', 'answer')
+choice_rules = ('sum', 'token', 'char', 'answer')
+RULES = choice_rules      # transitional
 
 # %% ../../nbs/engine/10_choices.ipynb #30b94a1d
 def choose(
     logp:Sequence[Sequence[float]],            # log-probability of each token of each choice, nats
-    choices:Sequence[str],
-    rule:str='token',                          # a name in `RULES`
+    choices:Sequence[str],                     # their texts; rule 'char' counts them
+    rule:str='token',                          # a name in `choice_rules`
     alone:Sequence[Sequence[float]]|None=None, # the same after the answer context; rule 'answer' needs it
 )->int:
     "Pick the choice that a rule ranks first; of equals the first."
-    if rule not in RULES: raise ValueError(f'rule={rule!r}: must be one of {RULES}')
-    if rule == 'answer' and alone is None: raise ValueError("rule='answer' needs the log-probabilities after the answer context")
+    if rule not in choice_rules: raise ValueError(f'rule={rule!r}: must be one of {choice_rules}')
+    if len(logp) != len(choices): raise ValueError(f'{len(logp)} lists of log-probabilities for {len(choices)} choices')
+    if rule == 'answer' and alone is None:
+        raise ValueError("rule='answer' needs the log-probabilities after the answer context")
     total = np.array([sum(x) for x in logp])
+    for what, sums in (('', total), (' after the answer context', np.array([sum(x) for x in alone or ()]))):
+        if not np.isfinite(sums).all():
+            i = int(np.flatnonzero(~np.isfinite(sums))[0])
+            raise FloatingPointError(f'choice {i} ({choices[i]!r}) has the log-probability {sums[i]}{what}: no choice can be made')
     if rule == 'token': total = total / [len(x) for x in logp]
     if rule == 'char': total = total / [len(c) for c in choices]
     if rule == 'answer': total = total - [sum(x) for x in alone]
@@ -104,16 +112,16 @@ def _logp(llm, q, shots, sep, instruction):
 
 # %% ../../nbs/engine/10_choices.ipynb #d7bd670c
 def ask(
-    llm:LLM,
-    questions:Sequence[Question|Schema],
+    llm:LLM,                         # answers `loglik`
+    questions:Sequence[Question|Schema],   # in the order in which they are numbered
     pool:Sequence[Question|Schema]=(),   # solved questions for examples
     k:int=0,                         # examples before each question
     *,
-    instruction:str='',
-    sep:str='\n\n',
+    instruction:str='',              # as in `few_shot`
+    sep:str='\n\n',                  # as in `few_shot`
     answer_context:str='Answer:',    # rule 'answer': what a choice is scored after by itself
-    rules:Sequence[str]=RULES,
-    seed:int=0,
+    rules:Sequence[str]=choice_rules,   # of `choice_rules`
+    seed:int=0,                      # of the examples
 )->dict[str, np.ndarray]:            # rule -> (n,) bool, whether the right choice came first
     "Ask a model a set of multiple-choice questions."
     hits = {rule: [] for rule in rules}
@@ -125,16 +133,19 @@ def ask(
 
 # %% ../../nbs/engine/10_choices.ipynb #e167070f
 def within_budget(
-    questions:Sequence[Question|Schema],
+    questions:Sequence[Question|Schema],   # the set, in its order
     n_token:int,                 # prompt tokens that may be spent
     count:Callable[[str], int],  # text -> tokens
-    pool:Sequence[Question|Schema]=(), k:int=0, seed:int=0,   # as in `ask`
+    pool:Sequence[Question|Schema]=(),   # as in `ask`
+    k:int=0,                     # as in `ask`
+    seed:int=0,                  # as in `ask`
 )->list:                         # at least 10, as many as an interval needs
     "Take questions from the front of a set until a budget is spent."
     spent, out = 0, []
     for number, q in enumerate(questions):
-        texts = [s.solved for s in draw_shots(pool, k, number, seed, skip=q)] * (len(q.parts) if isinstance(q, Schema) else 1)
-        texts += [p.solved for p in q.parts] if isinstance(q, Schema) else [q.context, *q.choices]
+        shots = [s.solved for s in draw_shots(pool, k, number, seed, skip=q)]
+        if isinstance(q, Schema): texts = shots * len(q.parts) + [p.solved for p in q.parts]
+        else: texts = [*shots, q.context, *q.choices]
         spent += sum(map(count, texts))
         if len(out) >= 10 and spent > n_token: break
         out.append(q)
@@ -147,17 +158,21 @@ def loose(text:str)->str:
 
 # %% ../../nbs/engine/10_choices.ipynb #17c600b8
 def ask_written(
-    llm:LLM,
+    llm:LLM,                         # answers `complete`
     questions:Sequence[Question],    # every choice is a right answer
-    pool:Sequence[Question]=(), k:int=0,   # as in `ask`
+    pool:Sequence[Question]=(),      # as in `ask`
+    k:int=0,                         # as in `ask`
     *,
-    max_tokens:int=12,
-    instruction:str='', sep:str='\n\n', seed:int=0,
+    max_tokens:int=12,               # new tokens an answer, at most
+    instruction:str='',              # as in `few_shot`
+    sep:str='\n\n',                  # as in `few_shot`
+    seed:int=0,                      # of the examples
     same:Callable[[str], str]=str.strip,   # brings an answer into the form in which it is compared
     batch_size:int=16,               # prompts at a time
 )->np.ndarray:                       # (n,) bool
     "Let a model write its answers, greedily; the first line counts."
     prompts = [few_shot(q, draw_shots(pool, k, i, seed, skip=q), sep, instruction) for i, q in enumerate(questions)]
-    texts = [t for i in range(0, len(prompts), batch_size) for t in llm.complete(prompts[i:i + batch_size],
-        max_tokens=max_tokens, stop=['\n'])]
-    return np.array([same(t) in {same(c) for c in q.choices} for t, q in zip(texts, questions)])
+    texts = []
+    for i in range(0, len(prompts), batch_size):
+        texts += llm.complete(prompts[i:i + batch_size], max_tokens=max_tokens, stop='\n')
+    return np.array([same(t) in {same(c) for c in q.choices} for t, q in zip(texts, questions, strict=True)])
