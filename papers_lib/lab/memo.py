@@ -185,13 +185,37 @@ def _file(module:str)->Path|None:   # None for what is installed, built in or no
     return None if foreign else path
 
 # %% ../../nbs/lab/04_memo.ipynb #b4c4fe2f
+def _same_code(a:types.CodeType, b:types.CodeType)->bool:
+    "Compare what two functions do, wherever they stand."
+    inner = lambda c: [k for k in c.co_consts if isinstance(k, types.CodeType)]
+    rest = lambda c: [k for k in c.co_consts if not isinstance(k, types.CodeType)]
+    return (a.co_code == b.co_code and a.co_names == b.co_names and repr(rest(a)) == repr(rest(b))
+            and len(inner(a)) == len(inner(b)) and all(map(_same_code, inner(a), inner(b))))
+
+def _check_loaded(module, path, text)->None:
+    "Refuse a source that was changed since this process imported it: what runs is not what would be hashed."
+    loaded = sys.modules.get(module)
+    if loaded is None or path.stat().st_mtime < _began: return
+    now = {c.co_name: c for c in compile(text, str(path), 'exec', dont_inherit=True).co_consts
+           if isinstance(c, types.CodeType)}
+    for name, value in vars(loaded).items():
+        value = getattr(value, '__wrapped__', value)
+        if not isinstance(value, types.FunctionType) or value.__module__ != module or name not in now: continue
+        if value.__qualname__ == name and not _same_code(value.__code__, now[name]):
+            raise ValueError(f'{module} was changed after it was imported ({name} differs): restart the kernel')
+
+_began = time.time()
+
+# %% ../../nbs/lab/04_memo.ipynb #afab619d
 @lru_cache(maxsize=None)
 def _source_of(module:str)->_Source|None:
     "Read one of our modules, once a process."
     path = _file(module)
     if path is None: return None
     package = module if path.name == '__init__.py' else module.rpartition('.')[0]
-    return _read(_Source(module, package), ast.parse(path.read_text(encoding='utf-8')))
+    text = path.read_text(encoding='utf-8')
+    _check_loaded(module, path, text)
+    return _read(_Source(module, package), ast.parse(text))
 
 # %% ../../nbs/lab/04_memo.ipynb #689374f8
 def _shell():
@@ -200,8 +224,11 @@ def _shell():
 
 def _cells(shell)->list[str]:
     "Sources of the cells that were executed, in order."
-    history = getattr(shell, 'history_manager', None)
-    return [c for c in getattr(history, 'input_hist_parsed', []) if c]
+    history = getattr(getattr(shell, 'history_manager', None), 'input_hist_parsed', [])
+    cells = [c for c in history if c]
+    # a shell that keeps no history has its cells where tracebacks look for them
+    return cells or [''.join(entry[2]) for name, entry in linecache.cache.items()
+                     if len(entry) > 2 and ('ipython-input' in name or 'ipykernel' in name)]
 
 def _namespace()->dict:
     shell = _shell()
@@ -297,8 +324,9 @@ def _made_in(name)->tuple|None:   # (module, name in it or None); None for what 
     value = _namespace().get(name)
     if isinstance(value, types.ModuleType): return value.__name__, None
     value = getattr(value, '__wrapped__', value)
-    if not isinstance(value, (types.FunctionType, type)) or value.__module__ in (None, '__main__'): return None
-    return None if '<' in value.__qualname__ or '.' in value.__qualname__ else (value.__module__, value.__qualname__)
+    module, made = (getattr(value, key, None) for key in ('__module__', '__qualname__'))
+    if not (isinstance(module, str) and isinstance(made, str)) or module == '__main__': return None
+    return (module, made) if made.isidentifier() else None
 
 # %% ../../nbs/lab/04_memo.ipynb #1c37bd4c
 class _Reach:
@@ -371,6 +399,14 @@ def _enter(self:_Reach, module)->list:
             if node in self.uses: again.append((module, name))
     return again
 
+def _check_followed(name, source)->None:
+    "Refuse what a notebook has and nobody can follow."
+    if name not in source.defines:
+        raise ValueError(f'{name} cannot be followed: how it was made is not known; hand it over as an argument')
+    if isinstance(_namespace().get(name), functools._lru_cache_wrapper):
+        raise ValueError(f'{name}: a cached function of a notebook cannot be sent to workers, and what it read is '
+                         f'lost: use lab.memo.remembered in place of lru_cache')
+
 @patch
 def walk(self:_Reach, start:tuple)->_Reach:
     "Collect everything that can be reached from one definition."
@@ -383,9 +419,8 @@ def walk(self:_Reach, start:tuple)->_Reach:
         if _delivers(*node) or (module == '__main__' and _has_plain_value(name)):
             self.uses[node] = {}
             continue
+        if module == '__main__': _check_followed(name, source)
         used = {}
-        if name not in source.defines:
-            raise ValueError(f'{name} cannot be followed: how it was made is not known; hand it over as an argument')
         for stmt in source.defines[name]: used |= self._used_by(source, stmt)
         self.uses[node] = used
         todo += [n for n in used.values() if isinstance(n, tuple)]
@@ -561,7 +596,7 @@ def _look(fn, config, definitions, remove=False)->Measured|None:
 def _circumstances()->dict:
     "Machine, versions and commit, once a process."
     here = machine()
-    root = Path(__file__).resolve().parents[2]
+    root = _file('papers_lib').parents[1]
     git = lambda *args: subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True).stdout.strip()
     try: ours = Path(git('rev-parse', '--show-toplevel') or '/').resolve() == root       # not a repository around it
     except OSError: ours = False
@@ -598,21 +633,23 @@ def variant(
     return _measure(fn, _plain(config), fn.__qualname__, definitions_hash(fn)).result
 
 # %% ../../nbs/lab/04_memo.ipynb #8aff7e23
+_memory:dict[tuple, dict] = {}   # function -> arguments -> (value, what it was made from)
+
 def remembered(
     fn:Callable,    # of hashable arguments
 )->Callable:
     "Keep a function's last four results in memory, and note what they were made from whenever one is given out."
-    @lru_cache(maxsize=4)
-    def once(*args, **kw):
-        with reading() as reads: value = fn(*args, **kw)
-        return value, tuple(reads.items())
-
     @functools.wraps(fn)
     def again(*args, **kw):
-        value, reads = once(*args, **kw)
-        for name, hash in reads: note_read(name, hash)
+        mine = _memory.setdefault((fn.__qualname__, fn.__code__), {})
+        key = (args, tuple(sorted(kw.items())))
+        if key not in mine:
+            with reading() as reads: value = fn(*args, **kw)
+            while len(mine) >= 4: mine.pop(next(iter(mine)))
+            mine[key] = value, dict(reads)
+        value, reads = mine[key]
+        for name, hash in reads.items(): note_read(name, hash)
         return value
-    again.cache_clear = once.cache_clear
     return again
 
 # %% ../../nbs/lab/04_memo.ipynb #91db17bc
@@ -664,7 +701,7 @@ def _cluster(where):
 def _fan_out(fn, configs, definitions, workers)->list[Measured]:
     "Compute variants in processes."
     import joblib
-    from joblib.externals.loky.process_executor import BrokenProcessPool
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
     where, name = os.environ.get('PAPERS_WORKERS', ''), fn.__qualname__
     call = joblib.delayed(_work)
     if where and not where.isdigit():
@@ -677,9 +714,9 @@ def _fan_out(fn, configs, definitions, workers)->list[Measured]:
         try:
             return joblib.Parallel(n_jobs=workers, batch_size=1, max_nbytes=None)(
                 call(fn, c, name, definitions, os.getpid()) for c in configs)
-        except BrokenProcessPool as e:
-            raise RuntimeError(f'{name}: a worker was killed, for instance for want of memory; finished variants are '
-                               f'kept ({e})') from None
+        except TerminatedWorkerError:
+            raise RuntimeError(f'{name}: a worker process ended, killed or out of memory; finished variants are '
+                               f'kept') from None
 
 # %% ../../nbs/lab/04_memo.ipynb #885844ee
 def measure(
