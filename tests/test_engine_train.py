@@ -312,7 +312,8 @@ def test_a_learned_position_table_costs_nothing_and_the_head_something():
 @pytest.mark.parametrize('field, value', [
     ('n_step', 0), ('batch_size', 0), ('lr', 0.), ('lr', float('nan')), ('schedule', 'cosin'), ('n_warmup', -1),
     ('eps', 0.), ('min_frac', 2.), ('beta1', 1.), ('beta2', 1.), ('weight_decay', -1.), ('clip', 0.),
-    ('dtype', 'float16'), ('log_every', 0), ('eval_every', -1), ('save_every', -1), ('micro_batch', 9), ('micro_batch', 0)])
+    ('dtype', 'float16'), ('log_every', 0), ('eval_every', -1), ('save_every', -1), ('micro_batch', 9),
+    ('micro_batch', 0)])
 def test_train_config_names_what_is_wrong(field, value):
     with pytest.raises(ValueError, match=f'TrainConfig.{field}='): replace(train, **{field: value})
 
