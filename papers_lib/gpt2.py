@@ -15,9 +15,9 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['sizes', 'ESCAPE', 'detokenizers', 'decoding_races', 'claims', 'runs', 'races', 'paper', 'GPT2Config', 'GPT2',
-           'hf_name', 'Detokenizer', 'word_perplexity', 'cloze', 'last_word', 'lambada_passages', 'continue_text',
-           'summarize', 'translate', 'answer_question', 'race_scoring', 'Claims', 'pretrained']
+__all__ = ['sizes', 'ESCAPE', 'detokenizers', 'claims', 'runs', 'races', 'paper', 'GPT2Config', 'GPT2', 'hf_name', 'Detokenizer',
+           'word_perplexity', 'cloze', 'last_word', 'lambada_passages', 'continue_text', 'summarize', 'translate',
+           'answer_question', 'race_scoring', 'Claims', 'pretrained']
 
 # %% ../nbs/04_gpt2.ipynb #55288411
 from .nn.blocks import Block, Decoder
@@ -348,7 +348,7 @@ def _decoding(name, cfg, batch_size, **rules):
     return DecodeRace('gpt2', f'S.generate.{name}.{batch_size}', name, partial(pair_of, GPT2, cfg),
                       batch_size=batch_size, **rules)
 
-decoding_races = (
+_decoding_races = (
     _decoding('small', _small, 1, bound=2., n_new=64, n=15), _decoding('small', _small, 16, bound=2., n_new=64, n=15),
     _decoding('124M', _large, 1, bound=1.2, n=9), _decoding('124M', _large, 16, bound=0.95, n=7))
 
@@ -445,7 +445,7 @@ runs = {
 }
 
 # %% ../nbs/04_gpt2.ipynb #f18f195d
-races = training_races('gpt2', GPT2, _raced, runs['tiny']) | {r.id: r for r in decoding_races} | {
+races = training_races('gpt2', GPT2, _raced, runs['tiny']) | {r.id: r for r in _decoding_races} | {
     'S.score': partial(race_scoring, every=True), 'S.score.lean': partial(race_scoring, every=False)}
 paper = Paper('gpt2', GPT2, runs, claims, races)
 
@@ -455,4 +455,4 @@ def pretrained(
     seed:int=0,          # of weights and data order
 )->Path:                 # a folder that `load_model` reads
     "Give the model of a preset, trained once and kept in the user's cache."
-    return pretrained_folder(paper, preset, seed)
+    return pretrained_folder(GPT2, runs[preset], seed)

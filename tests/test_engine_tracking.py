@@ -17,8 +17,8 @@ def test_a_file_cut_anywhere_gives_its_whole_records_and_goes_on(tmp_path):
     for n in range(len(raw) + 1):
         cut = tmp_path / 'cut.jsonl'
         cut.write_bytes(raw[:n])
-        lines = raw[:n].split(b'\n')
-        left = [*RECORDS, dict(summary=dict(loss=1.))][:sum(line == full for line, full in zip(lines, raw.split(b'\n')) if line)]
+        n_whole = sum(line == full for line, full in zip(raw[:n].split(b'\n'), raw.split(b'\n')) if line)
+        left = [*RECORDS, dict(summary=dict(loss=1.))][:n_whole]
         assert read_jsonl(cut) == left, n
         again = JSONLTracker(cut)
         again.log(dict(loss=0.), step=9)
@@ -27,8 +27,8 @@ def test_a_file_cut_anywhere_gives_its_whole_records_and_goes_on(tmp_path):
 
 
 def test_a_killed_writer_leaves_what_it_logged(tmp_path):
-    code = ("import os, signal\nfrom papers_lib.engine.tracking import JSONLTracker\n"
-            f"t = JSONLTracker({str(tmp_path / 'a.jsonl')!r})\nt.log(dict(loss=1.5), 3)\nos.kill(os.getpid(), signal.SIGKILL)")
+    code = ('import os, signal\nfrom papers_lib.engine.tracking import JSONLTracker\n'
+            f'JSONLTracker({str(tmp_path / "a.jsonl")!r}).log(dict(loss=1.5), 3)\nos.kill(os.getpid(), signal.SIGKILL)')
     subprocess.run([sys.executable, '-c', code])
     assert read_jsonl(tmp_path / 'a.jsonl') == [dict(step=3, loss=1.5)]
 

@@ -11,7 +11,11 @@ from papers_lib.gpt3 import (
     GPT3, GPT3Config, MinHash, QualityClassifier, claims, decontaminate, draw_sources, kept_by_quality, near_duplicates,
     paper, races, recipe, sizes)
 from papers_lib.lab.results import published
+from papers_lib.engine.recipe import learn
+from papers_lib.engine.train import TrainConfig
 from papers_lib.nn.stack import Parts, Sizes, Stack
+from papers_lib.text.synthetic import repeats
+from shrunken import rows_of_a_small_run
 
 cfg = GPT3Config(n_vocab=90, ctx_len=40, d_model=32, n_layer=3, n_head=2, window=6)
 same_sizes = dict(n_vocab=90, ctx_len=40, d_model=32, n_layer=3, n_head=2)
@@ -97,6 +101,20 @@ def test_the_classifier_ranks_the_reference_above_what_it_was_set_against():
     assert judge.score(good[20:]).min() > judge.score(bad[20:]).max()
 
 
+def test_copying_learns_what_it_can_see_only():
+    "Two layers that see the whole text learn to repeat a period; where the second sees two tokens they do not."
+    train = TrainConfig(n_step=800, batch_size=32, lr=5e-3)
+    texts = repeats(train.n_step * train.batch_size + 1, 32, 8, np.random.default_rng(1))
+    test = torch.from_numpy(repeats(500, 32, 8, np.random.default_rng(2)))
+    copied = {}
+    for windows in (None, (None, 2)):
+        make = lambda: Stack(Sizes(n_vocab=8, ctx_len=32, d_model=32, n_layer=2, n_head=2), Parts(windows=windows))
+        net, _ = learn(make, texts.ravel(), train, seed=0)
+        with torch.inference_mode(): right = net(test[:, :-1]).argmax(-1) == test[:, 1:]
+        copied[windows] = right[:, -8:].float().mean().item()
+    assert copied[None] > copied[None, 2] + 0.15 and copied[None] > 0.5
+
+
 def test_published_claims_are_the_ones_declared():
     rows = [r for r in published('gpt3').rows if r.kind == 'claim']
     assert {r.id for r in rows} == set(claims)
@@ -109,3 +127,17 @@ def test_every_published_speed_row_has_a_race():
     rows = [r.id for r in published('gpt3').rows if r.kind == 'speed']
     assert rows and all(any(f'{id}.'.startswith(f'{key}.') for key in races) for id in rows)
     assert paper.races is races
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
+    rows = rows_of_a_small_run('gpt3', tmp_path, {
+        'model.d_model': 16, 'model.n_layer': 2, 'model.n_head': 2, 'model.ctx_len': 64, 'model.window': 8,
+        'data.n_vocab': 1024, 'train.n_step': 20, 'train.n_warmup': 2, 'claims.widths': [16, 24],
+        'claims.n_step_lesson': 5, 'claims.scales': [4, 8], 'claims.n_step_mix': 5, 'claims.windows': [4, 16],
+        'claims.n_step': 5, 'claims.n_step_copy': 5, 'claims.n_step_sums': 5, 'claims.n_token': 0})
+    trained = {'C1', 'C2', 'C2.k0', 'C3', 'C3.curvature', 'L.efficiency', 'C4', 'C4.filter', 'C4.dedup', 'C6', 'C6.16',
+               'C6.copy', 'C9', 'C9.1', 'C9.cleaned'}
+    assert trained <= {id for id, r in rows.items() if r['ours'] is not None}
+    assert rows['C9.found']['verdict'] == rows['C9.false']['verdict'] == 'holds'
+    for id in ('C7', 'C8'): assert rows[id]['why']                            # no model was asked
