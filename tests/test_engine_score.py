@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from decoders import tiny
+from decoders import broken, tiny
 from papers_lib.engine.score import score, score_text, token_nll, trie, trie_mask, windows
 
 
@@ -153,3 +153,20 @@ def test_first_token_needs_something_before_it(model):
 @pytest.mark.parametrize('ctx_len,stride,words', [(49, 8, 'ctx_len=48'), (16, 17, 'stride=17'), (16, 0, 'stride=0')])
 def test_nll_faults(model, ctx_len, stride, words):
     with pytest.raises(ValueError, match=words): token_nll(model, [1, 2, 3], ctx_len, stride)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_a_logit_that_is_no_number_is_an_error(value):
+    bad = broken(tiny(), value)
+    with pytest.raises(FloatingPointError, match='after the prompt, row 0'): score(bad, [1, 2], [[3, 4], [5]])
+    with pytest.raises(FloatingPointError, match='token 0 of the text'): token_nll(bad, [1, 2, 3], 8, 8)
+
+
+def test_a_candidate_that_breaks_the_model_is_an_error():
+    model = tiny()
+    with torch.no_grad(): model.tok_emb.weight[60] = torch.nan
+    head = model.head
+    model.head = lambda h: head(h).masked_fill(torch.arange(61) == 60, 0.)   # only what reads token 60 is spoilt
+    assert score(model, [1, 2], [[3, 4]])
+    with pytest.raises(FloatingPointError, match='reading the candidates, row 0'): score(model, [1, 2], [[60, 4], [3, 4]])
+    with pytest.raises(FloatingPointError, match='token 2 of the text'): token_nll(model, [1, 2, 3, 60, 4], 8, 8, eot=None)

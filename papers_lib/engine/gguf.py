@@ -121,7 +121,8 @@ def gguf_tokenizer(
     "Read the tokenizer of a GGUF file."
     kind, pre = meta.get('tokenizer.ggml.model'), meta.get('tokenizer.ggml.pre', 'default')
     if kind != 'gpt2' or pre not in ('gpt-2', 'smollm'):
-        raise ValueError(f'tokenizer.ggml.model={kind!r}, pre={pre!r}: byte-level BPE of GPT-2 or SmolLM is read here')
+        raise ValueError(f'tokenizer.ggml.model={kind!r}, tokenizer.ggml.pre={pre!r}: the byte-level BPE of GPT-2 '
+                         f'or SmolLM is what is read here')
     name = lambda key: f'tokenizer.ggml.{key}'
     got = read_config(
         {k: v for k, v in meta.items() if k.startswith('tokenizer.')},

@@ -42,11 +42,13 @@ def parity(
 
 # %% ../../nbs/engine/03_parity.ipynb #26498d3c
 def _settings(model:nn.Module)->Iterator[tuple[str, object]]:
-    "List what a model computes with besides its tensors: the kind of each module, and its plain attributes."
+    "List what a model computes with besides its tensors: the kind of each module, its plain attributes, its functions."
     for path, module in model.named_modules():
         yield f'{path}.', type(module)
         for name, value in vars(module).items():
-            if name != 'training' and isinstance(value, bool | int | float | str | tuple): yield f'{path}.{name}', value
+            if name == 'training' or name.startswith('_'): continue             # a state; caches
+            if isinstance(value, bool | int | float | str | tuple): yield f'{path}.{name}', value
+            elif hasattr(value, '__qualname__'): yield f'{path}.{name}', f'{value.__module__}.{value.__qualname__}'
     for name, p in model.state_dict().items(): yield name, tuple(p.shape)
 
 def check_exportable(

@@ -16,7 +16,7 @@ __all__ = ['trie', 'trie_mask', 'score', 'shared_prefix', 'score_text', 'windows
 # %% ../../nbs/engine/08_score.ipynb #3ef389f1
 def trie(
     candidates:Sequence[Sequence[int]], # token ids; each has at least one
-)->tuple[list[int], list[int], list[list[int]]]: # tokens of the nodes, parents (-1 = prompt), nodes that predict each candidate
+)->tuple[list[int], list[int], list[list[int]]]: # tokens of the nodes, parents (-1: prompt), path of each candidate
     "Merge the beginnings of candidates into nodes, each of which is read once."
     nodes, tokens, parents, paths = {}, [], [], []
     for c in candidates:
@@ -68,8 +68,8 @@ def _check(model, prompt_ids, candidates):
     for i, c in enumerate(candidates):
         if not len(c): raise ValueError(f'candidate {i} is empty: it has no token to score')
         if len(prompt_ids) + len(c) > model.cfg.ctx_len + 1:
-            raise ValueError(f'candidate {i}: a prompt of {len(prompt_ids)} tokens and {len(c)} more do not fit into a context '
-                             f'of ctx_len={model.cfg.ctx_len} (the last token is not read)')
+            raise ValueError(f'candidate {i}: a prompt of {len(prompt_ids)} tokens and {len(c)} more do not fit into '
+                             f'a context of ctx_len={model.cfg.ctx_len} (the last token is not read)')
 
 # %% ../../nbs/engine/08_score.ipynb #ba0ea8b5
 def _node_logp(model, cache, n_prompt, tokens, parents, where):
@@ -93,7 +93,7 @@ def score(
     *,
     batch_tokens:int=256,               # candidate tokens read in one pass
     greedy:bool=False,                  # tell of every candidate whether greedy decoding would write it
-)->list[list[float]]|list[tuple[list[float], bool]]:   # log-probability of every token, nats; if `greedy`, with the answer
+)->list[list[float]]|list[tuple[list[float], bool]]:   # log-probability of every token, nats, and what `greedy` tells
     "Score continuations of one prompt, which is read once."
     candidates = [list(map(int, c)) for c in candidates]
     _check(model, prompt_ids, candidates)
@@ -139,7 +139,8 @@ def score_text(
     if not len(candidates): return []
     rows = [tokenizer.encode(prompt + c) + ([tokenizer.eot] if end else []) for c in candidates]
     n = shared_prefix([tokenizer.encode(prompt), *rows])
-    if not n: raise ValueError(f'prompt {prompt!r} shares no first token with its continuations: begin it with more text')
+    if not n:
+        raise ValueError(f'prompt {prompt!r} shares no first token with its continuations: begin it with more text')
     return score(model, rows[0][:n], [r[n:] for r in rows])
 
 # %% ../../nbs/engine/08_score.ipynb #664bdeef
@@ -190,6 +191,6 @@ def token_nll(
     nats = torch.cat(out).cpu().numpy() if out else np.zeros(0, dtype=np.float32)
     bad = np.flatnonzero(~np.isfinite(nats))
     if len(bad):
-        raise FloatingPointError(f'token {bad[0]} of the text has a loss of {nats[bad[0]]} nats, and {len(bad) - 1} others are no '
-                                 f'numbers: the weights have diverged or a sum has overflowed')
+        raise FloatingPointError(f'token {bad[0]} of the text has a loss of {nats[bad[0]]} nats, and {len(bad) - 1} '
+                                 f'others are no numbers: the weights have diverged or a sum has overflowed')
     return nats

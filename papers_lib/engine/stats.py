@@ -57,7 +57,7 @@ def slope(
     dx = x - x.mean()
     return np.asarray(ys, dtype=float) @ dx / (dx @ dx)
 
-# %% ../../nbs/engine/12_stats.ipynb #cbf1135e
+# %% ../../nbs/engine/12_stats.ipynb #4cc0dacc
 def trends(
     x:Sequence[float],   # (k,) increasing, such as ln(parameters)
     y,                   # (k, n): one column a seed; lower is better
@@ -67,11 +67,11 @@ def trends(
     curve = np.polyfit(x - x.mean(), y, 2)[0] if len(x) > 2 else None
     return dict(slope=-slope(x, y.T), step=(y[:-1] - y[1:]).min(0), curve=curve)
 
-# %% ../../nbs/engine/12_stats.ipynb #89f0039a
+# %% ../../nbs/engine/12_stats.ipynb #ba3b0821
 def rank_skill(
     correct:Sequence[float],      # (n,) 0 or 1, one a question
     confidence:Sequence[float],   # (n,) log-probability of the chosen answer, nats
-)->dict:   # rho: rank correlation, None where one side never varies; top: accuracy of the surest tenth - mean; fifths: accuracies
+)->dict:   # rho: rank correlation, None where one side never varies; top: surest tenth - mean; fifths: accuracy of each
     "Measure how well the probability of an answer ranks answers by correctness."
     right, sure = np.asarray(correct, float), np.asarray(confidence, float)
     if right.shape != sure.shape or not right.size:
@@ -146,17 +146,30 @@ def time_ratio(
 @dataclass
 class Row:
     "One result with its protocol and what it is held against."
-    paper:str; kind:str; id:str          # kind: claim, table, parity, speed, leak
+    paper:str
+    kind:str                             # claim, table, parity, speed, leak
+    id:str
     statement:str = ''                   # the sentence that is judged
-    metric:str = ''; unit:str = ''; protocol:str = ''; dataset:str = ''
+    metric:str = ''                      # what `ours` is
+    unit:str = ''
+    protocol:str = ''                    # split, tokenizer, shots, decoding: what must be equal to compare
+    dataset:str = ''                     # name@source
     n:int|None = None                    # units measured: tokens, passages, rounds
-    ours:float|None = None; sd:float|None = None; ci95:list|None = None; values:list|None = None; n_seeds:int|None = None
-    baseline_name:str = ''; baseline_value:float|None = None; paper_value:float|None = None; paper_ref:str = ''
+    ours:float|None = None               # of a claim the effect, signed so that positive is what the paper says
+    sd:float|None = None                 # of the values
+    ci95:list|None = None                # [low, high]
+    values:list|None = None              # one a seed, or a round
+    n_seeds:int|None = None
+    baseline_name:str = ''               # what `ours` is held against, and its number
+    baseline_value:float|None = None
+    paper_value:float|None = None        # and where it stands in the paper
+    paper_ref:str = ''
     rule:str = ''                        # how `verdict` judges
     margin:float|None = None             # claims: effect that counts; table: tolerance
     bound:float|None = None              # exact, parity, speed: the number to meet
     test:str = ''                        # the interval's kind
-    verdict:str = ''; why:str = ''       # computed; reason where there is no number
+    verdict:str = ''                     # computed
+    why:str = ''                         # reason where there is no number
 
     def to_dict(self)->dict: return asdict(self)
 
@@ -164,7 +177,8 @@ class Row:
     def from_dict(cls, d:dict)->Row:
         "Rebuild a row; an unknown or missing field is named."
         names = {f.name for f in fields(cls)}
-        if set(d) != names: raise ValueError(f"row {d.get('id')!r}: field(s) {sorted(set(d) ^ names)} unknown or missing")
+        if set(d) != names:
+            raise ValueError(f"row {d.get('id')!r}: field(s) {sorted(set(d) ^ names)} unknown or missing")
         return cls(**d)
 
 # %% ../../nbs/engine/12_stats.ipynb #cf872d92
@@ -184,13 +198,15 @@ def verdict(
         if not isinstance(x, (int, float)) or not math.isfinite(x):
             raise ValueError(f'row {row.id}: {name}={x!r} must be a finite number')
         return x
-    if row.kind not in verdict_rules: raise ValueError(f'row {row.id}: kind={row.kind!r} must be one of {", ".join(verdict_rules)}')
+    if row.kind not in verdict_rules:
+        raise ValueError(f'row {row.id}: kind={row.kind!r} must be one of {", ".join(verdict_rules)}')
     if row.ours is None:
-        if not row.why: raise ValueError(f'row {row.id}: no number and no reason; `why` must say why it was not attempted')
+        if not row.why: raise ValueError(f'row {row.id}: no number and no reason: `why` must say what kept it')
         return 'not attempted'
     need('ours')
     if row.rule not in verdict_rules[row.kind]:
-        raise ValueError(f'row {row.id}: rule={row.rule!r} must be one of {verdict_rules[row.kind]} for kind {row.kind}')
+        known = verdict_rules[row.kind]
+        raise ValueError(f'row {row.id}: rule={row.rule!r} must be one of {known} for kind {row.kind}')
     if row.rule == 'exact': return 'holds' if row.ours == need('bound') else 'fails'
     if row.rule == 'scaled': return 'scaled down'
     lo, hi = _interval(row)

@@ -81,5 +81,5 @@ def read_jsonl(
         try: record = json.loads(line)
         except (ValueError, RecursionError): record = None
         if isinstance(record, dict): out.append(record)
-        elif not line.startswith(b'{') or line.endswith(b'}'): raise ValueError(f'{path}: line {i} is not a record')
+        elif not line.startswith(b'{'): raise ValueError(f'{path}: line {i} is not a record')
     return out

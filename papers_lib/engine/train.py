@@ -4,11 +4,11 @@
 
 # %% ../../nbs/engine/05_train.ipynb #a87b05dc
 from __future__ import annotations
-import contextlib, hashlib, json, math, os, resource, sys, time
+import contextlib, json, math, os, resource, sys, time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-import numpy as np, torch
+import torch
 from filelock import Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +20,7 @@ __all__ = ['IGNORE', 'PEAK', 'TrainConfig', 'warmup_cosine', 'rate', 'n_targets'
 
 # %% ../../nbs/engine/05_train.ipynb #d64e0b59
 from ..store.files import locked
-from .checkpoint import latest, load_state, save_state
+from .checkpoint import latest, load_state, read_json, save_state
 from .tracking import NoTracker
 
 # %% ../../nbs/engine/05_train.ipynb #af18a8f3
@@ -173,29 +173,17 @@ def _accelerator(device):
     return accelerator
 
 # %% ../../nbs/engine/05_train.ipynb #b7893d5f
-def _data_hash(
-    batches,            # has `tokens`, which may have a `hash` of its own
-)->str|None:            # None if there are no tokens to see
-    "Name the text that batches are cut from."
-    tokens = getattr(batches, 'tokens', None)
-    if tokens is None: return None
-    if isinstance(known := getattr(tokens, 'hash', None), str): return known
-    h = hashlib.sha256()
-    for i in range(0, len(tokens), 2**20): h.update(np.asarray(tokens[i:i + 2**20]).astype(np.int64).tobytes())
-    return h.hexdigest()
-
 def _identity(model, batches, cfg, loss_fn):
     "Say which run this is, as JSON holds it; how long it lasts is left open."
     sizes, parts = (asdict(x) if (x := getattr(model, k, None)) is not None else {} for k in ('cfg', 'parts'))
-    data = dict(hash=_data_hash(batches), ctx_len=getattr(batches, 'ctx_len', None),
-                shuffle=getattr(batches, 'shuffle', None))
+    data = {k: getattr(batches, k, None) for k in ('hash', 'ctx_len', 'shuffle')}
     return json.loads(json.dumps(dict(
         train=asdict(cfg) | dict(n_step=None), model=dict(type=type(model).__name__, **sizes), parts=parts, data=data,
         loss=dict(name=getattr(loss_fn, '__qualname__', type(loss_fn).__name__))), default=str))
 
 def _same(path, saved, mine):
     "Refuse to go on as another run."
-    was = {k: saved.get(k) or {} for k in mine}
+    was = {k: (saved or {}).get(k) or {} for k in mine}
     wrong = [f'{part}.{k} was {was[part].get(k)!r}, now {v!r}'
              for part, values in mine.items() for k, v in values.items() if was[part].get(k) != v]
     if wrong: raise ValueError(f'{path} was made with other settings: ' + ', '.join(wrong))
@@ -238,8 +226,8 @@ def fit(
 
     with _alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
         if folder and (found := latest(folder)):
+            _same(found, read_json(found / 'train_state.json', max_bytes=2**28).get('identity'), identity)
             plain = load_state(found, model, opt.optimizer, verify=False)       # `latest` has verified it
-            _same(found, plain['identity'], identity)
             batches.load_state(plain['cursor'])
             total, since = plain['total'], plain['since']
             out = FitResult(**plain['result'])

@@ -185,13 +185,37 @@ def _file(module:str)->Path|None:   # None for what is installed, built in or no
     return None if foreign else path
 
 # %% ../../nbs/lab/04_memo.ipynb #b4c4fe2f
+def _same_code(a:types.CodeType, b:types.CodeType)->bool:
+    "Compare what two functions do, wherever they stand."
+    inner = lambda c: [k for k in c.co_consts if isinstance(k, types.CodeType)]
+    rest = lambda c: [k for k in c.co_consts if not isinstance(k, types.CodeType)]
+    return (a.co_code == b.co_code and a.co_names == b.co_names and repr(rest(a)) == repr(rest(b))
+            and len(inner(a)) == len(inner(b)) and all(map(_same_code, inner(a), inner(b))))
+
+def _check_loaded(module, path, text)->None:
+    "Refuse a source that was changed since this process imported it: what runs is not what would be hashed."
+    loaded = sys.modules.get(module)
+    if loaded is None or path.stat().st_mtime < _began: return
+    now = {c.co_name: c for c in compile(text, str(path), 'exec', dont_inherit=True).co_consts
+           if isinstance(c, types.CodeType)}
+    for name, value in vars(loaded).items():
+        value = getattr(value, '__wrapped__', value)
+        if not isinstance(value, types.FunctionType) or value.__module__ != module or name not in now: continue
+        if value.__qualname__ == name and not _same_code(value.__code__, now[name]):
+            raise ValueError(f'{module} was changed after it was imported ({name} differs): restart the kernel')
+
+_began = time.time()
+
+# %% ../../nbs/lab/04_memo.ipynb #afab619d
 @lru_cache(maxsize=None)
 def _source_of(module:str)->_Source|None:
     "Read one of our modules, once a process."
     path = _file(module)
     if path is None: return None
     package = module if path.name == '__init__.py' else module.rpartition('.')[0]
-    return _read(_Source(module, package), ast.parse(path.read_text(encoding='utf-8')))
+    text = path.read_text(encoding='utf-8')
+    _check_loaded(module, path, text)
+    return _read(_Source(module, package), ast.parse(text))
 
 # %% ../../nbs/lab/04_memo.ipynb #689374f8
 def _shell():
@@ -380,8 +404,8 @@ def _check_followed(name, source)->None:
     if name not in source.defines:
         raise ValueError(f'{name} cannot be followed: how it was made is not known; hand it over as an argument')
     if isinstance(_namespace().get(name), functools._lru_cache_wrapper):
-        raise ValueError(f'{name}: a cached function of a notebook cannot be sent to workers, and what it read is lost: '
-                         f'use lab.memo.remembered in place of lru_cache')
+        raise ValueError(f'{name}: a cached function of a notebook cannot be sent to workers, and what it read is '
+                         f'lost: use lab.memo.remembered in place of lru_cache')
 
 @patch
 def walk(self:_Reach, start:tuple)->_Reach:

@@ -15,7 +15,6 @@ __all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'noteboo
            'published', 'publish', 'run_order', 'fresh_folder', 'finished_runs', 'newest']
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
-from ..engine.stats import Row, verdict
 from ..store.files import atomic_write
 
 # %% ../../nbs/lab/08_results.ipynb #6d46ae26
@@ -31,7 +30,7 @@ def results_dir()->Path:
     "The folder of published results."
     return repo_root() / 'results'
 
-# %% ../../nbs/lab/08_results.ipynb #e7e6fe7d
+# %% ../../nbs/lab/08_results.ipynb #8dfbcf53
 def paper_notebooks(
     root:Path|None=None,   # of a repository; None is this one
 )->dict[str, Path]:        # name -> path, in reading order
@@ -101,7 +100,7 @@ def cpu_name()->str:
     "Name the model of this CPU."
     return _cpu_info('model name') or platform.processor() or platform.machine()
 
-# %% ../../nbs/lab/08_results.ipynb #8dba9983
+# %% ../../nbs/lab/08_results.ipynb #0e32fd35
 def machine()->dict:
     "Describe this machine: CPU or GPU, what it multiplies with, cores, memory."
     import torch
@@ -151,6 +150,7 @@ def write_results(
     provenance:dict,   # of the run
 )->Path:
     "Judge the rows and write them."
+    from papers_lib.engine.stats import verdict          # loads scipy, which a runner can do without
     ids = Counter(r.id for r in rows)
     if twice := [i for i, n in ids.items() if n > 1]: raise ValueError(f'row(s) {", ".join(twice)} stand more than once')
     for r in rows: r.verdict = verdict(r)
@@ -169,6 +169,7 @@ def read_json(path:str|Path)->dict:
 
 def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
     "Read a results file; what does not agree with itself is refused."
+    from papers_lib.engine.stats import Row, verdict
     path = Path(path)
     d = read_json(path)
     if d.get('schema') != 1 or set(d) != {'schema', 'provenance', 'rows'}:
@@ -281,7 +282,7 @@ def publish(
     return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json",
                         (folder / 'results.json').read_text(encoding='utf-8'))
 
-# %% ../../nbs/lab/08_results.ipynb #bf839ae6
+# %% ../../nbs/lab/08_results.ipynb #a95fe363
 def run_order(folder:Path)->tuple[int, ...]:
     "Give the numbers in the name of a run's folder, by which runs are ordered."
     return tuple(map(int, re.findall(r'\d+', folder.name)))

@@ -18,11 +18,11 @@ __all__ = ['PATTERN', 'EOT', 'BadVocabulary', 'CharTokenizer', 'ByteTokenizer', 
            'learn_merges', 'check_bpe', 'ByteBPE', 'encode_special', 'vocabulary', 'read_bpe', 'FastBPE', 'handfuls',
            'train_fast_bpe', 'merge_best', 'read_pieces', 'PieceBPE', 'FastPieces', 'train_pieces']
 
-# %% ../../nbs/text/01_tokenizers.ipynb #e1193189
+# %% ../../nbs/text/01_tokenizers.ipynb #89ec5cf7
 class BadVocabulary(ValueError):
     "A tokenizer's file cannot be read: it is damaged, or of a kind that is not read here."
 
-# %% ../../nbs/text/01_tokenizers.ipynb #a4d2040b
+# %% ../../nbs/text/01_tokenizers.ipynb #5f927b23
 def _known(ids:Iterable[int], n_vocab:int)->list[int]:
     "Refuse ids that no token has."
     ids = [int(i) for i in ids]
@@ -160,7 +160,7 @@ def _rewrite(words, w, pair, count, pairs, where):
     for p in set(zip(old, old[1:])):
         if p != pair and pairs[p] <= 0: del pairs[p]
 
-# %% ../../nbs/text/01_tokenizers.ipynb #b0eb3cf4
+# %% ../../nbs/text/01_tokenizers.ipynb #05b22b06
 def check_bpe(
     vocab:Mapping[str, int],            # token, in the byte alphabet -> id
     merges:Iterable[Sequence[str]],     # in the order learnt
@@ -170,7 +170,7 @@ def check_bpe(
     "Refuse a vocabulary and merges that do not make a tokenizer, with BadVocabulary."
     names, rules = files
     def need(right, where, why):
-        if not right: raise BadVocabulary(f'{where}: {why}' if len(why) < 200 else f'{where}: {why[:150]} ... {why[-40:]}')
+        if not right: raise BadVocabulary(f'{where}: ' + (why if len(why) < 200 else f'{why[:150]} ... {why[-40:]}'))
     need(isinstance(vocab, Mapping) and vocab, names, 'it is not a table of tokens and their ids')
     need(all(type(i) is int for i in vocab.values()), names, 'an id is not a number')
     need(sorted(vocab.values()) == list(range(len(vocab))), names, f'its {len(vocab)} ids are not 0, 1, 2, ...')
@@ -289,7 +289,7 @@ def _read_json(path:str|Path)->dict:
     if not isinstance(found, dict): raise BadVocabulary(f'{path}: it is not a table of names and values')
     return found
 
-# %% ../../nbs/text/01_tokenizers.ipynb #a7e49af4
+# %% ../../nbs/text/01_tokenizers.ipynb #e3e3b0c2
 def read_bpe(
     vocab:str|Path,                        # JSON, token -> id
     merges:str|Path,                       # one merge a line, a '#version' line first
