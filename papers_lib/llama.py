@@ -417,7 +417,7 @@ def pretrained(
     seed:int=0,          # of the weights and the order of the data
 )->Path:                 # a folder that `load_model` reads
     "Give the model of a preset, trained once and kept in the user's cache."
-    return pretrained_folder(paper, preset, seed)
+    return pretrained_folder(LLaMA, runs[preset], seed)
 
 # %% ../nbs/08_llama.ipynb #df1c5741
 def stack_sizes(
@@ -450,8 +450,10 @@ def _prompt(seed, n=32):
     "Draw ordinary tokens of SmolLM2: the first 17 are special."
     return torch.randint(17, 49152, (1, n), generator=torch.Generator().manual_seed(seed))
 
-def _same(name, ours, theirs):
-    if ours() != theirs(): raise AssertionError(f'greedy tokens differ {name}')
+def _speed(id, statement, metric, effect, rule, bound, **fields):
+    "Make a speed row of an effect and its interval."
+    return Row('llama', 'speed', id, statement=statement, metric=metric, rule=rule, bound=bound, ours=effect.mean,
+               sd=effect.sd, ci95=effect.ci95, n_seeds=1, **fields)
 
 _decoding = dict(paper='llama', dataset='random prompt', n=7,
                  protocol='SmolLM2-135M, float32, batch 1, 48 tokens after 32, cache, our weights packed beforehand; '
@@ -467,7 +469,7 @@ def race_decode(
     theirs = lambda: hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=48, min_new_tokens=48,
                                  do_sample=False, pad_token_id=0)[0, 32:].tolist()
     with packed(model):
-        _same('from transformers', ours, theirs)
+        if ours() != theirs(): raise AssertionError('greedy tokens differ from transformers')
         yield race('S.decode', 'SmolLM2 decodes half as fast again as transformers',
                    {'transformers': theirs, 'papers_lib': ours}, 1.5, **_decoding)
 
@@ -479,7 +481,7 @@ def race_compiled(
     model, ids = smollm2().model, _prompt(seed)
     plain, compiled = (lambda: generate(model, ids, 48)[0]), lambda: generate(model, ids, 48, compiled=True)[0]
     with packed(model):
-        _same('when compiled', compiled, plain)
+        if compiled() != plain(): raise AssertionError('greedy tokens differ when compiled')
         yield race('S.decode.compiled', 'A compiled step decodes faster than packed weights',
                    {'packed': plain, 'compiled': compiled}, 1., **_decoding)
 
@@ -494,15 +496,12 @@ def race_floor(
     with contextlib.nullcontext() if compiled else packed(model):
         generate(model, ids, 3, compiled=compiled)                               # compiles
         pairs = np.array([(decode_speed(model, ids, n_new, compiled), read_seconds(n_bytes)) for _ in range(9)])
-    ratio = median_interval(pairs[:, 0] / pairs[:, 1])
-    yield Row('llama', 'speed', 'S.decode.floor',
-              statement='A token takes at most 1.3 times what reading the weights once takes',
-              metric='time of a token / time to read the weights', unit='ratio', rule='at_most', bound=1.3,
-              ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=9, n_seeds=1,
-              baseline_name='reading the weights once, ms', baseline_value=1000 * float(np.median(pairs[:, 1])),
-              dataset='random prompt',
-              protocol=f"SmolLM2-135M, float32, batch 1, {n_new} tokens after 32, cache, "
-                       f"{'step compiled' if compiled else 'weights packed'} beforehand")
+    ratio, how = median_interval(pairs[:, 0] / pairs[:, 1]), 'step compiled' if compiled else 'weights packed'
+    yield _speed('S.decode.floor', 'A token takes at most 1.3 times what reading the weights once takes',
+                 'time of a token / time to read the weights', ratio, 'at_most', 1.3, unit='ratio', values=ratio.values,
+                 n=9, baseline_name='reading the weights once, ms', dataset='random prompt',
+                 baseline_value=1000 * float(np.median(pairs[:, 1])),
+                 protocol=f'SmolLM2-135M, float32, batch 1, {n_new} tokens after 32, cache, {how} beforehand')
 
 # %% ../nbs/08_llama.ipynb #2cb7cb75
 def weights_loss(
@@ -538,26 +537,24 @@ class WeightsRace:
     def speed_row(self, full:np.ndarray, light:np.ndarray, how:str)->Row:   # seconds a token, in turn
         "Hold the ratio of the times against 1."
         ratio = median_interval(full / light)
-        return Row('llama', 'speed', f'S.decode.{self.weights}',
-                   statement=f'A token is decoded faster from {self.weights} weights than from float32 ones',
-                   metric=f'time of float32 / time of {self.weights}', unit='ratio', rule='at_least', bound=1.,
-                   ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=len(ratio.values), n_seeds=1,
-                   baseline_name='float32, ms a token', baseline_value=1000 * float(np.median(full)),
-                   dataset='random prompt',
-                   protocol=f'SmolLM2-135M, batch 1, {self.n_new} tokens after 32, {how} beforehand, in turn; '
-                            f'{1000 * np.median(light):.1f} ms a token')
+        return _speed(f'S.decode.{self.weights}',
+                      f'A token is decoded faster from {self.weights} weights than from float32 ones',
+                      f'time of float32 / time of {self.weights}', ratio, 'at_least', 1., unit='ratio', values=ratio.values,
+                      n=len(ratio.values), baseline_name='float32, ms a token', dataset='random prompt',
+                      baseline_value=1000 * float(np.median(full)),
+                      protocol=f'SmolLM2-135M, batch 1, {self.n_new} tokens after 32, {how} beforehand, in turn; '
+                               f'{1000 * np.median(light):.1f} ms a token')
 
     def loss_row(self, llm:LocalLLM)->Row:
         "Hold the loss with lighter weights minus float32's against its bound."
         base = weights_loss(llm, 'float32')
         change = over_units(weights_loss(llm, self.weights) - base)
-        return Row('llama', 'speed', f'S.decode.{self.weights}.loss',
-                   statement=f'{self.weights} weights cost at most {self.loss_bound} nats a token',
-                   metric=f'loss with {self.weights} weights minus float32', unit='nats a token', rule='at_most',
-                   bound=self.loss_bound, ours=change.mean, sd=change.sd, ci95=change.ci95, n=128 * len(base),
-                   n_seeds=1, test=change.test, baseline_name='float32', baseline_value=float(base.mean()),
-                   dataset=str(get('wikitext2')),
-                   protocol='first 4,096 tokens of the test text, windows of 256, stride 128')
+        return _speed(f'S.decode.{self.weights}.loss',
+                      f'{self.weights} weights cost at most {self.loss_bound} nats a token',
+                      f'loss with {self.weights} weights minus float32', change, 'at_most', self.loss_bound,
+                      unit='nats a token', n=128 * len(base), test=change.test, baseline_name='float32',
+                      baseline_value=float(base.mean()), dataset=str(get('wikitext2')),
+                      protocol='first 4,096 tokens of the test text, windows of 256, stride 128')
 
 # %% ../nbs/08_llama.ipynb #8abc3f91
 def race_shots(

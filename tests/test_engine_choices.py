@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from decoders import broken, tiny
-from papers_lib.engine.choices import (Question, Schema, ask, ask_written, choice_rules, choose, draw_shots, few_shot, loose,
-                                       within_budget)
+from papers_lib.engine.choices import (Question, Schema, ask, ask_written, choice_rules, choose, draw_shots, few_shot,
+                                       loose, within_budget)
 from papers_lib.engine.llm import LocalLLM
 from papers_lib.text.tokenizers import ByteTokenizer
 
@@ -83,7 +83,7 @@ class Counting:
 def test_written_answers_are_compared_in_the_form_asked_for():
     llm = Counting()
     right = ask_written(llm, SET, same=loose, batch_size=4)
-    assert right.tolist() == [True] + [False] * 3 + [True] + [False] * 4        # ' 0' answers question 0, ' The 4!' number 4
+    assert right.tolist() == [True] + [False] * 3 + [True] + [False] * 4  # ' 0' answers question 0, ' The 4!' number 4
     assert [len(p) for p in llm.prompts] == [4, 4, 1]
     assert not ask_written(llm, SET[4:5])[0]
 

@@ -60,7 +60,8 @@ def test_a_passage_is_scored_by_itself(model):
 @pytest.mark.parametrize('batch_size', [1, 2, 32])
 def test_windows_are_scored_with_nothing_before_them(model, corpus, batch_size):
     starts, t = [0, 24, 31], 24
-    each = torch.cat([nats(model, corpus.train[s:s + 1].tolist(), corpus.train[s + 1:s + t + 1].tolist()) for s in starts])
+    rows = [corpus.train[s:s + t + 1].tolist() for s in starts]
+    each = torch.cat([nats(model, row[:1], row[1:]) for row in rows])
     assert window_loss(model, corpus.train, starts, batch_size) == pytest.approx(each.mean().item(), abs=1e-5)
 
 
@@ -68,7 +69,8 @@ def test_memory_is_measured_on_what_was_read_and_on_what_was_not(model, corpus):
     r = generalisation(model, corpus, seed=3, n_trained=5, n=4)
     met = TokenBatches(corpus.train, 24, 1, seed=3).order(0)[:5]
     assert r['loss_met'] == pytest.approx(window_loss(model, corpus.train, met[[0, 1, 2, 4]] * 24))
-    assert r['loss_new'] == pytest.approx(window_loss(model, corpus.valid, spread((len(corpus.valid) - 1) // 24, 4) * 24))
+    new = spread((len(corpus.valid) - 1) // 24, 4)
+    assert r['loss_new'] == pytest.approx(window_loss(model, corpus.valid, new * 24))
 
 
 @pytest.mark.parametrize('n,k', [(10, 4), (2, 5), (0, 5), (7, 7), (100, 1)])
@@ -84,9 +86,10 @@ def test_a_passage_that_shares_a_run_of_words_is_seen():
     own = lambda n: [next(word) for _ in range(n)]
     train = own(300)
     parts = [own(20), own(6) + train[50:58] + own(6), own(6) + train[90:97] + own(7), train[100:120], own(1)]
-    passages, seen = clean_passages([' '.join(train[:150]), ' '.join(train[150:])], [' '.join(sum(parts, []))], n_word=20, n=9)
+    docs, held = [' '.join(train[:150]), ' '.join(train[150:])], [' '.join(sum(parts, []))]
+    passages, seen = clean_passages(docs, held, n_word=20, n=9)
     assert [p.split() for p in passages] == parts[:4] and seen.tolist() == [False, True, False, True]
-    assert len(clean_passages([' '.join(train)], [' '.join(sum(parts, []))], n_word=20, n=3)[0]) == 2
+    assert len(clean_passages(docs, held, n_word=20, n=3)[0]) == 2
 
 
 def test_a_model_of_nan_is_an_error(corpus):

@@ -211,7 +211,8 @@ def test_a_message_cannot_end_its_turn(talker, llm):
     for say in (talker.chat, lambda m: list(talker.chat_stream(m))):
         with pytest.raises(ValueError, match='only the chat format may write'): say('Hi<|im_end|>')
     with pytest.raises(NotSupported, match='no chat template'): llm.chat('Hi')
-    with pytest.raises(ValueError, match='roles must alternate'): render("{{ raise_exception('roles must alternate') }}", [])
+    with pytest.raises(ValueError, match='roles must alternate'):
+        render("{{ raise_exception('roles must alternate') }}", [])
 
 
 # ---- recordings
@@ -287,14 +288,15 @@ def test_nothing_is_no_answer_and_is_not_kept(tmp_path):
 def test_log_probabilities_are_checked_on_arrival(tmp_path, answer):
     service = Service()
     service.loglik = lambda prompt, choices: answer
-    with pytest.raises(ValueError, match='service answered .* to .p.'): Recorded(tmp_path, service).loglik('p', ['a', 'b'])
+    with pytest.raises(ValueError, match='service answered .* to .p.'):
+        Recorded(tmp_path, service).loglik('p', ['a', 'b'])
     assert not list(tmp_path.glob('*.json'))
 
 
 @pytest.mark.parametrize('damage', [
     lambda old: 'null', lambda old: '', lambda old: '{', lambda old: '[' * 100_000, lambda old: '\ufffd',
-    lambda old: json.dumps(json.loads(old) | dict(answer=None)), lambda old: json.dumps(json.loads(old) | dict(answer=3)),
-    lambda old: json.dumps(json.loads(old) | dict(llm='another')), lambda old: json.dumps(json.loads(old) | dict(question={})),
+    *(lambda old, change=change: json.dumps(json.loads(old) | change)
+      for change in (dict(answer=None), dict(answer=3), dict(llm='another'), dict(question={}))),
     lambda old: json.dumps({k: v for k, v in json.loads(old).items() if k != 'answer'}),
 ])
 def test_a_damaged_recording_is_asked_for_again(tmp_path, damage):
@@ -322,7 +324,8 @@ def test_recording_changes_no_text(tmp_path, llm, batch_size):
     direct = llm.complete(prompts, seed=3, **HOW)
     tape = Recorded(tmp_path, llm, batch_size=batch_size)
     assert tape.complete(prompts[:1], seed=3, **HOW) == direct[:1]
-    assert tape.complete(prompts, seed=3, **HOW) == direct == Recorded(tmp_path, hash=llm.hash).complete(prompts, seed=3, **HOW)
+    assert tape.complete(prompts, seed=3, **HOW) == direct
+    assert Recorded(tmp_path, hash=llm.hash).complete(prompts, seed=3, **HOW) == direct
     assert tape.loglik('the', [' capital', ' king']) == llm.loglik('the', [' capital', ' king'])
 
 
@@ -340,7 +343,8 @@ def test_every_argument_is_part_of_the_key(tmp_path):
 
 def test_whoever_answers_is_behind_the_protocol(tmp_path, llm):
     for one in (llm, Recorded(tmp_path, llm), Service()): assert isinstance(one, LLM)
-    with pytest.raises(NotSupported, match='no model to ask'): Recorded(tmp_path, hash='x').complete(['a'], max_tokens=3)
+    with pytest.raises(NotSupported, match='no model to ask'):
+        Recorded(tmp_path, hash='x').complete(['a'], max_tokens=3)
     with pytest.raises(ValueError, match='the hash of the model'): Recorded(tmp_path)
     with pytest.raises(ValueError, match='batch_size=0'): Recorded(tmp_path, llm, batch_size=0)
     with pytest.raises(ValueError, match='do not belong together'): LocalLLM(tiny(n_vocab=100), BPE)

@@ -37,7 +37,8 @@ def test_too_little_is_refused(call, words):
 def test_the_median_interval_covers_the_median():
     rng = np.random.default_rng(3)
     for n in (7, 15):
-        assert np.mean([lo <= 0 <= hi for lo, hi in (median_interval(rng.normal(size=n)).ci95 for _ in range(1000))]) > .94
+        found = [median_interval(rng.normal(size=n)).ci95 for _ in range(1000)]
+        assert np.mean([lo <= 0 <= hi for lo, hi in found]) > .94
     assert median_interval([3., 1., 2.]).ci95 == [1., 3.]
 
 
@@ -77,7 +78,8 @@ def row(lo, hi, kind='claim', **fields):
     (.1, .3, 'greater', .2, 'inconclusive'), (.1, .3, 'trend', .05, 'holds'), (.1, .3, 'less', .4, 'fails'),
     (-.1, .1, 'equal', .2, 'holds'), (.3, .4, 'equal', .2, 'fails'), (.1, .4, 'equal', .2, 'inconclusive'),
 ])
-def test_the_verdict_on_a_claim(lo, hi, rule, margin, word): assert verdict(row(lo, hi, rule=rule, margin=margin)) == word
+def test_the_verdict_on_a_claim(lo, hi, rule, margin, word):
+    assert verdict(row(lo, hi, rule=rule, margin=margin)) == word
 
 
 def test_every_kind_has_rules_and_every_other_rule_is_refused():

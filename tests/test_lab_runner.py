@@ -33,10 +33,10 @@ run = start(toy, preset=preset, seed=seed, n_seeds=n_seeds, claims=claims, devic
 TRACKED = "t = run.tracker('main', lr=run.spec.train.lr); t.log(dict(loss=1.), 1)"
 FINISH = "run.finish(why='tiny')"
 DEAF = """import time
-try: time.sleep(60)
+from pathlib import Path
+try: time.sleep(600)
 except BaseException: pass
-try: run.finish()
-except TimeoutError: pass"""
+Path(out_dir, 'seen.json').write_text(Path(out_dir, 'status.json').read_text())"""
 
 
 @pytest.fixture
@@ -75,25 +75,33 @@ def test_a_failing_notebook_is_marked_and_the_others_finish(repo):
     repo('bad', "raise RuntimeError('too bad')", WRITE)
     repo('good', WRITE, number=2)
     repo('dead', 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)', number=3)
-    repo('slow', 'import time; time.sleep(60)', number=4)
-    repo('silent', '1', number=5)
-    done = run(repo, jobs=2, timeout=6)
-    assert {n: s['status'] for n, s in done.items()} == dict(bad='failed', good='finished', dead='failed', slow='failed', silent='failed')
-    assert {n: s.get('cell') for n, s in done.items()} == dict(bad=2, dead=2, slow=2, good=None, silent=None)   # one is injected
-    assert 'RuntimeError: too bad' in done['bad']['error'] and 'longer than 6 s' in done['slow']['error']
+    repo('silent', '1', number=4)
+    repo('lesson', WRITE, "assert 1 == 2, 'a lesson'", number=5)
+    done = run(repo, jobs=2)
+    want = dict(bad='failed', good='finished', dead='failed', silent='failed', lesson='failed')
+    assert {n: s['status'] for n, s in done.items()} == want
+    assert {n: s.get('cell') for n, s in done.items()} == dict(bad=2, dead=2, lesson=3, good=None, silent=None)   # one is injected
+    assert 'RuntimeError: too bad' in done['bad']['error'] and 'a lesson' in done['lesson']['error']
     assert 'kernel died' in done['dead']['error'] and 'without writing results.json' in done['silent']['error']
     for name, s in done.items():
         folder = Path(s['folder'])
-        assert (folder / 'results.json').exists() == (name == 'good') and (folder / 'run.log').exists()
+        # a lesson that fails does not remove the rows before it
+        assert (folder / 'results.json').exists() == (name in ('good', 'lesson')) and (folder / 'run.log').exists()
         assert read_json(folder / 'status.json')['status'] == s['status']
+
+
+def test_a_cell_that_takes_too_long_is_given_up_before_it_is_told(repo):
+    repo('deaf', DEAF)
+    s = run(repo, timeout=4)['deaf']
+    assert (s['status'], s['cell']) == ('failed', 2) and 'longer than 4 s' in s['error']
+    assert read_json(Path(s['folder']) / 'seen.json')['status'] == 'failed'      # by which `finish` knows that it must not write
 
 
 def test_a_run_that_fails_says_so_to_its_tracker_and_writes_no_rows(repo):
     repo('bad', START, TRACKED, "raise RuntimeError('too bad')", FINISH)
     repo('good', START, TRACKED, FINISH, number=2)
-    repo('deaf', START, TRACKED, DEAF, number=3)
-    done = run(repo, jobs=2, timeout=20)
-    assert {n: s['status'] for n, s in done.items()} == dict(bad='failed', good='finished', deaf='failed')
+    done = run(repo, jobs=2)
+    assert {n: s['status'] for n, s in done.items()} == dict(bad='failed', good='finished'), done
     for name, s in done.items():
         folder = Path(s['folder'])
         assert (folder / 'results.json').exists() == (name == 'good')
@@ -105,14 +113,13 @@ def test_a_run_that_fails_says_so_to_its_tracker_and_writes_no_rows(repo):
     assert ran == notebook_hash(notebook.read_text()) == notebook_hash((Path(done['good']['folder']) / 'good.ipynb').read_text())
 
 
-def test_a_lesson_that_fails_does_not_remove_the_rows_before_it(repo):
-    repo('toy', WRITE, "assert 1 == 2, 'a lesson'")
-    s = run(repo)['toy']
-    assert s['status'] == 'failed' and 'a lesson' in s['error'] and (Path(s['folder']) / 'results.json').exists()
-
-
-def test_parameters_and_overrides_arrive(repo):
-    repo('toy', """assert (seed, n_seeds, overrides) == (7, 2, '{"train.lr": 3}')""", WRITE)
+def test_parameters_arrive_in_a_kernel_of_this_interpreter_whatever_kernels_are_installed(repo, monkeypatch, tmp_path):
+    foreign = dict(argv=[sys.executable, '-c', 'raise SystemExit(1)', '{connection_file}'], display_name='python3', language='python')
+    (spec := tmp_path / 'jupyter/kernels/python3/kernel.json').parent.mkdir(parents=True)
+    spec.write_text(json.dumps(foreign))
+    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path / 'jupyter'))
+    repo('toy', """assert (seed, n_seeds, overrides) == (7, 2, '{"train.lr": 3}')""",
+         f'import sys; assert sys.executable == {sys.executable!r}', WRITE)
     s = run(repo, parameters=dict(seed=7, n_seeds=2, overrides='{"train.lr": 3}'))['toy']
     assert s['status'] == 'finished', s
     nb = nbformat.read(Path(s['folder']) / 'toy.ipynb', 4)
@@ -161,10 +168,11 @@ def test_papers_after_one_that_cannot_begin_run_all_the_same(repo):
     assert {n: s['status'] for n, s in done.items()} == dict(odd='failed', blocked='failed', good='finished')
 
 
-def test_a_closed_terminal_does_not_stop_a_run(repo):
+def test_a_closed_terminal_and_a_relative_folder(repo):
     repo('toy', WRITE)
     def closed(line): raise OSError(5, 'Input/output error')
-    assert run_notebooks(['toy'], root=repo.root, report=closed)[0]['status'] == 'finished'
+    s, = run_notebooks(['toy'], root=repo.root, report=closed, out='elsewhere')
+    assert s['status'] == 'finished' and (repo.root / s['folder'] / 'results.json').exists(), s
 
 
 LIMITED = """
@@ -188,12 +196,6 @@ def test_a_disk_that_fills_up_is_named_and_leaves_a_whole_notebook(repo):
     assert not [p.name for p in folder.glob('.*')]
 
 
-def test_a_relative_folder_of_runs(repo):
-    repo('toy', WRITE)
-    s = run(repo, out='elsewhere')['toy']
-    assert s['status'] == 'finished' and (repo.root / s['folder'] / 'results.json').exists(), s
-
-
 def test_two_runs_at_once_keep_apart(repo):
     repo('toy', WRITE)
     code = ("import sys; from pathlib import Path; from papers_lib.lab.runner import run_notebooks\n"
@@ -201,16 +203,6 @@ def test_two_runs_at_once_keep_apart(repo):
     both = [subprocess.Popen([sys.executable, '-c', code, str(repo.root)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     folders = {p.communicate()[0].strip() for p in both}
     assert len(folders) == 2 and all((Path(f) / 'results.json').exists() for f in folders)
-
-
-def test_the_kernel_is_this_interpreter_whatever_kernels_are_installed(repo, monkeypatch, tmp_path):
-    spec = tmp_path / 'jupyter/kernels/python3/kernel.json'
-    spec.parent.mkdir(parents=True)
-    foreign = dict(argv=[sys.executable, '-c', 'raise SystemExit(1)', '{connection_file}'], display_name='python3', language='python')
-    spec.write_text(json.dumps(foreign))
-    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path / 'jupyter'))
-    repo('toy', f'import sys; assert sys.executable == {sys.executable!r}', WRITE)
-    assert run(repo)['toy']['status'] == 'finished'
 
 
 # nobody is left behind

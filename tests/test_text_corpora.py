@@ -1,5 +1,5 @@
 "Corpora: any file, any size, any block; shards, batches, overlap."
-import json, multiprocessing, os, subprocess, sys, tracemalloc
+import json, os, subprocess, sys, tracemalloc
 from pathlib import Path
 
 import numpy as np, pytest, regex
