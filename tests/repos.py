@@ -12,14 +12,37 @@ README = '# x\n<!-- papers:begin -->\nOUTDATED\n<!-- papers:end -->\nend\n'
 
 
 def claim(**kw):
-    fields = dict(paper='toy', kind='claim', id='C1', statement='A < B & "C" <script>', metric='gain', ours=1., ci95=[.5, 1.5],
-                  values=[1.], n_seeds=3, rule='greater', margin=0.)
+    fields = dict(
+        paper='toy',
+        kind='claim',
+        id='C1',
+        statement='A < B & "C" <script>',
+        metric='gain',
+        ours=1.0,
+        ci95=[0.5, 1.5],
+        values=[1.0],
+        n_seeds=3,
+        rule='greater',
+        margin=0.0,
+    )
     return Row(**fields | kw)
 
 
 def speed(**kw):
-    fields = dict(paper='toy', kind='speed', id='S.step', statement='It is fast', metric='time', unit='ratio', ours=2., ci95=[1.9, 2.1],
-                  values=[2.], n_seeds=1, rule='at_least', bound=1.)
+    fields = dict(
+        paper='toy',
+        kind='speed',
+        id='S.step',
+        statement='It is fast',
+        metric='time',
+        unit='ratio',
+        ours=2.0,
+        ci95=[1.9, 2.1],
+        values=[2.0],
+        n_seeds=1,
+        rule='at_least',
+        bound=1.0,
+    )
     return Row(**fields | kw)
 
 

@@ -25,10 +25,21 @@ class Grids:
 
 def toy_paper():
     def race(id): return lambda seed: iter([speed(id=id, ours=2. + seed, ci95=[1., 9.])])
-    spec = lambda **grids: RunSpec(Sizes(**SIZES), TrainConfig(n_step=10, batch_size=4, lr=1e-3), DataConfig('books', 300), Grids(**grids),
-                                   n_seeds=2)
-    return Paper('toy', Stack, {'tiny': spec(), 'cpu': spec(widths=(8, 16))}, {'C1': Claim('It helps', 'greater', needs=('widths',))},
-                 {id: race(id) for id in ('S.train', 'S.train.memory', 'S.decode', 'S.decode.floor')})
+
+    spec = lambda **grids: RunSpec(
+        Sizes(**SIZES),
+        TrainConfig(n_step=10, batch_size=4, lr=1e-3),
+        DataConfig('books', 300),
+        Grids(**grids),
+        n_seeds=2,
+    )
+    return Paper(
+        'toy',
+        Stack,
+        {'tiny': spec(), 'cpu': spec(widths=(8, 16))},
+        {'C1': Claim('It helps', 'greater', needs=('widths',))},
+        {id: race(id) for id in ('S.train', 'S.train.memory', 'S.decode', 'S.decode.floor')},
+    )
 
 
 PARAMETERS = "preset = 'tiny'\nseed = 0\nn_seeds = 0\nclaims = 'all'\ndevice = 'cpu'\nout_dir = ''\noverrides = '{}'"
@@ -45,7 +56,9 @@ def toy(tmp_path, monkeypatch):
     toy_repo(tmp_path)
     nb = json.loads((tmp_path / 'nbs/01_toy.ipynb').read_text())
     nb['metadata'] = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
-    nb['cells'].append(dict(cell_type='code', source=PARAMETERS, metadata=dict(tags=['parameters']), outputs=[], execution_count=None))
+    nb['cells'].append(
+        dict(cell_type='code', source=PARAMETERS, metadata=dict(tags=['parameters']), outputs=[], execution_count=None)
+    )
     for i, cell in enumerate(nb['cells']): cell['id'] = str(i)
     (tmp_path / 'nbs/01_toy.ipynb').write_text(json.dumps(nb))
     return tmp_path
@@ -56,26 +69,38 @@ def call(*args): return CliRunner().invoke(app, list(args), env=dict(COLUMNS='20
 
 # a wrong request
 
-@pytest.mark.parametrize('args, words', [
-    (['run', 'toi'], "unknown paper 'toi', did you mean 'toy'"), (['run', 'toy', '--preset', 'cpuu'], "did you mean 'cpu'"),
-    (['run', 'toy', '--set', 'train.lrr=1'], "did you mean 'lr'"), (['run', 'toy', '--set', 'model.n_head=5'], 'n_head=5: must divide'),
-    (['run', 'toy', '--set', 'claims=C99'], "no claim 'C99'"), (['run', 'toy', '--set', 'seed'], 'write key=value'),
-    (['run', 'toy', '--set', 'claims=C1'], 'preset tiny leaves C1 out'),
-    (['run', 'toy', '--preset', 'cpu', '--set', 'n_seeds=1'], 'takes at least 2'),
-    (['run', 'toy', '--set', 'preset=cpu'], 'use --preset'), (['run', 'toy', '--set', 'out_dir=x'], 'use --out'),
-    (['run', 'toy', '--set', 'overrides={}'], '--set train.lr=3e-4'),
-    (['run', 'toy', '--set', 'seed=-1', '--dry-run'], 'seed=-1: must be a whole number'),
-    (['run', 'toy', '--set', 'train.lr=Infinity', '--dry-run'], 'train.lr=inf: must be a finite number'),
-    (['run', 'toy', '--set', 'data.name=boks', '--dry-run'], "did you mean 'books'"),
-    (['run', 'toy', '--set', 'device=gpu', '--dry-run'], "did you mean 'cuda'"),
-    (['data', 'get', 'boks'], "did you mean 'books'"), (['data', 'fetch'], "unknown action 'fetch': list, get, build, prune"),
-    (['bench', 'toi'], "did you mean 'toy'"), (['bench', 'toy', '--only', 'ZZZ'], 'the races are S.decode, S.decode.floor, S.train'),
-    (['bench', 'toy', '--only', 'S.decode.nothing'], 'can measure no such speed row'),
-    (['bench', 'toy', '--peer', 'nowhere'], 'no model.py there'),
-    (['publish', 'nope'], "unknown paper 'nope'"), (['publish', 'toy', '--preset', 'gpuu'], "did you mean 'gpu'"),
-    (['publish', 'toy', '--preset', 'gpu'], 'no finished run of preset gpu'),
-    (['new', 'toy'], 'there already: 01_toy.ipynb'), (['new', 'GPT-9'], 'lower-case letters and digits'),
-    *[(['new', n], f'{n!r}: ') for n in ('lab', 'class', 'match', 'all', 'os', 'print', 'torch')]])
+@pytest.mark.parametrize(
+    'args, words',
+    [
+        (['run', 'toi'], "unknown paper 'toi', did you mean 'toy'"),
+        (['run', 'toy', '--preset', 'cpuu'], "did you mean 'cpu'"),
+        (['run', 'toy', '--set', 'train.lrr=1'], "did you mean 'lr'"),
+        (['run', 'toy', '--set', 'model.n_head=5'], 'n_head=5: must divide'),
+        (['run', 'toy', '--set', 'claims=C99'], "no claim 'C99'"),
+        (['run', 'toy', '--set', 'seed'], 'write key=value'),
+        (['run', 'toy', '--set', 'claims=C1'], 'preset tiny leaves C1 out'),
+        (['run', 'toy', '--preset', 'cpu', '--set', 'n_seeds=1'], 'takes at least 2'),
+        (['run', 'toy', '--set', 'preset=cpu'], 'use --preset'),
+        (['run', 'toy', '--set', 'out_dir=x'], 'use --out'),
+        (['run', 'toy', '--set', 'overrides={}'], '--set train.lr=3e-4'),
+        (['run', 'toy', '--set', 'seed=-1', '--dry-run'], 'seed=-1: must be a whole number'),
+        (['run', 'toy', '--set', 'train.lr=Infinity', '--dry-run'], 'train.lr=inf: must be a finite number'),
+        (['run', 'toy', '--set', 'data.name=boks', '--dry-run'], "did you mean 'books'"),
+        (['run', 'toy', '--set', 'device=gpu', '--dry-run'], "did you mean 'cuda'"),
+        (['data', 'get', 'boks'], "did you mean 'books'"),
+        (['data', 'fetch'], "unknown action 'fetch': list, get, build, prune"),
+        (['bench', 'toi'], "did you mean 'toy'"),
+        (['bench', 'toy', '--only', 'ZZZ'], 'the races are S.decode, S.decode.floor, S.train'),
+        (['bench', 'toy', '--only', 'S.decode.nothing'], 'can measure no such speed row'),
+        (['bench', 'toy', '--peer', 'nowhere'], 'no model.py there'),
+        (['publish', 'nope'], "unknown paper 'nope'"),
+        (['publish', 'toy', '--preset', 'gpuu'], "did you mean 'gpu'"),
+        (['publish', 'toy', '--preset', 'gpu'], 'no finished run of preset gpu'),
+        (['new', 'toy'], 'there already: 01_toy.ipynb'),
+        (['new', 'GPT-9'], 'lower-case letters and digits'),
+        *[(['new', n], f'{n!r}: ') for n in ('lab', 'class', 'match', 'all', 'os', 'print', 'torch')],
+    ],
+)
 def test_a_wrong_request_is_one_line_and_starts_nothing(toy, args, words):
     p = call(*args)
     assert p.exit_code == 2 and words in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
@@ -108,8 +133,15 @@ def test_the_plan_is_that_of_the_run_that_was_asked_for(toy):
 
 # speed
 
-@pytest.mark.parametrize('only, ids', [(None, ['S.train', 'S.train.memory', 'S.decode', 'S.decode.floor']), ('S.decode.floor', ['S.decode.floor']),
-                                       ('S.train', ['S.train']), ('S.d', ['S.decode', 'S.decode.floor'])])
+@pytest.mark.parametrize(
+    'only, ids',
+    [
+        (None, ['S.train', 'S.train.memory', 'S.decode', 'S.decode.floor']),
+        ('S.decode.floor', ['S.decode.floor']),
+        ('S.train', ['S.train']),
+        ('S.d', ['S.decode', 'S.decode.floor']),
+    ],
+)
 def test_a_benchmark_runs_what_was_asked_for(toy, only, ids):
     p = call('bench', 'toy', '--seed', '1', *(['--only', only] if only else []))
     assert p.exit_code == 0, p.stderr
@@ -132,7 +164,9 @@ def test_one_bad_file_breaks_no_command(toy):
 
 # where something is missing
 
-@pytest.mark.parametrize('args', [['list'], ['run', 'gpt2'], ['scoreboard'], ['publish', 'gpt2'], ['new', 'mine'], ['bench', 'gpt2']])
+@pytest.mark.parametrize(
+    'args', [['list'], ['run', 'gpt2'], ['scoreboard'], ['publish', 'gpt2'], ['new', 'mine'], ['bench', 'gpt2']]
+)
 def test_outside_a_clone_a_command_says_what_it_needs(tmp_path, monkeypatch, args):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(signal, 'signal', lambda *args: None)
@@ -142,12 +176,18 @@ def test_outside_a_clone_a_command_says_what_it_needs(tmp_path, monkeypatch, arg
 
 
 def test_the_installed_package_lists_sets_and_is_examined_without_a_clone_and_a_home(tmp_path):
-    shutil.copytree(Path(papers_lib.__file__).parent, tmp_path / 'site/papers_lib', ignore=shutil.ignore_patterns('__pycache__'))
-    code = ('import sys; from papers_lib.lab.cli import app; from typer.testing import CliRunner\n'
-            'for args in (["doctor"], ["data"], ["list"]):\n'
-            '    p = CliRunner().invoke(app, args); print(p.exit_code, "cache" in p.output, "books" in p.output, "clone it" in p.output)')
+    shutil.copytree(
+        Path(papers_lib.__file__).parent, tmp_path / 'site/papers_lib', ignore=shutil.ignore_patterns('__pycache__')
+    )
+    code = (
+        'import sys; from papers_lib.lab.cli import app; from typer.testing import CliRunner\n'
+        'for args in (["doctor"], ["data"], ["list"]):\n'
+        '    p = CliRunner().invoke(app, args); print(p.exit_code, "cache" in p.output, "books" in p.output, "clone it" in p.output)'
+    )
     env = dict(PATH=os.environ['PATH'], PYTHONPATH=str(tmp_path / 'site'))
-    told = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    ).stdout
     assert told.splitlines() == ['0 True False False', '0 False True False', '2 False False True']
 
 
@@ -196,14 +236,18 @@ def test_what_was_not_opened_for_long_is_pruned(tmp_path, monkeypatch):
 # the package
 
 def test_import_is_quick_and_needs_neither_torch_nor_notebooks():
-    code = ("import time; t = time.perf_counter(); import papers_lib, sys; took = time.perf_counter() - t\n"
-            "print(took, [m for m in ('torch', 'nbdev', 'IPython', 'wandb', 'papermill', 'matplotlib') if m in sys.modules])")
+    code = (
+        "import time; t = time.perf_counter(); import papers_lib, sys; took = time.perf_counter() - t\n"
+        "print(took, [m for m in ('torch', 'nbdev', 'IPython', 'wandb', 'papermill', 'matplotlib') if m in sys.modules])"
+    )
     ask = lambda: subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     took, loaded = min(ask().split(' ', 1) for _ in range(3))
     assert float(took) < 0.3 and loaded.strip() == '[]'
 
 
 def test_the_library_needs_no_notebook_software():
-    code = ("import sys\nfor m in ('nbdev', 'IPython', 'wandb', 'papermill', 'matplotlib', 'nbformat', 'jupyterlab'): sys.modules[m] = None\n"
-            "import papers_lib.gpt2, papers_lib.lab.cli, papers_lib.lab.scoreboard, papers_lib.lab.plots, papers_lib.lab.runner")
+    code = (
+        "import sys\nfor m in ('nbdev', 'IPython', 'wandb', 'papermill', 'matplotlib', 'nbformat', 'jupyterlab'): sys.modules[m] = None\n"
+        "import papers_lib.gpt2, papers_lib.lab.cli, papers_lib.lab.scoreboard, papers_lib.lab.plots, papers_lib.lab.runner"
+    )
     subprocess.run([sys.executable, '-c', code], check=True)

@@ -5,8 +5,19 @@ from pathlib import Path
 import nbformat, pytest
 
 root = Path(__file__).resolve().parents[1]
-CELLS = ['Parameters', 'Symbols', 'Data', 'Model', 'Same numbers as the reference', 'Claims', 'Train', 'C1', 'Results', 'Look inside',
-         'Where we differ from the paper']
+CELLS = [
+    'Parameters',
+    'Symbols',
+    'Data',
+    'Model',
+    'Same numbers as the reference',
+    'Claims',
+    'Train',
+    'C1',
+    'Results',
+    'Look inside',
+    'Where we differ from the paper',
+]
 
 
 @pytest.fixture(scope='module')
@@ -14,11 +25,14 @@ def copy(tmp_path_factory):
     "A copy of the tree in which a paper `toy` was made and exported."
     here = tmp_path_factory.mktemp('clone')
     for name in ('nbs', 'papers_lib'):
-        shutil.copytree(root / name, here / name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'wandb'))
+        shutil.copytree(
+            root / name, here / name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'wandb')
+        )
     shutil.copy(root / 'settings.ini', here)
     env = os.environ | dict(PYTHONPATH=str(here), WANDB_MODE='disabled')
-    call = lambda *args: subprocess.run([str(Path(sys.executable).parent / args[0]), *args[1:]], cwd=here, env=env, capture_output=True,
-                                        text=True)
+    call = lambda *args: subprocess.run(
+        [str(Path(sys.executable).parent / args[0]), *args[1:]], cwd=here, env=env, capture_output=True, text=True
+    )
     call.root = here
     call.told = call('papers', 'new', 'toy'), call('nbdev_export')
     return call
@@ -31,7 +45,9 @@ def test_it_is_a_clean_notebook_in_the_houses_cell_order(copy):
     nb = nbformat.read(path, 4)
     nbformat.validate(nb)
     assert sum('parameters' in c.metadata.get('tags', []) for c in nb.cells) == 1
-    assert [c.source.splitlines()[0][3:].split(',')[0].split(':')[0] for c in nb.cells if c.source.startswith('## ')] == CELLS
+    assert [
+        c.source.splitlines()[0][3:].split(',')[0].split(':')[0] for c in nb.cells if c.source.startswith('## ')
+    ] == CELLS
     assert nb.cells[-1].source.endswith('results.provenance')
     assert 'NAME' not in path.read_text() and 'CLASS' not in path.read_text()
     before = path.read_text()
@@ -52,9 +68,16 @@ def test_it_runs_and_its_rows_are_judged(copy):
     status, = json.loads(p.stdout)
     assert p.returncode == 0 and status['status'] == 'finished', status
     rows = {r['id']: r for r in json.loads((Path(status['folder']) / 'results.json').read_text())['rows']}
-    assert set(rows) == {'C1', 'C1.depth.1', 'C1.depth.2', 'T1'} and all(r['ours'] is not None and r['verdict'] for r in rows.values())
+    assert set(rows) == {'C1', 'C1.depth.1', 'C1.depth.2', 'T1'} and all(
+        r['ours'] is not None and r['verdict'] for r in rows.values()
+    )
     assert rows['C1']['margin'] == .02 and len(rows['C1']['values']) == 2 and 2 < rows['T1']['ours'] < 7
-    drawn = [o for c in nbformat.read(Path(status['folder']) / 'toy.ipynb', 4).cells for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
+    drawn = [
+        o
+        for c in nbformat.read(Path(status['folder']) / 'toy.ipynb', 4).cells
+        for o in c.get('outputs', [])
+        if 'image/png' in o.get('data', {})
+    ]
     assert len(drawn) == 1
 
 

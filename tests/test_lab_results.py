@@ -9,9 +9,19 @@ from papers_lib.lab.results import (
     dirty, fresh_folder, newest, paper_notebooks, publish, published, read_results, repo_root, run_order, write_results)
 from repos import add_run, change, claim, git, toy_repo
 
-OTHERS = ['', '{', '[]', '3', '{"schema": 2}', '{"schema": 1, "provenance": {}, "rows": []}', '[' * 100_000,
-          '{"schema": 1, "provenance": {"preset": "cpu"}, "rows": 3}', '{"schema": 1, "provenance": {"preset": "cpu"}, "rows": [3]}',
-          '{"schema": 1, "provenance": [], "rows": []}', '{"version": "1.0", "results": {}}']
+OTHERS = [
+    '',
+    '{',
+    '[]',
+    '3',
+    '{"schema": 2}',
+    '{"schema": 1, "provenance": {}, "rows": []}',
+    '[' * 100_000,
+    '{"schema": 1, "provenance": {"preset": "cpu"}, "rows": 3}',
+    '{"schema": 1, "provenance": {"preset": "cpu"}, "rows": [3]}',
+    '{"schema": 1, "provenance": [], "rows": []}',
+    '{"version": "1.0", "results": {}}',
+]
 
 
 @pytest.fixture
@@ -27,7 +37,9 @@ def test_a_notebook_is_changed_by_its_code_and_by_nothing_else(repo, tmp_path):
     printed = [dict(output_type='stream', name='stdout', text='1')]
     assert dirty() is False
     change(notebook, lambda d: d['cells'][1].update(outputs=printed, execution_count=7))
-    change(notebook, lambda d: (d['metadata'].update(kernel='x'), d['cells'][0].update(source='# Toy paper, better said')))
+    change(
+        notebook, lambda d: (d['metadata'].update(kernel='x'), d['cells'][0].update(source='# Toy paper, better said'))
+    )
     assert dirty() is False
     change(notebook, lambda d: d['cells'][1].update(source='effect = 2.'))
     assert dirty() is True
@@ -44,7 +56,7 @@ def test_a_run_is_published_with_the_notebook_of_its_commit_only(repo):
     ran('0' * 64)
     with pytest.raises(ValueError, match='nbs/01_toy.ipynb as it ran is not the one that is committed'): publish(repo)
     change(repo / 'results.json', lambda d: d['provenance'].pop('notebook'))
-    publish(repo)                                                                     # an older run: its executed copy tells
+    publish(repo)  # an older run: its executed copy tells
     injected = dict(cell_type='code', source='seed = 3', metadata=dict(tags=['injected-parameters']))
     change(repo / 'toy.ipynb', lambda d: d['cells'].insert(0, injected))
     publish(repo)
@@ -161,7 +173,8 @@ def test_a_failed_run_and_a_dirty_tree_are_not_published(repo, tmp_path):
 
 
 def test_rows_that_stand_twice_or_are_no_number(tmp_path):
-    with pytest.raises(ValueError, match='C1 stand more than once'): write_results(tmp_path / 'r', [claim(), claim()], {})
+    with pytest.raises(ValueError, match='C1 stand more than once'):
+        write_results(tmp_path / 'r', [claim(), claim()], {})
     with pytest.raises(ValueError, match='ci95'): write_results(tmp_path / 'r', [claim(ci95=[0, float('nan')])], {})
     assert not (tmp_path / 'r').exists()
 
@@ -176,7 +189,9 @@ def test_published_rows_come_back_as_they_were_written(repo):
 
 def test_the_machine_is_told_down_to_what_it_multiplies_with(repo):
     machine = read_results(repo / 'results.json')[1]['machine']
-    assert machine['cpu'] and machine['threads'] >= 1 and isinstance(machine['instruction_sets'], list) and machine['blas']
+    assert (
+        machine['cpu'] and machine['threads'] >= 1 and isinstance(machine['instruction_sets'], list) and machine['blas']
+    )
 
 
 def test_peak_memory_counts_the_processes_of_a_run_and_not_the_one_that_started_it():
@@ -195,10 +210,13 @@ def test_outside_a_clone_one_sentence_says_what_is_missing(tmp_path, monkeypatch
 
 
 def test_only_numbered_notebooks_are_papers(repo, tmp_path):
-    for name in ('_template.ipynb', 'notes.ipynb', '02_other.txt', '3_odd.ipynb', '02_two_words.ipynb'): (tmp_path / 'nbs' / name).touch()
+    for name in ('_template.ipynb', 'notes.ipynb', '02_other.txt', '3_odd.ipynb', '02_two_words.ipynb'):
+        (tmp_path / 'nbs' / name).touch()
     assert {n: p.name for n, p in paper_notebooks().items()} == dict(toy='01_toy.ipynb', two_words='02_two_words.ipynb')
 
 
 def test_a_runners_process_loads_nothing_heavy():
     code = "import papers_lib.lab.runner, sys; print([m for m in ('torch', 'scipy', 'numpy', 'transformers') if m in sys.modules])"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+    assert (
+        subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+    )

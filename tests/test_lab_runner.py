@@ -63,7 +63,9 @@ def run(repo, names=('all',), **kw):
 
 def wandb_exits(folder):
     "Exit codes that a folder's W&B runs recorded, by the tool's own reader."
-    read = lambda path: subprocess.run(['wandb', 'leet', 'inspect', '--json', str(path)], capture_output=True, text=True).stdout
+    read = lambda path: (
+        subprocess.run(['wandb', 'leet', 'inspect', '--json', str(path)], capture_output=True, text=True).stdout
+    )
     found = [json.loads(line) for path in Path(folder).glob('wandb/offline-run-*/*.wandb')
              for line in read(path).splitlines() if line.startswith('{')]
     return [r['exit'].get('exit_code', 0) for r in found if r['type'] == 'exit']
@@ -80,7 +82,9 @@ def test_a_failing_notebook_is_marked_and_the_others_finish(repo):
     done = run(repo, jobs=2)
     want = dict(bad='failed', good='finished', dead='failed', silent='failed', lesson='failed')
     assert {n: s['status'] for n, s in done.items()} == want
-    assert {n: s.get('cell') for n, s in done.items()} == dict(bad=2, dead=2, lesson=3, good=None, silent=None)   # one is injected
+    assert {n: s.get('cell') for n, s in done.items()} == dict(
+        bad=2, dead=2, lesson=3, good=None, silent=None
+    )  # one is injected
     assert 'RuntimeError: too bad' in done['bad']['error'] and 'a lesson' in done['lesson']['error']
     assert 'kernel died' in done['dead']['error'] and 'without writing results.json' in done['silent']['error']
     for name, s in done.items():
@@ -94,27 +98,37 @@ def test_a_cell_that_takes_too_long_is_given_up_before_it_is_told(repo):
     repo('deaf', DEAF)
     s = run(repo, timeout=4)['deaf']
     assert (s['status'], s['cell']) == ('failed', 2) and 'longer than 4 s' in s['error']
-    assert read_json(Path(s['folder']) / 'seen.json')['status'] == 'failed'      # by which `finish` knows that it must not write
+    assert (
+        read_json(Path(s['folder']) / 'seen.json')['status'] == 'failed'
+    )  # by which `finish` knows that it must not write
 
 
 def test_a_run_that_fails_says_so_to_its_tracker_and_writes_no_rows(repo):
     repo('bad', START, TRACKED, "raise RuntimeError('too bad')", FINISH)
-    repo('good', START, TRACKED, FINISH, number=2)
+    repo('toy', START, TRACKED, FINISH, number=2)
     done = run(repo, jobs=2)
-    assert {n: s['status'] for n, s in done.items()} == dict(bad='failed', good='finished'), done
+    assert {n: s['status'] for n, s in done.items()} == dict(bad='failed', toy='finished'), done
     for name, s in done.items():
         folder = Path(s['folder'])
-        assert (folder / 'results.json').exists() == (name == 'good')
-        assert wandb_exits(folder) == ([0] if name == 'good' else [1]), name
-    rows = read_json(Path(done['good']['folder']) / 'results.json')['rows']
+        assert (folder / 'results.json').exists() == (name == 'toy')
+        assert wandb_exits(folder) == ([0] if name == 'toy' else [1]), name
+    rows = read_json(Path(done['toy']['folder']) / 'results.json')['rows']
     assert [(r['id'], r['verdict'], r['why'], r['rule']) for r in rows] == [('C1', 'not attempted', 'tiny', 'greater')]
-    ran = read_json(Path(done['good']['folder']) / 'provenance.json')['notebook']
-    notebook = repo.root / 'nbs/02_good.ipynb'
-    assert ran == notebook_hash(notebook.read_text()) == notebook_hash((Path(done['good']['folder']) / 'good.ipynb').read_text())
+    ran = read_json(Path(done['toy']['folder']) / 'provenance.json')['notebook']
+    notebook = repo.root / 'nbs/02_toy.ipynb'
+    assert (
+        ran
+        == notebook_hash(notebook.read_text())
+        == notebook_hash((Path(done['toy']['folder']) / 'toy.ipynb').read_text())
+    )
 
 
 def test_parameters_arrive_in_a_kernel_of_this_interpreter_whatever_kernels_are_installed(repo, monkeypatch, tmp_path):
-    foreign = dict(argv=[sys.executable, '-c', 'raise SystemExit(1)', '{connection_file}'], display_name='python3', language='python')
+    foreign = dict(
+        argv=[sys.executable, '-c', 'raise SystemExit(1)', '{connection_file}'],
+        display_name='python3',
+        language='python',
+    )
     (spec := tmp_path / 'jupyter/kernels/python3/kernel.json').parent.mkdir(parents=True)
     spec.write_text(json.dumps(foreign))
     monkeypatch.setenv('JUPYTER_PATH', str(tmp_path / 'jupyter'))
@@ -126,11 +140,17 @@ def test_parameters_arrive_in_a_kernel_of_this_interpreter_whatever_kernels_are_
     assert any('injected-parameters' in c.metadata.get('tags', []) for c in nb.cells)
 
 
-@pytest.mark.parametrize('names, preset, parameters, words', [
-    (['toi'], 'tiny', {}, "unknown paper 'toi', did you mean 'toy'"), (['toy'], 'tini', {}, "unknown preset 'tini', did you mean 'tiny'"),
-    (['toy'], 'tiny', dict(sed=1), "no parameter 'sed', did you mean 'seed'"),
-    (['toy'], 'tiny', dict(seed='abc'), "seed='abc': must be a whole number"),
-    (['toy'], 'tiny', dict(preset='cpu'), 'use --preset'), (['toy'], 'tiny', dict(out_dir='x'), 'use --out')])
+@pytest.mark.parametrize(
+    'names, preset, parameters, words',
+    [
+        (['toi'], 'tiny', {}, "unknown paper 'toi', did you mean 'toy'"),
+        (['toy'], 'tini', {}, "unknown preset 'tini', did you mean 'tiny'"),
+        (['toy'], 'tiny', dict(sed=1), "no parameter 'sed', did you mean 'seed'"),
+        (['toy'], 'tiny', dict(seed='abc'), "seed='abc': must be a whole number"),
+        (['toy'], 'tiny', dict(preset='cpu'), 'use --preset'),
+        (['toy'], 'tiny', dict(out_dir='x'), 'use --out'),
+    ],
+)
 def test_what_cannot_be_started_is_refused_before_anything_starts(repo, names, preset, parameters, words):
     repo('toy', WRITE)
     with pytest.raises(BadRequest, match=words): run_notebooks(names, preset, parameters=parameters, root=repo.root)
@@ -145,7 +165,8 @@ def test_no_jobs_and_no_time_are_refused(repo, bad):
 
 def test_a_lost_parameters_tag_is_refused(repo):
     repo('toy', WRITE, tag=None)
-    with pytest.raises(BadRequest, match="01_toy.ipynb: no cell is tagged 'parameters'"): check_request(['toy'], 'tiny', {}, repo.root)
+    with pytest.raises(BadRequest, match="01_toy.ipynb: no cell is tagged 'parameters'"):
+        check_request(['toy'], 'tiny', {}, repo.root)
 
 
 # one that cannot be read or placed does not stop the others
@@ -186,10 +207,16 @@ print(json.dumps(run_notebooks(['toy'], root=Path(sys.argv[1]), report=lambda li
 
 def test_a_disk_that_fills_up_is_named_and_leaves_a_whole_notebook(repo):
     repo('toy', "print('kept')", "print('x' * 100_000)", WRITE)
-    told = subprocess.run([sys.executable, '-c', LIMITED, str(repo.root)], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, '-c', LIMITED, str(repo.root)], capture_output=True, text=True, check=True
+    ).stdout
     status = json.loads(told)
     folder = Path(status['folder'])
-    assert status['status'] == 'failed' and f"{folder / 'toy.ipynb'} could not be written" in status['error'] and status['cell'] == 3
+    assert (
+        status['status'] == 'failed'
+        and f"{folder / 'toy.ipynb'} could not be written" in status['error']
+        and status['cell'] == 3
+    )
     nb = nbformat.read(folder / 'toy.ipynb', 4)
     nbformat.validate(nb)
     assert 'kept' in str(nb.cells[2].outputs) and not (folder / 'results.json').exists()
@@ -200,7 +227,10 @@ def test_two_runs_at_once_keep_apart(repo):
     repo('toy', WRITE)
     code = ("import sys; from pathlib import Path; from papers_lib.lab.runner import run_notebooks\n"
             "print(run_notebooks(['toy'], root=Path(sys.argv[1]), report=lambda line: None)[0]['folder'])")
-    both = [subprocess.Popen([sys.executable, '-c', code, str(repo.root)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, '-c', code, str(repo.root)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     folders = {p.communicate()[0].strip() for p in both}
     assert len(folders) == 2 and all((Path(f) / 'results.json').exists() for f in folders)
 
@@ -208,13 +238,13 @@ def test_two_runs_at_once_keep_apart(repo):
 # nobody is left behind
 
 VARIANT = """
-import os, sys; sys.path.insert(0, os.getcwd())
-from pathlib import Path
-nap = "import os, time\\ndef nap(*, n): open(f'pid{n}', 'w').write(str(os.getpid())); time.sleep(120); return {}"
-Path('sleepy.py').write_text(nap)
-os.environ['PYTHONPATH'] = os.pathsep.join([os.getcwd(), os.environ.get('PYTHONPATH', '')])
-import sleepy
-run.map(sleepy.nap, [dict(n=0), dict(n=1)])
+def nap(*, n, folder):
+    import os, time
+    from pathlib import Path
+    Path(folder, f'pid{n}').write_text(str(os.getpid()))
+    time.sleep(240)
+    return {}
+run.map(nap, [dict(n=n, folder=out_dir) for n in (0, 1)])
 """
 
 
@@ -228,7 +258,7 @@ def gone(pid):
 
 def found(root, pattern, n):
     "Wait for files to appear and hold something."
-    for _ in range(400):
+    for _ in range(1800):
         files = [f for f in root.rglob(pattern) if f.stat().st_size]
         if len(files) == n: return files
         time.sleep(0.1)
@@ -239,7 +269,9 @@ def papers_run(root):
     "Start `papers run all`; a shell starts background jobs deaf to Ctrl-C."
     listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [str(Path(sys.executable).parent / 'papers'), 'run', 'all']
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
+    return subprocess.Popen(
+        command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listen
+    )
 
 
 def test_a_stop_keeps_what_is_finished_and_leaves_no_variant_behind(repo):

@@ -71,7 +71,9 @@ def test_a_foreign_file_takes_nothing_else_with_it(repo, tmp_path, capsys, text)
     assert readme_table().count('**holds**') == 1 and len(rows_found()) == 2
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"cells": []}', '{"cells": 3}', '{"cells": [{}]}', '{"cells": [{"source": ""}]}'])
+@pytest.mark.parametrize(
+    'text', ['', '[]', '{"cells": []}', '{"cells": 3}', '{"cells": [{}]}', '{"cells": [{"source": ""}]}']
+)
 def test_a_notebook_without_a_title_is_called_by_its_file(tmp_path, text):
     (tmp_path / '01_odd.ipynb').write_text(text)
     assert title(tmp_path / '01_odd.ipynb') == ('01_odd.ipynb', '')

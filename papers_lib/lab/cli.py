@@ -23,15 +23,17 @@ def _stop(message, code:int=2):
     print('papers: ' + ' '.join(str(message).split()), file=sys.stderr)
     raise typer.Exit(code)
 
-# %% ../../nbs/lab/14_cli.ipynb #9405b251
-_extras = dict(run=('papermill', 'nbclient', 'nbformat', 'nbconvert', 'jupyter_client', 'ipykernel', 'jupyterlab', 'wandb', 'matplotlib'),
+# %% ../../nbs/lab/14_cli.ipynb #a0f331c1
+_extras = dict(run=('papermill', 'nbclient', 'nbformat', 'nbconvert', 'jupyter_client', 'ipykernel', 'jupyterlab',
+                    'wandb', 'matplotlib'),
                dev=('nbdev', 'pytest', 'ruff', 'hypothesis'), eval=('lm_eval',))
 
 def _lacking(module:str)->str:
     "Say how to get a module that is not installed."
     extra = next((x for x, names in _extras.items() if module.split('.')[0] in names), '')
     if not extra: return f'the Python package {module} is not installed'
-    return f"{module} is not installed; in a clone of the repository, `pip install -e '.[{extra}]'` or `make setup` does it"
+    how = f"in a clone of the repository, `pip install -e '.[{extra}]'` or `make setup` does it"
+    return f'{module} is not installed; {how}'
 
 def _one_line(fn):
     "Let what a command cannot do end in one line: a wrong request, no repository here, an extra that is not installed."
@@ -45,7 +47,7 @@ def _one_line(fn):
             _stop(_lacking(e.name), 1)
     return wrapped
 
-# %% ../../nbs/lab/14_cli.ipynb #aacb88c9
+# %% ../../nbs/lab/14_cli.ipynb #57d34565
 def _value(text:str):
     "Read a value as JSON, or in Python's spelling, or as it stands."
     try: return json.loads(text)
@@ -62,27 +64,29 @@ def _list(as_json:_Json=False):
     line = lambda r: f"{r['name']:14} {r['notebook']:28} {r['title']}"
     print(json.dumps(rows, indent=1) if as_json else '\n'.join(map(line, rows)))
 
-# %% ../../nbs/lab/14_cli.ipynb #db70c935
+# %% ../../nbs/lab/14_cli.ipynb #543e39ff
 def _paper(name:str):   # a Paper
     "Find a paper by its name; one that does not exist, or that was not exported, is a line of error."
     from papers_lib.lab.data import did_you_mean
     from papers_lib.lab.presets import paper_of
     from papers_lib.lab.results import paper_notebooks
     from papers_lib.lab.runner import BadRequest
-    if name not in paper_notebooks(): raise BadRequest(f'unknown paper {name!r}' + did_you_mean(name, paper_notebooks()))
+    if name not in paper_notebooks():
+        raise BadRequest(f'unknown paper {name!r}' + did_you_mean(name, paper_notebooks()))
     try: found = paper_of(name)
     except ValueError as e: raise BadRequest(str(e)) from None
     if found is None: raise BadRequest(f'papers_lib has no module {name}: `make export` writes it from the notebook')
     return found
 
-# %% ../../nbs/lab/14_cli.ipynb #a035002e
+# %% ../../nbs/lab/14_cli.ipynb #55053393
 def _parameters(items:list[str])->dict:
     "Sort what --set says into parameters and overrides."
     parameters, overrides = {}, {}
     for item in items:
         key, eq, value = item.partition('=')
         if not eq: _stop(f'--set {item!r}: write key=value')
-        if key == 'overrides': _stop('overrides is not set like a parameter: write the field itself, such as --set train.lr=3e-4')
+        if key == 'overrides':
+            _stop('overrides is not set like a parameter: write the field itself, such as --set train.lr=3e-4')
         if '.' in key: overrides[key] = _value(value)
         else: parameters[key] = value if key == 'claims' else _value(value)
     return parameters | (dict(overrides=json.dumps(overrides)) if overrides else {})
@@ -136,7 +140,8 @@ def _show(done:list[dict]):
     for s in done:
         try: rows = read_results(Path(s['folder']) / 'results.json')[0] if s['status'] == 'finished' else []
         except ValueError as e: rows, s = [], s | dict(error=str(e))
-        cells = (s['paper'], s['preset'], s['status'], f"{s.get('seconds', 0):.0f}", verdicts(rows) or s.get('error', ''), s['folder'])
+        told = verdicts(rows) or s.get('error', '')
+        cells = (s['paper'], s['preset'], s['status'], f"{s.get('seconds', 0):.0f}", told, s['folder'])
         table.add_row(*map(escape, cells))
     Console().print(table)
 
@@ -150,7 +155,8 @@ def _publish(paper:str, preset:Annotated[str, typer.Option(help='tiny, cpu, gpu,
     from papers_lib.lab.results import newest, paper_notebooks, publish
     from papers_lib.lab.scoreboard import update_readme
     if paper not in paper_notebooks(): _stop(f'unknown paper {paper!r}' + did_you_mean(paper, paper_notebooks()))
-    if preset not in (*PRESETS, 'bench'): _stop(f'unknown preset {preset!r}' + did_you_mean(preset, (*PRESETS, 'bench')))
+    if preset not in (*PRESETS, 'bench'):
+        _stop(f'unknown preset {preset!r}' + did_you_mean(preset, (*PRESETS, 'bench')))
     try: print(publish(newest(paper, preset)))
     except ValueError as e: _stop(e)
     update_readme()
@@ -176,7 +182,8 @@ def _data(
     from papers_lib.lab import data
     from papers_lib.store.cache import prune
     from papers_lib.store.files import CorruptFile
-    actions = dict(list=lambda: _list_data(as_json), get=lambda: print(data.get(name).root), build=lambda: _build_data(name),
+    actions = dict(list=lambda: _list_data(as_json), get=lambda: print(data.get(name).root),
+                   build=lambda: _build_data(name),
                    prune=lambda: print(f'{len(prune(days))} things removed from the cache'))
     if action not in actions: _stop(f'unknown action {action!r}: {", ".join(actions)}')
     try: actions[action]()
@@ -196,7 +203,8 @@ def _build_data(name):
     "Run the pipeline of a corpus, which is part of the repository."
     import subprocess
     from papers_lib.lab.results import repo_root
-    if not (repo_root() / 'data_prep').is_dir(): _stop('data_prep/ is not here: it is part of the repository, not of the package')
+    if not (repo_root() / 'data_prep').is_dir():
+        _stop('data_prep/ is not here: it is part of the repository, not of the package')
     raise typer.Exit(subprocess.run([sys.executable, '-m', 'data_prep', name], cwd=repo_root()).returncode)
 
 # %% ../../nbs/lab/14_cli.ipynb #331ef54a
@@ -222,7 +230,7 @@ def _kernel_lines()->list[tuple[str, str, str]]:
     found = linear.kernel_choices() if hasattr(linear, 'kernel_choices') else {}
     return [(f'kernel {what}', str(choice), '') for what, choice in found.items()]
 
-# %% ../../nbs/lab/14_cli.ipynb #c22b4034
+# %% ../../nbs/lab/14_cli.ipynb #25f6fdeb
 def machine_lines()->list[tuple[str, str, str]]:   # (what, found, advice; empty if all is well)
     "Look at everything that a run may need."
     import os, platform, torch
@@ -273,9 +281,9 @@ def _bench(
             print(f'{row.id:24} {row.ours:.3g} {interval}  bound {row.bound:.3g}  {row.verdict}', flush=True)
     except ValueError as e: _stop(e)
     except KeyboardInterrupt: _stop('interrupted; nothing is written', 130)
-    if not rows: _stop(f'{paper}: this machine can measure no such speed row' if only else f'{paper} has no speed row that this machine can measure')
+    if not rows: _stop(f'{paper}: this machine can measure no such speed row')
     folder = fresh_folder(repo_root() / 'runs' / paper / 'bench')
-    write_results(folder / 'results.json', rows, provenance('bench', [seed], started, claims='all' if only is None else only))
+    write_results(folder / 'results.json', rows, provenance('bench', [seed], started, claims=only or 'all'))
     atomic_write(folder / 'status.json', json.dumps(dict(paper=paper, preset='bench', status='finished')))
     print(folder)
 
@@ -290,7 +298,8 @@ def _unfit(name:str)->str:   # '' if it is a good name
     if name in (p.stem for p in Path(papers_lib.__file__).parent.iterdir()):
         return f'papers_lib.{name} is there already, as a room or a module'
     if name in sys.stdlib_module_names or hasattr(builtins, name): return 'Python itself has something of this name'
-    if importlib.util.find_spec(name): return f"an installed package is called {name}: its import would look like the paper's"
+    if importlib.util.find_spec(name):
+        return f"an installed package is called {name}: its import would look like the paper's"
     return ''
 
 # %% ../../nbs/lab/14_cli.ipynb #98354471

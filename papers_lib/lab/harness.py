@@ -22,8 +22,8 @@ from ..engine.score import score, shared_prefix, token_nll
 # %% ../../nbs/lab/13_harness.ipynb #70d9e7f1
 try: from lm_eval.api.model import LM
 except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(f"papers_lib.lab.harness needs the extra `eval` ({e.name} is missing): pip install -e '.[eval]'",
-                              name=e.name) from None
+    raise ModuleNotFoundError(f"papers_lib.lab.harness needs the extra `eval` ({e.name} is missing): "
+                              f"pip install -e '.[eval]'", name=e.name) from None
 
 # %% ../../nbs/lab/13_harness.ipynb #06bc5984
 def split_pair(
@@ -47,8 +47,10 @@ def keep_right(
 )->list[int]:           # at least one
     "Cut a prompt from the left until what follows it fits."
     room = ctx_len - n_after
-    if room < 1: raise ValueError(f'{n_after} tokens after the prompt leave no room for one in a context of ctx_len={ctx_len}')
-    if len(prompt) > room: warnings.warn(f'a prompt does not fit into ctx_len={ctx_len} and is cut from the left', stacklevel=2)
+    if room < 1:
+        raise ValueError(f'{n_after} tokens after the prompt leave no room for one in a context of ctx_len={ctx_len}')
+    if len(prompt) > room:
+        warnings.warn(f'a prompt does not fit into ctx_len={ctx_len} and is cut from the left', stacklevel=2)
     return prompt[-room:]
 
 # %% ../../nbs/lab/13_harness.ipynb #58b51cca
@@ -67,12 +69,13 @@ def by_prompt(
 # %% ../../nbs/lab/13_harness.ipynb #6697f3c2
 def loglik_pairs(
     llm, pairs:Sequence[tuple[str, str]],   # as in `by_prompt`
-)->list[tuple[float, bool]]:                # nats, whether greedy decoding writes the continuation; in the order of the pairs
+)->list[tuple[float, bool]]:                # of each pair: nats, whether greedy decoding writes the continuation
     "Score continuations, every prompt read once."
     out = [None] * len(pairs)
     for u, members in by_prompt(llm, pairs).items():
         ends = [t for t in dict.fromkeys(t for _, *ts in members for t in ts) if t]          # r and q, each once
-        known = {t: (sum(logp), hit) for t, (logp, hit) in zip(ends, score(llm.model, u, ends, greedy=True))} | {(): (0., True)}
+        scored = score(llm.model, u, ends, greedy=True)
+        known = {t: (sum(logp), hit) for t, (logp, hit) in zip(ends, scored)} | {(): (0., True)}
         for i, r, q in members: out[i] = (known[r][0] - known[q][0], known[r][1])            # (1)
     return out
 
@@ -101,8 +104,8 @@ def read_options(
     decoding = dict(max_tokens=int([*lengths, max_tokens][0]), temperature=0. if sampled is False else temperature,
                     top_k=int(o.pop('top_k', 0)), top_p=float(o.pop('top_p', 1.)))
     if o.pop('num_beams', 1) != 1 or o:
-        raise ValueError(f'generation_kwargs={options}: only until, {", ".join(_lengths)}, do_sample, temperature, top_k, top_p '
-                         f'are understood')
+        raise ValueError(f'generation_kwargs={options}: only until, {", ".join(_lengths)}, do_sample, temperature, '
+                         f'top_k, top_p are understood')
     return [s for s in ([until] if isinstance(until, str) else until) if s], decoding
 
 # %% ../../nbs/lab/13_harness.ipynb #a02be613
@@ -152,11 +155,12 @@ class HarnessLM(LM):
         super().__init__()
         lacks = [name for name in ('model', 'tokenizer', 'ends') if not hasattr(llm, name)]
         if lacks:
-            raise TypeError(f'HarnessLM: {type(llm).__name__} has no {", ".join(lacks)}; give a LocalLLM (a service cannot tell '
-                            f'log-probabilities)')
+            raise TypeError(f'HarnessLM: {type(llm).__name__} has no {", ".join(lacks)}; give a LocalLLM '
+                            f'(a service cannot tell log-probabilities)')
         self.llm, self.batch_size, self.max_tokens, self.seed = llm, batch_size, max_tokens, seed
 
-    def loglikelihood(self, requests:list)->list[tuple[float, bool]]: return loglik_pairs(self.llm, [r.args for r in requests])
+    def loglikelihood(self, requests:list)->list[tuple[float, bool]]:
+        return loglik_pairs(self.llm, [r.args for r in requests])
     def loglikelihood_rolling(self, requests:list)->list[float]: return [rolling(self.llm, r.args[0]) for r in requests]
     def generate_until(self, requests:list)->list[str]:
         return write_all(self.llm, [r.args for r in requests], self.batch_size, self.max_tokens, self.seed)
@@ -173,7 +177,8 @@ def task_config(
     records = Path(records).resolve()
     metric = lambda m: dict(metric=m, aggregation='mean', higher_is_better=True)
     data = dict(dataset_path='json',
-                dataset_kwargs=dict(data_files=dict(test=str(records)), cache_dir=str(records.parent / '.cache')),
+                dataset_kwargs=dict(data_files=dict(test=str(records)), cache_dir=str(records.parent / '.cache'),
+                                    download_mode='force_redownload'),   # else a file just rewritten is not read
                 test_split='test')
     form = dict(output_type='multiple_choice', doc_to_text='context', doc_to_choice='choices', doc_to_target='answer',
                 target_delimiter='')

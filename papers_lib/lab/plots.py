@@ -15,12 +15,12 @@ __all__ = ['COLOURS', 'shown', 'errors', 'loss_curves', 'attention_map', 'effect
 from ..engine.stats import Row, mean_t
 from .results import published
 
-# %% ../../nbs/lab/09_plots.ipynb #61c37237
+# %% ../../nbs/lab/09_plots.ipynb #86aca011
 def shown(
     rows:Sequence[Row],   # of this run
     pattern:str,          # regular expression that a whole id matches
     paper:str,            # whose published rows stand in
-)->tuple[list[Row], str]: # rows with a number, by the number at the end of their ids; the preset they are from, '' for this run
+)->tuple[list[Row], str]: # rows with a number, by the number that ends their ids; their preset, '' for this run
     "Find the rows of a figure: this run's, else those of the largest published preset that has any."
     last = lambda r: float(m[0]) if (m := re.search(r'\d+(\.\d+)?$', r.id)) and '.' in r.id else math.inf
     pick = lambda rows: sorted((r for r in rows if r.ours is not None and re.fullmatch(pattern, r.id)), key=last)

@@ -4,7 +4,8 @@
 
 # %% ../../nbs/lab/08_results.ipynb #d77f3747
 from __future__ import annotations
-import datetime, hashlib, html, importlib.metadata, importlib.util, json, os, platform, re, resource, subprocess, sys, time
+import datetime, hashlib, html, importlib.metadata, importlib.util, json, os, platform, re, resource
+import subprocess, sys, time
 from collections import Counter
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def results_dir()->Path:
     "The folder of published results."
     return repo_root() / 'results'
 
-# %% ../../nbs/lab/08_results.ipynb #76692584
+# %% ../../nbs/lab/08_results.ipynb #44d8aecb
 def paper_notebooks(
     root:Path|None=None,   # of a repository; None is this one
 )->dict[str, Path]:        # name -> path, in reading order
@@ -103,14 +104,14 @@ def cpu_name()->str:
     "Name the model of this CPU."
     return _cpu_info('model name') or platform.processor() or platform.machine()
 
-# %% ../../nbs/lab/08_results.ipynb #ef5b42b4
+# %% ../../nbs/lab/08_results.ipynb #60f37705
 def machine()->dict:
     "Describe this machine: CPU or GPU, what it multiplies with, cores, memory."
     import torch
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
     blas = re.search(r'BLAS_INFO=(\w+)', torch.__config__.show())
-    return dict(cpu=cpu_name(), instruction_sets=instruction_sets(), cores=os.cpu_count(), threads=torch.get_num_threads(),
-                blas=blas[1] if blas else '', memory_gib=round(memory, 1),
+    return dict(cpu=cpu_name(), instruction_sets=instruction_sets(), cores=os.cpu_count(),
+                threads=torch.get_num_threads(), blas=blas[1] if blas else '', memory_gib=round(memory, 1),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 # %% ../../nbs/lab/08_results.ipynb #985e7c22
@@ -118,7 +119,8 @@ def high_water()->int:   # bytes
     "Largest resident memory of this process since its program began."
     status = Path('/proc/self/status')      # getrusage's figure starts at the size of the process that started this one
     if status.exists():
-        return 1024 * int(next(line.split()[1] for line in status.read_text(encoding='utf-8').splitlines() if line.startswith('VmHWM')))
+        lines = status.read_text(encoding='utf-8').splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith('VmHWM')))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 def peak_run_memory()->int:   # MiB
@@ -127,7 +129,8 @@ def peak_run_memory()->int:   # MiB
     return round(max(high_water(), children) / 2**20)
 
 # %% ../../nbs/lab/08_results.ipynb #b3fcbd1e
-_libraries = ('torch', 'transformers', 'tokenizers', 'accelerate', 'numpy', 'scipy', 'regex', 'sentencepiece', 'safetensors')
+_libraries = ('torch', 'transformers', 'tokenizers', 'accelerate', 'numpy', 'scipy', 'regex', 'sentencepiece',
+              'safetensors')
 
 def provenance(
     preset:str,
@@ -140,9 +143,10 @@ def provenance(
 )->dict:                         # commit and dirty are 'unknown' where git cannot tell
     "Collect the circumstances of a run."
     changed = dirty()
-    return dict(commit=_git('rev-parse', '--short=12', 'HEAD') or 'unknown', dirty='unknown' if changed is None else changed,
-                notebook=notebook, preset=preset, seeds=list(seeds), claims=claims, overrides=overrides, machine=machine(),
-                python=platform.python_version(), versions={n: importlib.metadata.version(n) for n in _libraries},
+    return dict(commit=_git('rev-parse', '--short=12', 'HEAD') or 'unknown',
+                dirty='unknown' if changed is None else changed, notebook=notebook, preset=preset, seeds=list(seeds),
+                claims=claims, overrides=overrides, machine=machine(), python=platform.python_version(),
+                versions={n: importlib.metadata.version(n) for n in _libraries},
                 data=dict(data or {}), wall_seconds=round(time.time() - started, 1), peak_memory_mib=peak_run_memory(),
                 date=datetime.date.today().isoformat())
 
@@ -155,7 +159,8 @@ def write_results(
     "Judge the rows and write them."
     from papers_lib.engine.stats import verdict          # loads scipy, which a runner can do without
     ids = Counter(r.id for r in rows)
-    if twice := [i for i, n in ids.items() if n > 1]: raise ValueError(f'row(s) {", ".join(twice)} stand more than once')
+    if twice := [i for i, n in ids.items() if n > 1]:
+        raise ValueError(f'row(s) {", ".join(twice)} stand more than once')
     for r in rows: r.verdict = verdict(r)
     whole = dict(schema=1, provenance=provenance, rows=[r.to_dict() for r in rows])
     return atomic_write(path, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
@@ -188,7 +193,8 @@ def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
     except (ValueError, TypeError) as e: raise ValueError(f'{path.name}: {e}') from None
     for r, v in zip(rows, now):
         if v != r.verdict:
-            raise ValueError(f'{path.name}: row {r.id} says {r.verdict!r}, its numbers say {v!r}: the file was edited by hand')
+            raise ValueError(f'{path.name}: row {r.id} says {r.verdict!r}, its numbers say {v!r}: '
+                             f'the file was edited by hand')
     return rows, prov
 
 def read_those(
@@ -232,7 +238,8 @@ class Table:
         "One list a row, in the order of `head`: the statement, if there is one, stands before what was measured."
         measured = lambda r: f'{r.metric} ({r.unit})' if r.unit else r.metric
         what = lambda r: ': '.join(filter(None, [r.statement, measured(r)]))
-        return [[p['preset'], r.id, what(r), interval(r), number(r.paper_value), r.verdict + (f': {r.why}' if r.why else '')]
+        return [[p['preset'], r.id, what(r), interval(r), number(r.paper_value),
+                 r.verdict + (f': {r.why}' if r.why else '')]
                 for rows, p in self.files for r in rows]
 
     def __str__(self):
@@ -241,8 +248,8 @@ class Table:
 
     def _repr_html_(self):
         if not self.files: return '<p>nothing published yet</p>'
-        line = lambda kind, cells: ''.join(f'<{kind} style="text-align:left;vertical-align:top">{html.escape(c)}</{kind}>'
-                                           for c in cells)
+        style = 'text-align:left;vertical-align:top'
+        line = lambda kind, cells: ''.join(f'<{kind} style="{style}">{html.escape(c)}</{kind}>' for c in cells)
         body = ''.join(f'<tr>{line("td", cells)}</tr>' for cells in self.cells())
         return f'<table><thead><tr>{line("th", self.head)}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -269,7 +276,8 @@ def publish(
     "Copy a finished run's rows to results/."
     folder = Path(folder)
     status = read_json(folder / 'status.json')
-    if status['status'] != 'finished': raise ValueError(f"this run {status['status']}: only a finished one is published")
+    if status['status'] != 'finished':
+        raise ValueError(f"this run {status['status']}: only a finished one is published")
     _, prov = read_results(folder / 'results.json')
     if prov['overrides'] not in ('{}', ''):
         raise ValueError(f"this run was overridden ({prov['overrides']}): a published one uses the preset as it is")
@@ -277,15 +285,16 @@ def publish(
         raise ValueError(f"this run measured claims {prov['claims']!r} only: a published one measures all")
     state = {prov['dirty'], dirty()}
     if True in state:
-        raise ValueError('papers_lib, the notebooks or the settings differ from the last commit: commit, run again, publish')
+        raise ValueError('papers_lib, the notebooks or the settings differ from the last commit: '
+                         'commit, run again, publish')
     if state != {False} or prov['commit'] in ('', 'unknown'):
-        raise ValueError('the commit is unknown, because git is not installed or this folder is not the top of a repository: '
-                         'run and publish in a clone')
+        raise ValueError('the commit is unknown, because git is not installed or this folder is not the top of a '
+                         'repository: run and publish in a clone')
     _check_notebook(folder, status['paper'], prov)
     return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json",
                         (folder / 'results.json').read_text(encoding='utf-8'))
 
-# %% ../../nbs/lab/08_results.ipynb #23577a76
+# %% ../../nbs/lab/08_results.ipynb #10d860de
 def run_order(folder:Path)->tuple[int, ...]:
     "Give the numbers in the name of a run's folder, by which runs are ordered."
     return tuple(map(int, re.findall(r'\d+', folder.name)))

@@ -21,7 +21,7 @@ class BadRequest(ValueError):
 
 _set_by_options = {'preset': '--preset (preset= in Python)', 'out_dir': '--out (out= in Python)'}
 
-# %% ../../nbs/lab/07_runner.ipynb #ac81f124
+# %% ../../nbs/lab/07_runner.ipynb #005d53a9
 def _parameters_of(notebook:Path)->list[str]:
     "Name the parameters that a notebook takes."
     import papermill
@@ -30,7 +30,8 @@ def _parameters_of(notebook:Path)->list[str]:
         told = ' '.join(str(e).split())[:200]
         raise ValueError(f'{notebook.name} cannot be read as a notebook ({type(e).__name__}: {told})') from None
     if not known:
-        raise ValueError(f"{notebook.name}: no cell is tagged 'parameters', so no parameter would arrive; restore the tag")
+        raise ValueError(f"{notebook.name}: no cell is tagged 'parameters', so no parameter would arrive; "
+                         f"restore the tag")
     return known
 
 def _declared(name:str):   # a Paper; its name where its notebook was not exported yet
@@ -69,7 +70,7 @@ def check_request(
         if spec and (note := missing_data(spec)): print(f'{n}: {note}', file=sys.stderr)
     return {n: found[n] for n in chosen if n not in unfit}, unfit
 
-# %% ../../nbs/lab/07_runner.ipynb #e9c0d4e5
+# %% ../../nbs/lab/07_runner.ipynb #c859e43f
 def _kernel_of_this_python():
     "Make a kernel manager whose kernel is this interpreter, whatever kernels are installed under its name."
     from ipykernel.kernelspec import get_kernel_dict
@@ -137,7 +138,7 @@ def execute(
     atomic_write(out / 'status.json', json.dumps(status, indent=1))
     return status
 
-# %% ../../nbs/lab/07_runner.ipynb #1afb61ef
+# %% ../../nbs/lab/07_runner.ipynb #cd694b9c
 def _run_cells(paper, notebook, out, parameters, timeout, status)->dict:   # what became of it
     "Run a notebook's cells; whatever happens, say it."
     import papermill
@@ -145,7 +146,8 @@ def _run_cells(paper, notebook, out, parameters, timeout, status)->dict:   # wha
     watch = _Watch(out, status, timeout)
     _whole_files(out)
     try:
-        papermill.execute_notebook(str(notebook), str(out / f'{paper}.ipynb'), parameters=parameters | dict(out_dir=str(out)),
+        papermill.execute_notebook(str(notebook), str(out / f'{paper}.ipynb'),
+                                   parameters=parameters | dict(out_dir=str(out)),
                                    kernel_name='python3', kernel_manager_class=_kernel_of_this_python(),
                                    cwd=str(notebook.parent), progress_bar=False, start_timeout=60,
                                    execution_timeout=timeout + 1,              # the watch comes first
@@ -155,7 +157,8 @@ def _run_cells(paper, notebook, out, parameters, timeout, status)->dict:   # wha
         if not (out / 'results.json').exists():
             return dict(status='failed', error='the notebook ended without writing results.json')
         return dict(status='finished')
-    except papermill.PapermillExecutionError as e: return dict(status='failed', cell=e.cell_index, error=f'{e.ename}: {e.evalue}')
+    except papermill.PapermillExecutionError as e:
+        return dict(status='failed', cell=e.cell_index, error=f'{e.ename}: {e.evalue}')
     except CellTimeoutError: return {}                                         # the watch has said it
     except DeadKernelError: return dict(status='failed', error='the kernel died (killed, or out of memory)')
     except KeyboardInterrupt: return dict(status='interrupted', error='interrupted')
@@ -235,7 +238,7 @@ def run_notebooks(
         raise
     return done
 
-# %% ../../nbs/lab/07_runner.ipynb #3fcdefbb
+# %% ../../nbs/lab/07_runner.ipynb #4ac4b928
 def _launch(name, notebook, base, common)->tuple[subprocess.Popen, Path]:
     "Start the process of one notebook in a folder of its own."
     _close(base)
@@ -243,7 +246,8 @@ def _launch(name, notebook, base, common)->tuple[subprocess.Popen, Path]:
     job = common | dict(paper=name, notebook=str(notebook), out=str(folder), parent=os.getpid())
     body = 'import sys; from papers_lib.lab.runner import _worker; _worker(sys.argv[1])'
     with open(folder / 'run.log', 'w', encoding='utf-8') as log:
-        process = subprocess.Popen([sys.executable, '-c', body, json.dumps(job)], stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen([sys.executable, '-c', body, json.dumps(job)], stdout=log, stderr=log,
+                                   start_new_session=True)
     return process, folder
 
 def _close(base:Path)->None:
@@ -253,7 +257,8 @@ def _close(base:Path)->None:
         except ValueError: continue
         if status.get('status') != 'running' or not isinstance(status.get('pid'), int): continue
         try: os.kill(status['pid'], 0)
-        except ProcessLookupError: atomic_write(path, json.dumps(status | dict(status='interrupted', error='its process is gone')))
+        except ProcessLookupError:
+            atomic_write(path, json.dumps(status | dict(status='interrupted', error='its process is gone')))
         except OSError: pass
 
 def _stop_all(running:dict, preset:str)->None:
@@ -276,7 +281,8 @@ def _never_began(name, preset, why)->dict: return dict(paper=name, preset=preset
 
 def _say(report, status)->None:
     "Report one line; a terminal that was closed does not stop a run."
-    line = f"{status['paper']}: {status['status']}" + (f" after {status['seconds']:.0f} s" if 'seconds' in status else '')
+    line = f"{status['paper']}: {status['status']}"
+    if 'seconds' in status: line += f" after {status['seconds']:.0f} s"
     if 'error' in status: line += (f" in cell {status['cell']}" if 'cell' in status else '') + f": {status['error']}"
     try: report(line)
     except OSError: pass
@@ -286,8 +292,8 @@ def _outcome(preset, name, folder)->dict:
     try: status = read_json(folder / 'status.json')
     except ValueError: status = dict(paper=name, preset=preset, status='running')
     if status['status'] == 'running':
-        tail = (folder / 'run.log').read_text(encoding='utf-8', errors='replace').strip().splitlines()[-1:] or ['no message']
-        status |= dict(status='failed', error=f'its process ended early: {tail[0]}')
+        log = (folder / 'run.log').read_text(encoding='utf-8', errors='replace').strip().splitlines()
+        status |= dict(status='failed', error=f'its process ended early: {log[-1] if log else "no message"}')
         try: atomic_write(folder / 'status.json', json.dumps(status))
         except OSError as e: status['error'] += f'; {e}'                     # a full disk: the report is all there is
     return status | dict(folder=str(folder))

@@ -83,7 +83,8 @@ def readme_table()->str:
     claims = [(paper, p['preset'], r)
               for paper, rows, p in files for r in rows if r.kind == 'claim' and r.verdict != 'not attempted']
     if claims:
-        out += ['', '| claim | what the paper says | preset | effect [95 %] | verdict |', '| --- | --- | --- | --- | --- |']
+        out += ['', '| claim | what the paper says | preset | effect [95 %] | verdict |',
+                '| --- | --- | --- | --- | --- |']
         out += [f'| {paper} {r.id} | {r.statement} | {preset} | {interval(r)} {r.unit} | **{r.verdict}** |'
                 for paper, preset, r in claims]
     return '\n'.join(out)
@@ -96,7 +97,8 @@ def update_readme(
     path, begin, end = Path(path or repo_root() / 'README.md'), '<!-- papers:begin -->', '<!-- papers:end -->'
     text = path.read_text(encoding='utf-8')
     if begin not in text or end not in text: raise ValueError(f'{path.name}: the markers {begin} and {end} are missing')
-    return atomic_write(path, text[:text.index(begin) + len(begin)] + '\n' + readme_table() + '\n' + text[text.index(end):])
+    before, after = text[:text.index(begin) + len(begin)], text[text.index(end):]
+    return atomic_write(path, f'{before}\n{readme_table()}\n{after}')
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #bd0a34dd
 def _picture(row:Row)->list[str]|None:   # where the interval begins, the effect, where it ends; the margin is at 60
@@ -117,8 +119,8 @@ def _number_cell(row:Row, prov:dict, links:list)->dict:
     "One number with its interval, a small picture of it, and where it comes from."
     cpu = (prov.get('machine') or {}).get('cpu', '')
     return dict(value='' if row.ours is None else row.ours, slug=row.verdict.replace(' ', '-'), interval=interval(row),
-                picture=_picture(row), unit=row.unit, verdict=row.verdict, why=row.why, facts=_facts(row, prov), links=links,
-                other_cpu=cpu if row.kind == 'speed' and cpu != cpu_name() else '')
+                picture=_picture(row), unit=row.unit, verdict=row.verdict, why=row.why, facts=_facts(row, prov),
+                links=links, other_cpu=cpu if row.kind == 'speed' and cpu != cpu_name() else '')
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #7085bc2f
 def _links(files, page:Path)->list[tuple[str, str]]:   # what, address from the page
@@ -133,7 +135,8 @@ def _page_row(paper:str, id:str, preset:str, pub, loc, page:Path)->dict:
     # of a published run the repository has the notebook, and its page where the site was built
     source = paper_notebooks().get(paper)
     read = _links([('page', repo_root() / f'_site/{source.stem}.html'), ('notebook', source)], page) if source else []
-    return dict(paper=paper, id=id, preset=preset, kind=row.kind, verdicts='|'.join({x[0].verdict for x in (pub, loc) if x}),
+    verdicts = '|'.join({x[0].verdict for x in (pub, loc) if x})
+    return dict(paper=paper, id=id, preset=preset, kind=row.kind, verdicts=verdicts,
                 title=row.statement or row.metric, measured=row.metric if row.statement else '',
                 how=' · '.join(filter(None, (row.dataset, row.protocol))),
                 paper_value='' if row.paper_value is None else row.paper_value, paper_number=number(row.paper_value),
@@ -161,7 +164,8 @@ def rows_found(
             for (paper, id, preset), (pub, loc) in sorted(side_by_side(runs).items())]
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #579e41ae
-_heads = ('paper', 'row', 'preset', 'what is held against the paper', "paper's value", 'published', 'verdict', 'this machine',
+_heads = ('paper', 'row', 'preset', 'what is held against the paper', "paper's value", 'published', 'verdict',
+          'this machine',
           'verdict')
 _order = {kind: i for i, kind in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
 

@@ -14,7 +14,10 @@ __all__ = ['WandbTracker']
 class WandbTracker:
     "Log to Weights & Biases; the folder holds everything, nothing is printed."
     def __init__(self,
-        project:str, group:str, job_type:str, config:dict,
+        project:str,         # W&B project
+        group:str,           # the run of the notebook
+        job_type:str,        # the arm
+        config:dict,         # flat
         mode:str,            # 'offline', 'online' or 'disabled'
         folder:str|Path,     # its wandb/ is written to
     ):
@@ -23,12 +26,15 @@ class WandbTracker:
         os.environ['WANDB_SILENT'] = 'true'
         import wandb
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._wandb, self.run = wandb, wandb.init(project=project, group=group, job_type=job_type, name=f'{group}-{job_type}',
-                                                  config=config, mode=mode, dir=str(folder), reinit='create_new',
-                                                  settings=wandb.Settings(x_disable_stats=mode == 'disabled'))
+        self._wandb = wandb
+        self.run = wandb.init(project=project, group=group, job_type=job_type, name=f'{group}-{job_type}',
+                              config=config, mode=mode, dir=str(folder), reinit='create_new',
+                              settings=wandb.Settings(x_disable_stats=mode == 'disabled'))
         atexit.register(self.finish, False)      # before W&B's own hook, which would call it finished
 
-    def log(self, metrics, step): self.run.log(metrics, step=step)
-    def summary(self, values): self.run.summary.update(values)
-    def figure(self, name, fig): self.run.log({name: self._wandb.Image(fig)})
-    def finish(self, ok=True): atexit.unregister(self.finish); self.run.finish(exit_code=0 if ok else 1)
+    def log(self, metrics:dict, step:int): self.run.log(metrics, step=step)
+    def summary(self, values:dict): self.run.summary.update(values)
+    def figure(self, name:str, fig): self.run.log({name: self._wandb.Image(fig)})
+    def finish(self, ok:bool=True):
+        atexit.unregister(self.finish)
+        self.run.finish(exit_code=0 if ok else 1)
