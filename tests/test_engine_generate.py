@@ -25,7 +25,8 @@ def theirs(model): return as_transformers(model)
 def reference(theirs, prompt, n, **kw):
     ids = torch.tensor([prompt])
     with torch.no_grad():
-        out = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, pad_token_id=0, **kw)
+        real = torch.ones_like(ids)
+        out = theirs.generate(ids, attention_mask=real, max_new_tokens=n, do_sample=False, pad_token_id=0, **kw)
     return out[:, len(prompt):].tolist()
 
 
@@ -50,9 +51,10 @@ def beams_of_transformers(theirs, prompts, n_beam, n_return, max_tokens, eot, **
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    out = theirs.generate(ids, attention_mask=real, max_new_tokens=max_tokens, num_beams=n_beam, num_return_sequences=n_return,
-                          do_sample=False, eos_token_id=eot, pad_token_id=0 if eot is None else eot,
-                          return_dict_in_generate=True, output_scores=True, **options)
+    out = theirs.generate(ids, attention_mask=real, max_new_tokens=max_tokens, num_beams=n_beam,
+                          num_return_sequences=n_return, do_sample=False, eos_token_id=eot,
+                          pad_token_id=0 if eot is None else eot, return_dict_in_generate=True, output_scores=True,
+                          **options)
     texts = [t[:t.index(eot)] if eot in t else t for t in out.sequences[:, width:].tolist()]
     found = list(zip(texts, out.sequences_scores.tolist()))
     return [found[i:i + n_return] for i in range(0, len(found), n_return)]
@@ -108,13 +110,16 @@ def test_allowed_lists_are_those_of_transformers(seed, alpha, early_stopping):
     model, trie, eot, n_beam = tiny(seed), Trie(ITEMS), 13, 20
     assert any(a != b and a == b[:len(a)] for a in ITEMS for b in ITEMS), 'one item begins another'
     width = max(map(len, PROMPTS))
-    allow = lambda row, ids: trie.next(ids[width:].tolist(), eot) or [eot]       # theirs goes on behind an end, with rank -inf
+    allow = lambda row, ids: trie.next(ids[width:].tolist(), eot) or [eot]  # theirs goes on behind an end
     options = dict(length_penalty=alpha, early_stopping=early_stopping)
     ours = beam_search(model, PROMPTS, n_beam, n_beam, 5, eot=eot, allowed=trie, **options)
-    theirs = beams_of_transformers(as_transformers(model), PROMPTS, n_beam, n_beam, 5, eot, prefix_allowed_tokens_fn=allow,
-                                   **options)
+    options['prefix_allowed_tokens_fn'] = allow
+    theirs = beams_of_transformers(as_transformers(model), PROMPTS, n_beam, n_beam, 5, eot, **options)
+    del options['prefix_allowed_tokens_fn']
     same_lists(ours, theirs, alpha, 5, eot)
-    for row in ours: assert len(row) == n_beam == len({tuple(t) for t, _ in row}) and {tuple(t) for t, _ in row} <= set(ITEMS)
+    for row in ours:
+        texts = {tuple(t) for t, _ in row}
+        assert len(row) == n_beam == len(texts) and texts <= set(ITEMS)
 
 
 def test_a_wide_beam_ranks_every_item_by_its_probability(model):
@@ -146,7 +151,8 @@ def test_beam_of_one_is_greedy_and_stops_at_eot(model):
     greedy = generate(model, [[3, 1, 4]], 20)[0]
     eot = greedy[6]
     assert beam_search(model, [[3, 1, 4]], 1, 1, 20, eot=None)[0][0][0] == greedy
-    assert beam_search(model, [[3, 1, 4]], 1, 1, 20, eot=eot, early_stopping=True)[0][0][0] == greedy[:greedy.index(eot)]
+    found = beam_search(model, [[3, 1, 4]], 1, 1, 20, eot=eot, early_stopping=True)[0]
+    assert found[0][0] == greedy[:greedy.index(eot)]
 
 
 def test_beam_rows_do_not_depend_on_the_batch(model):
@@ -172,11 +178,15 @@ def test_beam_log_probability_is_that_of_the_text(model):
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 @pytest.mark.parametrize('call', [
-    lambda m: generate(m, PROMPTS, 5), lambda m: generate(m, PROMPTS, 5, temperature=1.), lambda m: list(stream(m, [1], 5)),
-    lambda m: beam_search(m, PROMPTS, 3, 3, 5, eot=7), lambda m: beam_search(m, PROMPTS, 3, 3, 5, eot=13, allowed=Trie(ITEMS)),
+    lambda m: generate(m, PROMPTS, 5),
+    lambda m: generate(m, PROMPTS, 5, temperature=1.),
+    lambda m: list(stream(m, [1], 5)),
+    lambda m: beam_search(m, PROMPTS, 3, 3, 5, eot=7),
+    lambda m: beam_search(m, PROMPTS, 3, 3, 5, eot=13, allowed=Trie(ITEMS)),
 ], ids=['greedy', 'sampled', 'stream', 'beams', 'trie'])
 def test_a_logit_that_is_no_number_is_an_error(call, value):
-    with pytest.raises(FloatingPointError, match='row 0: after 0 new tokens .* logits are not finite'): call(broken(tiny(), value))
+    with pytest.raises(FloatingPointError, match='row 0: after 0 new tokens .* logits are not finite'):
+        call(broken(tiny(), value))
 
 
 def test_the_row_that_broke_is_named():
@@ -186,7 +196,8 @@ def test_the_row_that_broke_is_named():
     model.head = lambda h: head(h).nan_to_num(0.)                      # ... so that only a row that reads it shows it
     assert generate(model, PROMPTS, 3)
     model.head = lambda h: head(h)[..., :60]
-    with pytest.raises(FloatingPointError, match='row 2: after 0 new tokens'): generate(model, [[1], [2], [60, 3], [4]], 3)
+    with pytest.raises(FloatingPointError, match='row 2: after 0 new tokens'):
+        generate(model, [[1], [2], [60, 3], [4]], 3)
     with pytest.raises(FloatingPointError, match='row 2: after 0 new tokens'):
         beam_search(model, [[1], [2], [60, 3], [4]], 3, 3, 3, eot=7)
 
@@ -244,13 +255,15 @@ def test_draw_never_picks_an_impossible_token():
 
 @pytest.mark.parametrize('top_p,kept', [(.5, [1]), (.51, [1, 3]), (.8, [1, 3]), (.81, [0, 1, 3]), (1., [0, 1, 2, 3])])
 def test_nucleus(top_p, kept):
-    p = next_probs(torch.tensor([[.14, .5, .06, .3]], dtype=torch.float64).log(), top_p=top_p - (1e-6 if top_p in (.5, .8) else 0))
+    logits = torch.tensor([[.14, .5, .06, .3]], dtype=torch.float64).log()
+    p = next_probs(logits, top_p=top_p - (1e-6 if top_p in (.5, .8) else 0))
     assert (p > 0).nonzero()[:, 1].tolist() == kept and p.sum() == pytest.approx(1)
 
 
 def test_top_k_then_top_p():
     logits = torch.tensor([[.4, .3, .2, .1]]).log()
-    torch.testing.assert_close(next_probs(logits, top_k=2, top_p=.5), torch.tensor([[1., 0, 0, 0]]))        # 4/7 alone reaches 0.5
+    first = torch.tensor([[1., 0, 0, 0]])                                # 4/7 alone reaches 0.5
+    torch.testing.assert_close(next_probs(logits, top_k=2, top_p=.5), first)
     torch.testing.assert_close(next_probs(logits, top_k=99), next_probs(logits))
 
 
@@ -263,7 +276,8 @@ def test_stop_tokens_end_rows_one_by_one(model):
 
 
 def test_stream_is_generate_and_lazy(model):
-    assert list(stream(model, [3, 1], 12, temperature=1., seed=4)) == generate(model, [[3, 1]], 12, temperature=1., seed=4)[0]
+    how = dict(temperature=1., seed=4)
+    assert list(stream(model, [3, 1], 12, **how)) == generate(model, [[3, 1]], 12, **how)[0]
     calls = []
     hook = model.norm_f.register_forward_hook(lambda *_: calls.append(1))
     next(stream(model, [3, 1], 12))
@@ -302,7 +316,7 @@ def test_mode_is_restored_and_dropout_is_off(model):
     (lambda m: beam_search(m, [[1]], 2, 2, 5, eot=None, allowed=Trie(ITEMS)), 'allowed needs an end token'),
     (lambda m: beam_search(m, [[1]], 2, 2, 5, eot=3, allowed=Trie(ITEMS)), 'eot=3'),
     (lambda m: beam_search(m, [[1]], 2, 2, 5, eot=13, allowed=Trie([[61]])), 'token 61, the model has 61'),
-    (lambda m: beam_search(m, dict(ids=torch.ones(2, 3), pad=torch.ones(1, 3)), 2, 2, 5, eot=7), 'the same number of rows'),
+    (lambda m: beam_search(m, dict(ids=torch.ones(2, 3), pad=torch.ones(1, 3)), 2, 2, 5, eot=7), 'same number of rows'),
     (lambda m: Trie([]), 'no sequence is given'),
     (lambda m: Trie([[1], []]), 'a sequence is empty'),
     (lambda m: Trie([[1], [2, -1]]), 'token -1'),
@@ -321,5 +335,5 @@ def test_a_compiled_text_outgrows_the_first_cache_without_compiling_again():
     torch.manual_seed(0); model = GPT2(GPT2Config(n_layer=1, d_model=32, n_head=2, ctx_len=256, n_vocab=50)).eval()
     first = generate(model, [[3, 1, 4]], 8, compiled=True)
     before = counters['stats']['unique_graphs']
-    assert generate(model, [[3, 1, 4]], 200, compiled=True)[0][:8] == first[0]       # a prompt's cache has room for some 64 more
+    assert generate(model, [[3, 1, 4]], 200, compiled=True)[0][:8] == first[0]  # a prompt's cache has room for 64 more
     assert counters['stats']['unique_graphs'] == before

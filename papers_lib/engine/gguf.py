@@ -19,7 +19,8 @@ from ..text.tokenizers import FastBPE
 from .checkpoint import read_config, refuse_non_finite
 
 # %% ../../nbs/engine/02_gguf.ipynb #ccb9edc1
-_numbers = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}   # kind -> struct's code
+# kind of a number -> struct's code
+_numbers = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}
 _float, _string, _list = 6, 8, 9
 
 class _Cursor:
@@ -28,11 +29,13 @@ class _Cursor:
         self.path, self.at = path, 0
         self.data = np.memmap(path, np.uint8, 'r') if path.stat().st_size else np.zeros(0, np.uint8)
 
-    def fail(self, what:str): raise CorruptFile(f'{self.path}: byte {self.at:,}: {what}: no GGUF file, or a damaged one')
+    def fail(self, what:str):
+        raise CorruptFile(f'{self.path}: byte {self.at:,}: {what}: no GGUF file, or a damaged one')
 
     def take(self, n:int)->memoryview:
         "Give the next n bytes."
-        if n > len(self.data) - self.at: self.fail(f'{n:,} bytes are announced and {len(self.data) - self.at:,} are left')
+        left = len(self.data) - self.at
+        if n > left: self.fail(f'{n:,} bytes are announced and {left:,} are left')
         self.at += n
         return memoryview(self.data)[self.at - n:self.at]
 
@@ -57,7 +60,7 @@ class _Cursor:
 
 # %% ../../nbs/engine/02_gguf.ipynb #4bb78e45
 def _table(c:_Cursor, n:int)->dict:
-    "Read the table of tensors: name -> shape, type, first byte and number of bytes, counted from where the tensors begin."
+    "Read the table of tensors: name -> shape in bytes, type, where it begins after the table, number of bytes."
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     table = {}
     for _ in range(n):
@@ -96,18 +99,21 @@ def read_gguf(
     begin, free, tensors = -(-c.at // align) * align, 0, {}
     for name, (shape, kind, start, n_bytes) in sorted(table.items(), key=lambda x: x[1][2]):
         if start < free or begin + start + n_bytes > len(c.data):
-            c.fail(f'tensor {name!r} of {n_bytes:,} bytes at {start:,} overlaps another, or the end: the file is truncated or damaged')
+            c.fail(f'truncated: tensor {name!r} of {n_bytes:,} bytes at {start:,} overlaps another, or the end')
         free = start + n_bytes
     for name, (shape, kind, start, n_bytes) in table.items():
         raw = np.array(c.data[begin + start:begin + start + n_bytes]).reshape(shape)
         try:
-            with np.errstate(all='ignore'): tensors[name] = torch.from_numpy(np.array(dequantize(raw, kind), dtype=np.float32))
-        except NotImplementedError: raise ValueError(f'{path}: {name} has type {kind.name}, which cannot be read') from None
+            with np.errstate(all='ignore'): value = np.array(dequantize(raw, kind), dtype=np.float32)
+        except NotImplementedError:
+            raise ValueError(f'{path}: {name} has type {kind.name}, which cannot be read') from None
+        tensors[name] = torch.from_numpy(value)
     refuse_non_finite(tensors, path)
     return meta, tensors
 
 # %% ../../nbs/engine/02_gguf.ipynb #ad0e41f1
-_harmless = ('tokenizer.ggml.*_token_id', 'tokenizer.chat_template*', 'tokenizer.huggingface.json', 'tokenizer.ggml.scores')
+_harmless = ('tokenizer.ggml.*_token_id', 'tokenizer.chat_template*', 'tokenizer.huggingface.json',
+             'tokenizer.ggml.scores')
 
 def gguf_tokenizer(
     meta:dict,      # of a GGUF file
@@ -115,7 +121,8 @@ def gguf_tokenizer(
     "Read the tokenizer of a GGUF file."
     kind, pre = meta.get('tokenizer.ggml.model'), meta.get('tokenizer.ggml.pre', 'default')
     if kind != 'gpt2' or pre not in ('gpt-2', 'smollm'):
-        raise ValueError(f'tokenizer.ggml.model={kind!r}, pre={pre!r}: byte-level BPE of GPT-2 or SmolLM is read here')
+        raise ValueError(f'tokenizer.ggml.model={kind!r}, tokenizer.ggml.pre={pre!r}: the byte-level BPE of GPT-2 '
+                         f'or SmolLM is what is read here')
     name = lambda key: f'tokenizer.ggml.{key}'
     got = read_config(
         {k: v for k, v in meta.items() if k.startswith('tokenizer.')},
@@ -123,10 +130,11 @@ def gguf_tokenizer(
         fixed={name('add_bos_token'): False, name('add_eos_token'): False, name('add_space_prefix'): False},
         ignored=(name('model'), name('pre'), *_harmless), name='the GGUF file')
     tokens, types, merges = got['tokens'], got['types'], got['merges']
-    if len({*map(str, tokens)}) < len(tokens) or len(types) != len(tokens) or not all(isinstance(t, str) for t in tokens + merges):
-        raise ValueError(f'{name("tokens")}: {len(tokens)} tokens of {len(types)} kinds; each must be a string, and stand there once')
+    strings = all(isinstance(t, str) for t in tokens + merges)
+    if not strings or len({*tokens}) < len(tokens) or len(types) != len(tokens):
+        raise ValueError(f'{name("tokens")}: {len(tokens)} tokens of {len(types)} kinds; each is a string, there once')
     odd = [t for t, k in zip(tokens, types) if k not in (1, 3, 5)]                                       # 5: not used
-    if odd: raise ValueError(f'{name("token_type")}: {odd[0]!r} and {len(odd) - 1} more are neither text nor control tokens')
+    if odd: raise ValueError(f'{name("token_type")}: {odd[0]!r} and {len(odd) - 1} more are neither text nor control')
     special = {t: i for i, (t, k) in enumerate(zip(tokens, types)) if k == 3}
     pairs = [tuple(m.split(' ')) for m in merges]
     known = {*tokens}
@@ -148,6 +156,6 @@ def gguf_template(
         tokens, types = (meta.get(f'tokenizer.ggml.{k}') or [] for k in ('tokens', 'token_type'))
         i = meta.get(f'tokenizer.ggml.{name}_id')
         if not isinstance(i, int) or not 0 <= i < len(tokens) or i >= len(types) or types[i] != 3:
-            raise ValueError(f'tokenizer.chat_template writes {name}, and tokenizer.ggml.{name}_id={i!r} is no control token')
+            raise ValueError(f'the chat template writes {name}, and tokenizer.ggml.{name}_id={i!r} is no control token')
         head += f'{{% set {name} = {json.dumps(tokens[i])} %}}\n'      # the line end is the block's: trim_blocks
     return head + template

@@ -4,11 +4,11 @@
 
 # %% ../../nbs/engine/05_train.ipynb #a87b05dc
 from __future__ import annotations
-import contextlib, hashlib, json, math, os, resource, sys, time
+import contextlib, json, math, os, resource, sys, time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-import numpy as np, torch
+import torch
 from filelock import Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,11 +16,11 @@ from jaxtyping import Float, Int
 
 # %% auto #0
 __all__ = ['IGNORE', 'PEAK', 'TrainConfig', 'warmup_cosine', 'rate', 'n_targets', 'lm_loss', 'param_groups', 'peak_flops',
-           'flops_per_token', 'Objective', 'Diverged', 'FitResult', 'data_hash', 'fit', 'most_memory', 'Progress']
+           'flops_per_token', 'Objective', 'Diverged', 'FitResult', 'fit', 'most_memory', 'Progress']
 
 # %% ../../nbs/engine/05_train.ipynb #d64e0b59
 from ..store.files import locked
-from .checkpoint import latest, load_state, save_state
+from .checkpoint import latest, load_state, read_json, save_state
 from .tracking import NoTracker
 
 # %% ../../nbs/engine/05_train.ipynb #af18a8f3
@@ -48,8 +48,9 @@ class TrainConfig:
 
     def __post_init__(self):
         rules = dict(
-            n_step=self.n_step >= 1, batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf, n_warmup=self.n_warmup >= 0,
-            log_every=self.log_every >= 1, eval_every=self.eval_every >= 0, save_every=self.save_every >= 0,
+            n_step=self.n_step >= 1, batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf,
+            n_warmup=self.n_warmup >= 0, log_every=self.log_every >= 1, eval_every=self.eval_every >= 0,
+            save_every=self.save_every >= 0,
             min_frac=0 <= self.min_frac <= 1, beta1=0 <= self.beta1 < 1, beta2=0 <= self.beta2 < 1, eps=self.eps > 0,
             clip=self.clip > 0, weight_decay=self.weight_decay >= 0, dtype=self.dtype in ('float32', 'bfloat16'),
             schedule=self.schedule in ('cosine', 'linear', 'constant'),
@@ -91,7 +92,8 @@ def lm_loss(
 )->Float[Tensor, '']:             # sum over the targets, nats
     "Next-token loss."
     logits = model.head(model.hidden(batch['ids']))                            # (b, t, v)
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch['targets'].flatten(), reduction='sum', ignore_index=IGNORE)
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch['targets'].flatten(), reduction='sum',
+                           ignore_index=IGNORE)
 
 # %% ../../nbs/engine/05_train.ipynb #4e1522d7
 def param_groups(model:nn.Module, weight_decay:float)->list[dict]:
@@ -116,7 +118,7 @@ def flops_per_token(
     ctx_len:int,        # tokens a sequence
 )->float:               # FLOP
     "FLOPs of training on one token, attention included; learned position tables only look up."
-    looked_up = {'positions', 'pos_emb'}
+    looked_up = {'positions'}
     n = sum(p.numel() for k, p in model.named_parameters() if not looked_up & {*k.split('.')})
     return 6 * n + 12 * model.cfg.n_layer * model.cfg.d_model * ctx_len
 
@@ -165,34 +167,23 @@ def _accelerator(device):
                               gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
     known = DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP
     if accelerator.distributed_type not in known:
-        raise ValueError(f'{accelerator.distributed_type}: a run is one process, DDP or FSDP; other engines have arithmetic '
-                         f'of their own')
-    if device == 'cuda' and accelerator.device.type != 'cuda': raise ValueError("device='cuda': no GPU is to be used here")
+        raise ValueError(f'{accelerator.distributed_type}: a run is one process, DDP or FSDP; other engines have an '
+                         f'arithmetic of their own')
+    if device == 'cuda' and accelerator.device.type != 'cuda': raise ValueError("device='cuda': there is no GPU to use")
     return accelerator
 
 # %% ../../nbs/engine/05_train.ipynb #b7893d5f
-def data_hash(
-    batches,            # has `tokens`, which may have a `hash` of its own
-)->str|None:            # None if there are no tokens to see
-    "Name the text that batches are cut from."
-    tokens = getattr(batches, 'tokens', None)
-    if tokens is None: return None
-    if isinstance(known := getattr(tokens, 'hash', None), str): return known
-    h = hashlib.sha256()
-    for i in range(0, len(tokens), 2**20): h.update(np.asarray(tokens[i:i + 2**20]).astype(np.int64).tobytes())
-    return h.hexdigest()
-
 def _identity(model, batches, cfg, loss_fn):
     "Say which run this is, as JSON holds it; how long it lasts is left open."
     sizes, parts = (asdict(x) if (x := getattr(model, k, None)) is not None else {} for k in ('cfg', 'parts'))
-    data = dict(hash=data_hash(batches), **{k: getattr(batches, k) for k in ('ctx_len', 'shuffle') if hasattr(batches, k)})
+    data = {k: getattr(batches, k, None) for k in ('hash', 'ctx_len', 'shuffle')}
     return json.loads(json.dumps(dict(
         train=asdict(cfg) | dict(n_step=None), model=dict(type=type(model).__name__, **sizes), parts=parts, data=data,
         loss=dict(name=getattr(loss_fn, '__qualname__', type(loss_fn).__name__))), default=str))
 
 def _same(path, saved, mine):
     "Refuse to go on as another run."
-    was = {k: saved.get(k) or {} for k in mine}
+    was = {k: (saved or {}).get(k) or {} for k in mine}
     wrong = [f'{part}.{k} was {was[part].get(k)!r}, now {v!r}'
              for part, values in mine.items() for k, v in values.items() if was[part].get(k) != v]
     if wrong: raise ValueError(f'{path} was made with other settings: ' + ', '.join(wrong))
@@ -235,13 +226,14 @@ def fit(
 
     with _alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
         if folder and (found := latest(folder)):
+            _same(found, read_json(found / 'train_state.json', max_bytes=2**28).get('identity'), identity)
             plain = load_state(found, model, opt.optimizer, verify=False)       # `latest` has verified it
-            _same(found, plain['identity'], identity)
             batches.load_state(plain['cursor'])
             total, since = plain['total'], plain['since']
-            out = FitResult(**plain['result'] | {k: [tuple(x) for x in plain['result'][k]] for k in ('losses', 'evals')})
+            out = FitResult(**plain['result'])
+            out.losses, out.evals = [tuple(x) for x in out.losses], [tuple(x) for x in out.evals]
             if out.step > cfg.n_step:
-                raise ValueError(f'{found}: {out.step} optimizer steps are done, and n_step={cfg.n_step} asks for fewer')
+                raise ValueError(f'{found}: n_step={cfg.n_step}, and {out.step} optimizer steps are done already')
         bar = Progress(cfg.n_step)
         model.train()
         try:
@@ -281,7 +273,8 @@ def fit(
                 out.peak_memory = max(out.peak_memory, most_memory(accelerator.device))
                 if evaluate and (last or cfg.eval_every and out.step % cfg.eval_every == 0): check()
                 if last or cfg.save_every and out.step % cfg.save_every == 0: save()
-            if evaluate and (not out.evals or out.evals[-1][0] < out.step): check()     # resumed where a longer run had saved
+            # a longer run had saved here, and stopped
+            if evaluate and (not out.evals or out.evals[-1][0] < out.step): check()
         finally: bar.close()
     tracker.summary(out.summary())
     return out

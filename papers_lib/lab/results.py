@@ -15,14 +15,16 @@ __all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'noteboo
            'published', 'publish', 'run_order', 'fresh_folder', 'finished_runs', 'newest']
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
-from ..engine.stats import Row, verdict
 from ..store.files import atomic_write
 
 # %% ../../nbs/lab/08_results.ipynb #6d46ae26
+def _installed()->Path:
+    "The folder that holds the package: the repository, where it was installed with `pip install -e`."
+    return Path(importlib.util.find_spec('papers_lib').origin).resolve().parents[1]
+
 def repo_root()->Path:
     "The folder with settings.ini and nbs/: here or above, else where this package was installed from."
-    installed = Path(importlib.util.find_spec('papers_lib').origin).resolve().parents[1]
-    for p in (Path.cwd(), *Path.cwd().parents, installed):
+    for p in (Path.cwd(), *Path.cwd().parents, _installed()):
         if (p / 'settings.ini').exists() and (p / 'nbs').is_dir(): return p
     raise FileNotFoundError('this needs the repository, and no folder here or above has its settings.ini and nbs/: '
                             'clone it with git, go there and run `make setup`')
@@ -31,7 +33,7 @@ def results_dir()->Path:
     "The folder of published results."
     return repo_root() / 'results'
 
-# %% ../../nbs/lab/08_results.ipynb #e7e6fe7d
+# %% ../../nbs/lab/08_results.ipynb #76692584
 def paper_notebooks(
     root:Path|None=None,   # of a repository; None is this one
 )->dict[str, Path]:        # name -> path, in reading order
@@ -101,7 +103,7 @@ def cpu_name()->str:
     "Name the model of this CPU."
     return _cpu_info('model name') or platform.processor() or platform.machine()
 
-# %% ../../nbs/lab/08_results.ipynb #8dba9983
+# %% ../../nbs/lab/08_results.ipynb #ef5b42b4
 def machine()->dict:
     "Describe this machine: CPU or GPU, what it multiplies with, cores, memory."
     import torch
@@ -151,6 +153,7 @@ def write_results(
     provenance:dict,   # of the run
 )->Path:
     "Judge the rows and write them."
+    from papers_lib.engine.stats import verdict          # loads scipy, which a runner can do without
     ids = Counter(r.id for r in rows)
     if twice := [i for i, n in ids.items() if n > 1]: raise ValueError(f'row(s) {", ".join(twice)} stand more than once')
     for r in rows: r.verdict = verdict(r)
@@ -169,6 +172,7 @@ def read_json(path:str|Path)->dict:
 
 def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
     "Read a results file; what does not agree with itself is refused."
+    from papers_lib.engine.stats import Row, verdict
     path = Path(path)
     d = read_json(path)
     if d.get('schema') != 1 or set(d) != {'schema', 'provenance', 'rows'}:
@@ -281,7 +285,7 @@ def publish(
     return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json",
                         (folder / 'results.json').read_text(encoding='utf-8'))
 
-# %% ../../nbs/lab/08_results.ipynb #bf839ae6
+# %% ../../nbs/lab/08_results.ipynb #23577a76
 def run_order(folder:Path)->tuple[int, ...]:
     "Give the numbers in the name of a run's folder, by which runs are ordered."
     return tuple(map(int, re.findall(r'\d+', folder.name)))

@@ -4,24 +4,15 @@
 
 # %% ../../nbs/lab/07_runner.ipynb #ad36d145
 from __future__ import annotations
-import ast, concurrent.futures, hashlib, importlib, inspect, json, multiprocessing, os, signal, subprocess, sys, threading, time
+import json, os, signal, subprocess, sys, threading, time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['BadRequest', 'check_request', 'execute', 'stops_like_ctrl_c', 'run_notebooks', 'code_hash', 'variant', 'map_variants',
-           'Run', 'add', 'claim', 'table', 'not_attempted', 'finish', 'start']
+__all__ = ['BadRequest', 'check_request', 'execute', 'stops_like_ctrl_c', 'run_notebooks']
 
 # %% ../../nbs/lab/07_runner.ipynb #10f71e0a
-from ..engine.stats import Effect, Row, verdict
-from ..store.cache import cache_dir
-from ..store.files import locked
-from .presets import PRESETS, RunSpec, check_parameters, missing_data, paper_of
-from .data import did_you_mean
-from .results import (
-    Table, fresh_folder, notebook_hash, paper_notebooks, provenance, read_json, repo_root, write_results)
+from .results import fresh_folder, paper_notebooks, read_json, repo_root
 from ..store.files import atomic_write
 
 # %% ../../nbs/lab/07_runner.ipynb #a16144c0
@@ -30,7 +21,7 @@ class BadRequest(ValueError):
 
 _set_by_options = {'preset': '--preset (preset= in Python)', 'out_dir': '--out (out= in Python)'}
 
-# %% ../../nbs/lab/07_runner.ipynb #8cf70824
+# %% ../../nbs/lab/07_runner.ipynb #3f46db5c
 def _parameters_of(notebook:Path)->list[str]:
     "Name the parameters that a notebook takes."
     import papermill
@@ -44,6 +35,7 @@ def _parameters_of(notebook:Path)->list[str]:
 
 def _declared(name:str):   # a Paper; its name where its notebook was not exported yet
     "Find what a paper declares."
+    from papers_lib.lab.presets import paper_of
     try: return paper_of(name) or name
     except Exception as e: raise ValueError(f'{name} cannot be imported ({type(e).__name__}: {e})') from None
 
@@ -55,6 +47,8 @@ def check_request(
     root:Path|None=None,   # of a repository; None is this one
 )->tuple[dict[str, Path], dict[str, str]]:    # notebooks to run; papers that cannot run, and why
     "Refuse unknown papers, presets, parameters and overrides before anything starts."
+    from papers_lib.lab.data import did_you_mean
+    from papers_lib.lab.presets import check_parameters, missing_data
     found = paper_notebooks(root)
     chosen = list(found) if names == ['all'] else list(dict.fromkeys(names))
     for n in chosen:
@@ -75,16 +69,17 @@ def check_request(
         if spec and (note := missing_data(spec)): print(f'{n}: {note}', file=sys.stderr)
     return {n: found[n] for n in chosen if n not in unfit}, unfit
 
-# %% ../../nbs/lab/07_runner.ipynb #89c71593
+# %% ../../nbs/lab/07_runner.ipynb #d9d17c54
 def _kernel_of_this_python():
     "Make a kernel manager whose kernel is this interpreter, whatever kernels are installed under its name."
+    from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
-    argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
+    spec = KernelSpec(**get_kernel_dict())
 
     class ThisPython(AsyncKernelManager):
         @property
-        def kernel_spec(self): return KernelSpec(argv=argv, display_name='python3', language='python')
+        def kernel_spec(self): return spec
     return ThisPython
 
 # %% ../../nbs/lab/07_runner.ipynb #9e519251
@@ -142,7 +137,7 @@ def execute(
     atomic_write(out / 'status.json', json.dumps(status, indent=1))
     return status
 
-# %% ../../nbs/lab/07_runner.ipynb #1706d504
+# %% ../../nbs/lab/07_runner.ipynb #fb8f7e2e
 def _run_cells(paper, notebook, out, parameters, timeout, status)->dict:   # what became of it
     "Run a notebook's cells; whatever happens, say it."
     import papermill
@@ -156,8 +151,9 @@ def _run_cells(paper, notebook, out, parameters, timeout, status)->dict:   # wha
                                    execution_timeout=timeout + 1,              # the watch comes first
                                    on_cell_start=watch.begin, on_cell_executed=watch.end)
         if status['status'] == 'failed': return {}                             # the time of the last cell was over
-        if not (out / 'results.json').exists(): return dict(status='failed', error='the notebook ended without writing results.json')
         status.pop('cell', None)
+        if not (out / 'results.json').exists():
+            return dict(status='failed', error='the notebook ended without writing results.json')
         return dict(status='finished')
     except papermill.PapermillExecutionError as e: return dict(status='failed', cell=e.cell_index, error=f'{e.ename}: {e.evalue}')
     except CellTimeoutError: return {}                                         # the watch has said it
@@ -239,7 +235,7 @@ def run_notebooks(
         raise
     return done
 
-# %% ../../nbs/lab/07_runner.ipynb #b71cb5f4
+# %% ../../nbs/lab/07_runner.ipynb #4776a57c
 def _launch(name, notebook, base, common)->tuple[subprocess.Popen, Path]:
     "Start the process of one notebook in a folder of its own."
     _close(base)
@@ -296,204 +292,9 @@ def _outcome(preset, name, folder)->dict:
         except OSError as e: status['error'] += f'; {e}'                     # a full disk: the report is all there is
     return status | dict(folder=str(folder))
 
-# %% ../../nbs/lab/07_runner.ipynb #941c77fa
-def _skeleton(source:str)->str:
-    "Source as a syntax tree, docstrings and positions left out."
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, 'body', None)
-        if (isinstance(body, list) and body and isinstance(body[0], ast.Expr)
-                and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str)):
-            node.body = body[1:] or [ast.Pass()]
-    return ast.dump(tree)
-
-# %% ../../nbs/lab/07_runner.ipynb #b24fc0db
-def _imports(path:Path, package:Path)->set[Path]:
-    "Files of the package that a module imports, anywhere in its text; of the lab only its data."
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if not isinstance(node, ast.ImportFrom): continue
-        base = path.parents[node.level - 1] if node.level else package.parent
-        at = base.joinpath(*(node.module or '').split('.'))
-        found |= {at.with_suffix('.py'), *((at / a.name).with_suffix('.py') for a in node.names)}
-    return {p for p in found if p.is_relative_to(package) and p.exists() and (p.parent.name != 'lab' or p.stem == 'data')}
-
-# %% ../../nbs/lab/07_runner.ipynb #f660958d
-@lru_cache
-def code_hash(module:str)->str:
-    "Hash a module and all that it computes with: what it imports, and what that imports."
-    package, seen, todo = Path(__file__).resolve().parents[1], set(), {Path(importlib.import_module(module).__file__).resolve()}
-    while todo: seen |= todo; todo = {q for p in todo for q in _imports(p, package)} - seen
-    return hashlib.sha256('\n'.join(_skeleton(p.read_text(encoding='utf-8')) for p in sorted(seen)).encode()).hexdigest()
-
-# %% ../../nbs/lab/07_runner.ipynb #c198ec2c
-def variant(
-    fn:Callable,    # importable by name; takes and returns plain values
-    config:dict,    # its arguments
-)->dict:
-    "Compute fn(**config), or take its result from the cache."
-    key = hashlib.sha256(json.dumps([fn.__module__, fn.__qualname__, config, code_hash(fn.__module__)],
-                                    sort_keys=True).encode()).hexdigest()
-    path = cache_dir() / 'variants' / f'{key[:32]}.json'
-    with locked(path):
-        if path.exists():
-            try: return json.loads(path.read_text())['result']
-            except (ValueError, KeyError, TypeError): print(f'variant {path.name} is damaged and computed again', file=sys.stderr)
-        result = fn(**config)
-        atomic_write(path, json.dumps(dict(fn=fn.__qualname__, config=config, result=result), allow_nan=False))
-    return json.loads(path.read_text())['result']
-
-# %% ../../nbs/lab/07_runner.ipynb #242e4b2c
-def _one_thread(fn, config):
-    import torch
-    torch.set_num_threads(1); os.environ['PAPERS_PROGRESS'] = 'off'
-    try: return variant(fn, config)
-    except Exception as e: raise RuntimeError(f'{fn.__qualname__}({config}): {type(e).__name__}: {e}') from e
-
-# %% ../../nbs/lab/07_runner.ipynb #44726e79
-def _follow(parent:int):
-    "End this process when its parent is gone: the variants of a killed run are nobody's."
-    def watch():
-        while os.getppid() == parent: time.sleep(1)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
-
-# %% ../../nbs/lab/07_runner.ipynb #7301c461
-def map_variants(
-    fn:Callable, configs:list[dict],
-    workers:int|None=None,     # processes; None is one a core
-)->list[dict]:
-    "Compute many variants, in order."
-    configs = [json.loads(json.dumps(c)) for c in configs]
-    if not configs: return []
-    workers = min(workers or len(os.sched_getaffinity(0)), len(configs))
-    if workers == 1: return [variant(fn, c) for c in configs]
-    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), _follow, (os.getpid(),)) as pool:
-        jobs = [pool.submit(_one_thread, fn, c) for c in configs]
-        try: return [j.result() for j in jobs]
-        except BaseException: pool.shutdown(cancel_futures=True); raise
-
-# %% ../../nbs/lab/07_runner.ipynb #aba43d4a
-@dataclass
-class Run:
-    "One execution of a paper's notebook."
-    paper:str; preset:str; spec:RunSpec; seeds:list; statements:dict
-    device:str; wandb_mode:str; out:Path; selected:str; overrides:str
-    rows:list = field(default_factory=list); trackers:list = field(default_factory=list)
-    started:float = field(default_factory=time.time)
-
-    def wants(self, *ids)->bool:
-        "Tell whether this run measures any of these claims."
-        if self.preset == 'tiny' and self.selected == 'all': return False
-        chosen = set(self.statements) if self.selected == 'all' else set(self.selected.split(',')) - {'none'}
-        return bool(chosen & set(ids))
-
-    def tracker(self, arm:str, **config):
-        "A W&B run for one `fit`."
-        from papers_lib.lab.wandb_tracker import WandbTracker
-        t = WandbTracker(f'papers-{self.paper}', self.out.name, arm, config | dict(preset=self.preset), self.wandb_mode, self.out)
-        self.trackers.append(t)
-        return t
-
-    def map(self, fn:Callable, configs:list[dict])->list[dict]:
-        "Compute variants, or take them from the cache; other processes import `fn`, so it must be exported as it stands here."
-        return map_variants(_exported(fn, self.paper), configs, workers=1 if self.device == 'cuda' else None)
-
-# %% ../../nbs/lab/07_runner.ipynb #dcb057d0
-def _exported(fn, paper):
-    "Find a notebook's function in the paper's module."
-    if fn.__module__ != '__main__': return fn
-    theirs = getattr(importlib.import_module(f'papers_lib.{paper}'), fn.__name__, None)
-    if theirs is None or _skeleton(inspect.getsource(theirs)) != _skeleton(inspect.getsource(fn)):
-        raise ValueError(f'{fn.__name__} is not what papers_lib.{paper} exports: run `make export`, then restart the kernel')
-    return theirs
-
-# %% ../../nbs/lab/07_runner.ipynb #1e0055aa
-def add(self, row:Row)->Row:
-    "Judge a row and keep it."
-    row.verdict = verdict(row); self.rows.append(row)
-    return row
-
-# %% ../../nbs/lab/07_runner.ipynb #ec4da8bf
-def claim(self, id:str, effect:Effect, **fields)->Row|None:
-    "Record a claim whose statement, rule and margin were declared beforehand; one that was not asked for is passed over."
-    if not self.wants(id): return None
-    statement, rule, margin = self.statements[id]
-    return self.add(_row(self.paper, 'claim', id, effect, statement=statement, rule=rule, margin=margin, **fields))
-
-# %% ../../nbs/lab/07_runner.ipynb #f0ac8113
-def table(self, id:str, effect:Effect|float, rule:str='scaled', **fields)->Row:
-    "Record a table cell or a claim's evidence."
-    return self.add(_row(self.paper, 'table', id, effect, rule=rule, **fields))
-
-def not_attempted(self, id:str, why:str, kind:str='table', **fields)->Row:
-    "Record that there is no number, and why."
-    return self.add(Row(self.paper, kind, id, why=why, **fields))
-
-Run.add, Run.claim, Run.table, Run.not_attempted = add, claim, table, not_attempted
-
-# %% ../../nbs/lab/07_runner.ipynb #77f29da5
-def _row(paper, kind, id, effect, **fields):
-    if not isinstance(effect, Effect): effect = Effect(float(effect), 0., [float(effect)] * 2, [float(effect)])
-    return Row(paper, kind, id, ours=effect.mean, sd=effect.sd, ci95=list(effect.ci95), values=list(effect.values),
-               n_seeds=effect.n, test=effect.test, **fields)
-
-# %% ../../nbs/lab/07_runner.ipynb #6460c068
-def _running(run)->str:
-    "Name the code of the notebook that runs."
-    path = next((p for p in (run.out / f'{run.paper}.ipynb', paper_notebooks().get(run.paper)) if p and p.exists()), None)
-    return notebook_hash(path.read_text(encoding='utf-8')) if path else ''
-
-def _given_up(out)->bool:
-    "Tell whether the runner has written that a run failed while its kernel is still there."
-    try: return json.loads((out / 'status.json').read_text())['status'] == 'failed'
-    except (OSError, ValueError, KeyError): return False
-
-# %% ../../nbs/lab/07_runner.ipynb #37b39f4b
-def finish(self, why:str='not selected')->Table:
-    "Write results.json and provenance.json; a claim without a row becomes *not attempted* for the reason given."
-    if _given_up(self.out): raise TimeoutError('a cell took too long and the runner gave this run up: its rows are not written')
-    done = {r.id for r in self.rows}
-    for id, (statement, rule, margin) in self.statements.items():
-        if id not in done: self.not_attempted(id, why, kind='claim', statement=statement, rule=rule, margin=margin)
-    order = {k: i for i, k in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
-    self.rows.sort(key=lambda r: (order[r.kind], r.id))
-    prov = provenance(self.preset, self.seeds, self.started, self.overrides, self.selected, _running(self))
-    write_results(self.out / 'results.json', self.rows, prov)
-    atomic_write(self.out / 'provenance.json', json.dumps(prov, indent=1))
-    for t in self.trackers: t.finish()
-    self.trackers.clear()
-    return Table([(self.rows, prov)])
-
-Run.finish = finish
-
-# %% ../../nbs/lab/07_runner.ipynb #7454cc9b
-def start(
-    paper:str, runs:dict[str, RunSpec],
-    statements:dict,              # claim -> (statement, rule, margin)
-    *,
-    preset:str='tiny', seed:int=0, n_seeds:int=0, claims:str='all', device:str='auto', wandb_mode:str='offline', out_dir:str='',
-    overrides:str='{}',
-)->Run:
-    "Begin a run from a notebook's parameters."
-    import torch
-    spec = check_parameters(paper, dict(preset=preset, seed=seed, n_seeds=n_seeds, claims=claims, device=device,
-                                        wandb_mode=wandb_mode, out_dir=out_dir, overrides=overrides), runs, statements)
-    device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
-    # made by what is first written to it
-    out = Path(out_dir) if out_dir else repo_root() / 'runs' / paper / preset / time.strftime('%Y%m%d-%H%M%S')
-    run = Run(paper, preset, spec, list(range(seed, seed + (n_seeds or spec.n_seeds))), statements, device, wandb_mode, out,
-              claims, overrides)
-    _fail_trackers(run)
-    return run
-
-# %% ../../nbs/lab/07_runner.ipynb #d3ae7507
-def _fail_trackers(run):
-    "Mark a run's open trackers as failed when a cell raises."
-    shell = 'IPython' in sys.modules and sys.modules['IPython'].get_ipython()
-    if not shell: return
-    def after(result):
-        if result.error_in_exec is not None:
-            for t in run.trackers: t.finish(ok=False)
-            run.trackers.clear()
-    shell.events.register('post_run_cell', after)
+# %% ../../nbs/lab/07_runner.ipynb #ea72316d
+def __getattr__(name):   # transitional
+    from papers_lib.lab import run, memo
+    for module in (run, memo):
+        if hasattr(module, name): return getattr(module, name)
+    raise AttributeError(name)

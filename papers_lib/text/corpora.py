@@ -16,9 +16,8 @@ from jaxtyping import Int
 __all__ = ['SEPARATOR', 'read_documents', 'clean', 'is_held_out', 'write_shards', 'Shards', 'TokenBatches', 'BloomFilter',
            'word_spans', 'ngram_hashes', 'seen_ngrams', 'overlap']
 
-# %% ../../nbs/text/02_corpora.ipynb #ae51f71b
+# %% ../../nbs/text/02_corpora.ipynb #8e34eba8
 from ..store.files import CorruptFile, atomic_folder, seal, unseal
-from ..store.files import WriteFailed, atomic_write, sha256, sweep   # transitional
 
 # %% ../../nbs/text/02_corpora.ipynb #1a807b19
 SEPARATOR = '\f'
@@ -44,7 +43,7 @@ def read_documents(
             held, begun = held[max_chars:], True
     yield from _pieces(held, begun, max_chars)
 
-# %% ../../nbs/text/02_corpora.ipynb #be300b5a
+# %% ../../nbs/text/02_corpora.ipynb #337967e6
 def _pieces(doc, begun, max_chars):
     "Cut what is left of a document, white space at its ends removed."
     doc = doc if begun else doc.lstrip()
@@ -114,7 +113,7 @@ def write_shards(
         seal(tmp, **totals, dtype=dtype.name, tokenizer=tokenizer.hash, n_vocab=tokenizer.n_vocab)
     return Shards.open(folder)
 
-# %% ../../nbs/text/02_corpora.ipynb #77a9cca3
+# %% ../../nbs/text/02_corpora.ipynb #6e19a4c2
 def _ended(ids, tokenizer):
     "Put the end of text behind a document; an id that the vocabulary does not have would be written as another."
     ids = np.append(np.asarray(ids, dtype=np.int64), tokenizer.eot)

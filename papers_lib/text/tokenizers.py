@@ -18,11 +18,11 @@ __all__ = ['PATTERN', 'EOT', 'BadVocabulary', 'CharTokenizer', 'ByteTokenizer', 
            'learn_merges', 'check_bpe', 'ByteBPE', 'encode_special', 'vocabulary', 'read_bpe', 'FastBPE', 'handfuls',
            'train_fast_bpe', 'merge_best', 'read_pieces', 'PieceBPE', 'FastPieces', 'train_pieces']
 
-# %% ../../nbs/text/01_tokenizers.ipynb #b2a57c49
+# %% ../../nbs/text/01_tokenizers.ipynb #89ec5cf7
 class BadVocabulary(ValueError):
     "A tokenizer's file cannot be read: it is damaged, or of a kind that is not read here."
 
-# %% ../../nbs/text/01_tokenizers.ipynb #2ee4b9e6
+# %% ../../nbs/text/01_tokenizers.ipynb #5f927b23
 def _known(ids:Iterable[int], n_vocab:int)->list[int]:
     "Refuse ids that no token has."
     ids = [int(i) for i in ids]
@@ -160,7 +160,7 @@ def _rewrite(words, w, pair, count, pairs, where):
     for p in set(zip(old, old[1:])):
         if p != pair and pairs[p] <= 0: del pairs[p]
 
-# %% ../../nbs/text/01_tokenizers.ipynb #a8fde434
+# %% ../../nbs/text/01_tokenizers.ipynb #05b22b06
 def check_bpe(
     vocab:Mapping[str, int],            # token, in the byte alphabet -> id
     merges:Iterable[Sequence[str]],     # in the order learnt
@@ -170,7 +170,7 @@ def check_bpe(
     "Refuse a vocabulary and merges that do not make a tokenizer, with BadVocabulary."
     names, rules = files
     def need(right, where, why):
-        if not right: raise BadVocabulary(f'{where}: {why}')
+        if not right: raise BadVocabulary(f'{where}: ' + (why if len(why) < 200 else f'{why[:150]} ... {why[-40:]}'))
     need(isinstance(vocab, Mapping) and vocab, names, 'it is not a table of tokens and their ids')
     need(all(type(i) is int for i in vocab.values()), names, 'an id is not a number')
     need(sorted(vocab.values()) == list(range(len(vocab))), names, f'its {len(vocab)} ids are not 0, 1, 2, ...')
@@ -289,7 +289,7 @@ def _read_json(path:str|Path)->dict:
     if not isinstance(found, dict): raise BadVocabulary(f'{path}: it is not a table of names and values')
     return found
 
-# %% ../../nbs/text/01_tokenizers.ipynb #ca3cd2ed
+# %% ../../nbs/text/01_tokenizers.ipynb #e3e3b0c2
 def read_bpe(
     vocab:str|Path,                        # JSON, token -> id
     merges:str|Path,                       # one merge a line, a '#version' line first
@@ -470,15 +470,16 @@ def read_pieces(
         spec, norm, pieces = proto.trainer_spec, proto.normalizer_spec, [p.piece for p in proto.pieces]
         ends = [(spec.unk_id, spec.unk_piece), (spec.bos_id, spec.bos_piece), (spec.eos_id, spec.eos_piece)]
         surface = spec.unk_surface
-    except (DecodeError, UnicodeDecodeError): need(False, 'no SentencePiece model, or a truncated one')
+    except DecodeError: need(False, 'no SentencePiece model, or a truncated one')
     need(pieces, 'no SentencePiece model, it has no pieces')
+    strings = [*pieces, surface, *(p for _, p in ends)]       # bytes where they are not UTF-8
+    need(all(isinstance(p, str) and '\0' not in p for p in strings), 'damaged, a piece is no text')
     kind = pb.TrainerSpec.ModelType.Name(spec.model_type)
     need(kind == 'BPE', f'a {kind} model, this reads BPE')
     rewrites = norm.precompiled_charsmap or norm.remove_extra_whitespaces or not norm.escape_whitespaces
     rewrites = rewrites or proto.denormalizer_spec.precompiled_charsmap or spec.treat_whitespace_as_suffix
     need(not rewrites, f'it rewrites its text ({norm.name}), this reads models that leave text as it is')
     need(all(pieces) and len(set(pieces)) == len(pieces), 'damaged, a piece is empty or there twice')
-    need(all('\0' not in p for p in (*pieces, surface)), 'damaged, a piece holds the character 0')
     need(all(math.isfinite(p.score) for p in proto.pieces), 'damaged, a score is not a number')
     types = pb.ModelProto.SentencePiece
     of = lambda t: [p.piece for p in proto.pieces if p.type == t]
@@ -534,13 +535,15 @@ def decode(self:PieceBPE,
 )->str:                        # what `ids` add to the text of `after`
     "Undo `encode`; bytes that are no UTF-8 become the replacement character."
     if len(after): return _added(self.decode, ids, after)
-    back, out = {i: b for b, i in self.bytes.items()}, bytearray()
+    back, out, dummy = {i: b for b, i in self.bytes.items()}, bytearray(), self.dummy
     for i in _known(ids, self.n_vocab):
         if i in back: out.append(back[i])
         elif i == self.unk: out += self.surface.encode('utf-8')
-        elif self.pieces[i] not in self.control: out += self.pieces[i].replace('▁', ' ').encode('utf-8')
-    text = out.decode('utf-8', errors='replace')
-    return text[1:] if self.dummy and text.startswith(' ') else text
+        elif self.pieces[i] not in self.control:
+            drop = dummy and not out and self.pieces[i].startswith('▁')
+            out += self.pieces[i][drop:].replace('▁', ' ').encode('utf-8')
+            dummy = False
+    return out.decode('utf-8', errors='replace')
 
 # %% ../../nbs/text/01_tokenizers.ipynb #314fb48a
 class FastPieces:
