@@ -4,60 +4,39 @@
 
 # %% ../nbs/04_gpt2.ipynb #6bb22127
 from __future__ import annotations
-import hashlib, importlib, json, math, re, subprocess, sys, time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+import json, math, re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from fastcore.basics import patch
 from jaxtyping import Float, Int
-from scipy.stats import spearmanr
 
 # %% auto #0
-__all__ = ['sizes', 'ESCAPE', 'detokenizers', 'statements', 'runs', 'zero_shot', 'lexicon', 'HINT', 'table3', 'elsewhere',
-           'bench_cfg', 'hf_loss', 'our_loss', 'DataConfig', 'GPT2Config', 'GPT2', 'init_weights', 'n_params',
-           'hf_name', 'from_hf', 'to_hf', 'parity', 'scrambled', 'Detokenizer', 'detokenize', 'retokenize', 'text_ids',
-           'word_perplexity', 'cloze', 'last_word', 'lambada_passages', 'complete', 'summarize', 'translate', 'answer',
-           'Claims', 'count_bytes', 'held_out', 'train_lm', 'trained_once', 'pretrained', 'plan_lm', 'plan', 'shown',
-           'errors', 'configs', 'clean_passages', 'passage_nats', 'spread', 'window_loss', 'generalisation',
-           'capacity_run', 'overlap_scores', 'first_words', 'demonstration', 'demonstrated', 'quiz', 'demo_run',
-           'residual_variance', 'depth_run', 'token_run', 'column', 'trends', 'detok_gain', 'random_strings',
-           'rank_skill', 'public_model', 'reference_rows', 'race', 'pair_of', 'train_step', 'bench_batch',
-           'bench_train', 'bfloat16_loss', 'cpu_flags', 'peak_memory', 'bench_memory', 'memory_row', 'bench_generate',
-           'bench_score', 'full_text_score', 'bench']
+__all__ = ['sizes', 'ESCAPE', 'detokenizers', 'claims', 'runs', 'races', 'paper', 'GPT2Config', 'GPT2', 'hf_name', 'Detokenizer',
+           'word_perplexity', 'cloze', 'last_word', 'lambada_passages', 'continue_text', 'summarize', 'translate',
+           'answer_question', 'race_scoring', 'Claims', 'pretrained']
 
 # %% ../nbs/04_gpt2.ipynb #55288411
 from .nn.blocks import Block, Decoder
-from .nn.linear import cpp_compiler
 from .nn.norms import LayerNorm
 from .nn.positions import LearnedPositions
 
 # %% ../nbs/04_gpt2.ipynb #cace908a
-from .text.corpora import TokenBatches, ngram_hashes, overlap, seen_ngrams
 from .text.tokenizers import FastBPE
-from .engine.checkpoint import load_strict, save_model
+from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, untie
+from .engine.evaluate import text_ids
 from .engine.generate import generate
+from .engine.parity import check_exportable, pair_of
 from .engine.score import score, score_text, token_nll
-from .engine.stats import Row, mean_t, paired_t, round_robin, slope, time_ratio
-from .engine.train import Diverged, TrainConfig, fit, flops_per_token, lm_loss
+from .engine.stats import Row
+from .engine.train import TrainConfig
 from .lab import data as lab_data
-from .lab.presets import RunSpec
-from .lab.results import high_water
-from .lab.results import published
-from .lab.runner import code_hash
-
-# %% ../nbs/04_gpt2.ipynb #c1880582
-@dataclass(frozen=True)
-class DataConfig:
-    "Which text, and how it is cut into tokens."
-    name:str = 'books'       # a text set of `papers data`
-    n_vocab:int = 2048       # byte-level BPE vocabulary, end of text included; 257 is bytes alone
-
-    def __post_init__(self):
-        if self.n_vocab < 257:
-            raise ValueError(f'DataConfig.n_vocab={self.n_vocab}: must be at least 257 (256 bytes + end of text)')
+from .lab.bench import DecodeRace, full_text_score, race, training_races
+from .lab.presets import Claim, DataConfig, Paper, RunSpec
+from .lab.pretrain import pretrained_folder
 
 # %% ../nbs/04_gpt2.ipynb #30b628a2
 @dataclass(frozen=True)
@@ -70,16 +49,15 @@ class GPT2Config:
     n_head:int = 12            # attention heads, must divide `d_model`
     dropout:float = 0.         # the report does not say; 0 is usual for less than one epoch
     eps:float = 1e-5           # inside LayerNorm's square root
-    placement:str = 'pre'      # LayerNorm before ('pre', GPT-2) or after ('post', GPT-1) each sub-block: arm of C4
-    residual_init:str = 'scaled'   # 'scaled' by 1/sqrt(N) (GPT-2) or 'plain': arm of C4
 
     def __post_init__(self):
+        cfg = type(self).__name__
         for name in ('n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head'):
-            if getattr(self, name) < 1: raise ValueError(f'GPT2Config.{name}={getattr(self, name)}: must be at least 1')
-        if self.d_model % self.n_head: raise ValueError(f'GPT2Config.n_head={self.n_head}: must divide d_model={self.d_model}')
-        if not 0 <= self.dropout < 1: raise ValueError(f'GPT2Config.dropout={self.dropout}: must lie in [0, 1)')
-        for name, ok in (('placement', ('pre', 'post')), ('residual_init', ('scaled', 'plain'))):
-            if getattr(self, name) not in ok: raise ValueError(f'GPT2Config.{name}={getattr(self, name)!r}: must be one of {ok}')
+            if getattr(self, name) < 1: raise ValueError(f'{cfg}.{name}={getattr(self, name)}: must be at least 1')
+        if self.d_model % self.n_head:
+            raise ValueError(f'{cfg}.n_head={self.n_head}: must divide d_model={self.d_model}')
+        if not 0 <= self.dropout < 1: raise ValueError(f'{cfg}.dropout={self.dropout}: must lie in [0, 1)')
+        if not self.eps > 0: raise ValueError(f'{cfg}.eps={self.eps}: must be above 0')
 
 # %% ../nbs/04_gpt2.ipynb #663ddcaf
 class GPT2(Decoder):
@@ -88,17 +66,17 @@ class GPT2(Decoder):
         super().__init__()
         self.cfg = cfg
         self.tok_emb = nn.Embedding(cfg.n_vocab, cfg.d_model)
-        self.pos_emb = LearnedPositions(cfg.ctx_len, cfg.d_model)
+        self.positions = LearnedPositions(cfg.ctx_len, cfg.d_model)
         self.drop = nn.Dropout(cfg.dropout)
         self.blocks = nn.ModuleList(
-            Block(cfg.d_model, cfg.n_head, 4 * cfg.d_model, act='gelu_tanh', placement=cfg.placement,
-                  dropout=cfg.dropout, eps=cfg.eps) for _ in range(cfg.n_layer))
-        self.norm_f = LayerNorm(cfg.d_model, cfg.eps) if cfg.placement == 'pre' else nn.Identity()
+            Block(cfg.d_model, cfg.n_head, 4 * cfg.d_model, act='gelu_tanh', placement='pre', dropout=cfg.dropout,
+                  eps=cfg.eps) for _ in range(cfg.n_layer))
+        self.norm_f = LayerNorm(cfg.d_model, cfg.eps)
         self.init_weights()
 
     def embed(self, ids:Int[Tensor, 'b t'], positions:Int[Tensor, '*b t'])->Float[Tensor, 'b t d']:
         "h_0: token plus position embedding, no scaling."
-        return self.drop(self.tok_emb(ids) + self.pos_emb(positions))
+        return self.drop(self.tok_emb(ids) + self.positions.embed(positions))
 
     @property
     def head_weight(self)->Float[Tensor, 'v d']:
@@ -106,17 +84,15 @@ class GPT2(Decoder):
         return self.tok_emb.weight
 
 # %% ../nbs/04_gpt2.ipynb #16e56d19
-@torch.no_grad()
-def init_weights(self):
+@patch
+def init_weights(self:GPT2):
     "Draw the weights of section 2.3: N(0, 0.02), residual outputs divided by sqrt(2 n_layer)."
     for name, p in self.named_parameters():
         if name.endswith('bias'): nn.init.zeros_(p)
-        elif p.dim() >= 2: nn.init.normal_(p, std=0.01 if name.startswith('pos_emb') else 0.02)
-    if self.cfg.residual_init == 'scaled':
+        elif p.dim() >= 2: nn.init.normal_(p, std=0.01 if name.startswith('positions') else 0.02)
+    with torch.no_grad():
         for block in self.blocks:
             for layer in (block.attn.out, block.mlp.proj): layer.weight /= math.sqrt(2 * self.cfg.n_layer)
-
-GPT2.init_weights = init_weights
 
 # %% ../nbs/04_gpt2.ipynb #c65521da
 sizes = {  # GPT-2 report, table 2; head counts from the released hparams.json
@@ -126,84 +102,63 @@ sizes = {  # GPT-2 report, table 2; head counts from the released hparams.json
     '1558M': GPT2Config(d_model=1600, n_layer=48, n_head=25),
 }
 
-# %% ../nbs/04_gpt2.ipynb #34ef8a33
-def n_params(model:nn.Module)->int:
-    "Count parameters, a tied matrix once."
-    return sum(p.numel() for p in model.parameters())
-
 # %% ../nbs/04_gpt2.ipynb #4cf825a3
 _conv1d = ('attn.qkv', 'attn.out', 'mlp.fc', 'mlp.proj')   # stored (in, out) in the public layout
+_public = {'tok_emb': 'wte', 'positions': 'wpe', 'blocks.': 'h.', '.norm1': '.ln_1', '.norm2': '.ln_2',
+           'norm_f': 'ln_f', 'attn.qkv': 'attn.c_attn', 'attn.out': 'attn.c_proj', 'mlp.fc': 'mlp.c_fc',
+           'mlp.proj': 'mlp.c_proj'}
 
 def hf_name(
     name:str,   # a parameter of our GPT2, e.g. 'blocks.3.attn.qkv.weight'
 )->str:         # its name in a public checkpoint, without the 'transformer.' prefix
     "Translate a parameter's name into the public layout."
-    for ours, theirs in (('tok_emb', 'wte'), ('pos_emb', 'wpe'), ('blocks.', 'h.'), ('.norm1', '.ln_1'), ('.norm2', '.ln_2'),
-                         ('norm_f', 'ln_f'), ('attn.qkv', 'attn.c_attn'), ('attn.out', 'attn.c_proj'), ('mlp.fc', 'mlp.c_fc'),
-                         ('mlp.proj', 'mlp.c_proj')):
-        name = name.replace(ours, theirs)
+    for ours, theirs in _public.items(): name = name.replace(ours, theirs)
     return name
 
+def _turned(name):
+    "Tell whether the public layout holds this parameter transposed."
+    return name.endswith(tuple(f'{layer}.weight' for layer in _conv1d))
+
 # %% ../nbs/04_gpt2.ipynb #0fb50b5d
+_fields = dict(n_vocab=('vocab_size', 50257), ctx_len=('n_positions', 1024), d_model=('n_embd', 768),
+               n_layer=('n_layer', 12), n_head=('n_head', 12), eps=('layer_norm_epsilon', 1e-5))
+_fixed = dict(activation_function=('gelu_new', 'gelu_pytorch_tanh'), n_inner=lambda cfg: 4 * cfg['d_model'],
+              n_ctx=lambda cfg: cfg['ctx_len'], scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
+              tie_word_embeddings=True, add_cross_attention=False)
+_ignored = (*hf_ignored, 'reorder_and_upcast_attn', 'summary_*')   # an order of operations; a head that is not loaded
+
+# %% ../nbs/04_gpt2.ipynb #397abe09
+@patch(cls_method=True)
 def from_hf(
+    cls:GPT2,
     source,   # a `GPT2LMHeadModel`, a folder with config.json and model.safetensors, or a hub name such as 'gpt2'
 )->GPT2:      # in evaluation mode
-    "Load public GPT-2 weights; every missing, extra or mis-shaped key is named in one error."
-    config, tensors = ((source.config.to_dict(), source.state_dict()) if isinstance(source, nn.Module)
-                       else lab_data.hf_checkpoint(source))
-    wanted = dict(activation_function='gelu_new', scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
-    for name, value in wanted.items():
-        if config.get(name, value) != value: raise ValueError(f'config.{name}={config[name]!r}: GPT-2 has {value!r}')
-    cfg = GPT2Config(n_vocab=config['vocab_size'], ctx_len=config['n_positions'], d_model=config['n_embd'],
-                     n_layer=config['n_layer'], n_head=config['n_head'], eps=config['layer_norm_epsilon'])
+    "Load public GPT-2 weights; whatever would compute another model is named in one error."
+    if cls is not GPT2: raise ValueError(f'{cls.__name__} is not GPT2: public GPT-2 weights do not make one')
+    config, tensors = public_checkpoint(source)
+    cfg = GPT2Config(**read_config(config, _fields, _fixed, _ignored))
+    tensors = {k.removeprefix('transformer.'): v for k, v in tensors.items()
+               if not k.endswith(('.attn.bias', '.attn.masked_bias'))}           # buffers: the causal mask
+    tensors = untie(tensors, 'lm_head.weight', 'wte.weight')
     with torch.device('meta'): model = GPT2(cfg)
-    # buffers
-    tensors = {k.removeprefix('transformer.'): v
-               for k, v in tensors.items() if not k.endswith(('.attn.bias', '.attn.masked_bias'))}
-    head, wte = tensors.pop('lm_head.weight', None), tensors.get('wte.weight')
-    if head is not None and wte is not None and not torch.equal(head, wte):
-        raise ValueError('lm_head.weight is not wte.weight: this checkpoint has an output matrix of its own, GPT-2 uses the '
-                         'embedding (tied); it would be lost')
-    rename = {hf_name(name): name for name in model.state_dict()}
-    ours = {rename.get(k, k): v.T if rename.get(k, '').endswith(tuple(f'{c}.weight' for c in _conv1d)) else v
-            for k, v in tensors.items()}
-    return load_strict(model, ours).eval()
-
-GPT2.from_hf = staticmethod(from_hf)
+    ours = {hf_name(name): name for name in model.state_dict()}
+    renamed = {ours.get(k, k): v for k, v in tensors.items()}
+    return load_strict(model, {k: v.T if _turned(k) else v for k, v in renamed.items()}).eval()
 
 # %% ../nbs/04_gpt2.ipynb #8a7db80a
-def to_hf(self):
+@patch
+def to_hf(self:GPT2):
     "Copy the weights into a new `transformers.GPT2LMHeadModel`."
     from transformers import GPT2Config as HFConfig, GPT2LMHeadModel
+    check_exportable(self, GPT2)
     c = self.cfg
-    if c.placement != 'pre':
-        raise ValueError(f"GPT2Config.placement={c.placement!r}: only 'pre' exists in transformers")
-    hf = GPT2LMHeadModel(HFConfig(vocab_size=c.n_vocab, n_positions=c.ctx_len, n_embd=c.d_model, n_layer=c.n_layer,
-                                  n_head=c.n_head, layer_norm_epsilon=c.eps, resid_pdrop=c.dropout, embd_pdrop=c.dropout,
-                                  attn_pdrop=c.dropout, bos_token_id=c.n_vocab - 1, eos_token_id=c.n_vocab - 1))
-    ours = {hf_name(k): v.T if k.endswith(tuple(f'{n}.weight' for n in _conv1d)) else v for k, v in self.state_dict().items()}
-    hf.transformer.load_state_dict({k: v.contiguous() for k, v in ours.items()})
+    hf = GPT2LMHeadModel(HFConfig(
+        vocab_size=c.n_vocab, n_positions=c.ctx_len, n_embd=c.d_model, n_layer=c.n_layer, n_head=c.n_head,
+        layer_norm_epsilon=c.eps, resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
+        bos_token_id=c.n_vocab - 1, eos_token_id=c.n_vocab - 1))
+    theirs = {hf_name(k): (v.T if _turned(k) else v).contiguous() for k, v in self.state_dict().items()}
+    hf.transformer.load_state_dict(theirs)
     return hf.eval()
-
-GPT2.to_hf = to_hf
-
-# %% ../nbs/04_gpt2.ipynb #f8cf9a63
-def parity(
-    model:GPT2,                 # ours
-    hf,                         # the `transformers` model that should equal it
-    ids:Int[Tensor, 'b t'],     # any tokens
-)->float:                       # largest |difference| of the logits, relative to max(1, largest |logit|)
-    "Compare logits with the reference implementation."
-    with torch.inference_mode(): a, b = model.eval()(ids), hf.eval()(ids).logits
-    return ((a - b).abs().max() / b.abs().max().clamp(min=1)).item()
-
-# %% ../nbs/04_gpt2.ipynb #d111d745
-def scrambled(cfg:GPT2Config, seed:int=0)->GPT2:
-    "Build a model whose every parameter is random, gains and biases included (for comparisons)."
-    torch.manual_seed(seed); model = GPT2(cfg)
-    with torch.no_grad():
-        for p in model.parameters(): p.add_(torch.randn_like(p) * 0.05)
-    return model.eval()
 
 # %% ../nbs/04_gpt2.ipynb #ce04630e
 ESCAPE = '\u2060'   # word joiner: the chunk (doubled: the line) after it is to be read literally
@@ -221,7 +176,8 @@ class Detokenizer:
         "Cut a chunk of running text into the corpus's tokens."
         if chunk.startswith(ESCAPE): return [chunk[1:]]
         back = {v: k for k, v in self.joins.items()}
-        return [back[m[0]] if m.lastgroup == 'join' else m[0] for m in re.finditer(self.pattern, chunk)] or [chunk]
+        found = re.finditer(self.pattern, chunk)
+        return [back[m[0]] if m.lastgroup == 'join' else m[0] for m in found] or [chunk]
 
     def chunks(self, words:list[str])->Iterator[list[str]]:
         "Group the tokens that are written together; straight quotes open and close in turn."
@@ -229,12 +185,17 @@ class Detokenizer:
         for w in words:
             opens  = w in self.right or (w == '"' and n_quote % 2 == 0)
             closes = w in self.left  or (w == '"' and n_quote % 2 == 1)
-            if group and not (stick or closes or w in self.joins): yield group; group = []
-            group.append(w); n_quote += w == '"'; stick = opens or w in self.joins
+            if group and not (stick or closes or w in self.joins):
+                yield group
+                group = []
+            group.append(w)
+            n_quote += w == '"'
+            stick = opens or w in self.joins
         yield group
 
 # %% ../nbs/04_gpt2.ipynb #77ed3ab2
-def detokenize(self, line:str)->str:
+@patch
+def detokenize(self:Detokenizer, line:str)->str:
     "Turn one tokenised line, ' like this , ', into running text."
     if line == ' ': return ''
     if len(line) < 3 or line[0] + line[-1] != '  ': return ESCAPE * 2 + line
@@ -245,51 +206,48 @@ def detokenize(self, line:str)->str:
         else: out += [w if self.split(w) == [w] else ESCAPE + w for w in group]
     return ' '.join(out)
 
-Detokenizer.detokenize = detokenize
-
 # %% ../nbs/04_gpt2.ipynb #09a09d74
-def retokenize(self, line:str)->str:
+@patch
+def retokenize(self:Detokenizer, line:str)->str:
     "The exact inverse of `detokenize`."
     if line == '': return ' '
     if line.startswith(ESCAPE * 2): return line[2:]
     return ' ' + ' '.join(w for chunk in line.split(' ') for w in self.split(chunk)) + ' '
 
-Detokenizer.retokenize = retokenize
-
 # %% ../nbs/04_gpt2.ipynb #93febd60
 _suffix = r"'(?:s|t|re|ve|m|ll|d)(?!\w)"
 _join   = r'(?<=\d)[,.](?=\d)|(?<=[\w>])-(?=[\w<])'
 _mark   = r'()\[\]",;:!?%$£#'
-_stop   = r'(?<![A-Z])(?<!\.\w)(?<!^St)(?<!^Mr)(?<!^Dr)(?<!^Mrs)(?<!^No)(?<!^Jr)\.(?=$|["\')\]])'   # not an abbreviation's
+_short  = r'(?<![A-Z])(?<!\.\w)(?<!^St)(?<!^Mr)(?<!^Dr)(?<!^Mrs)(?<!^No)(?<!^Jr)'    # not an abbreviation's
+_stop   = _short + r'\.(?=$|["\')\]])'
 _clitic = r"(?:n't|'(?:s|re|ve|m|ll|d))$"
 
 detokenizers = {
-    'wikitext2': Detokenizer(frozenset(", . ; : ! ? ) ] % 's 't 're 've 'm 'll 'd".split()), frozenset('( [ $ £ #'.split()),
-                             {'@-@': '-', '@,@': ',', '@.@': '.'},
-                             rf'(?P<join>{_join})|{_suffix}|<unk>|[{_mark}]|\.\.+|{_stop}'
-                             rf'|(?:(?!{_join}|{_suffix}|<unk>|{_stop})[^{_mark}])+'),
-    'ptb': Detokenizer(frozenset("'s n't 're 've 'm 'll 'd".split()), frozenset('$ #'.split()), {},
-                       rf'^[$#]|{_clitic}|(?:(?!{_clitic}).)+'),
+    'wikitext2': Detokenizer(
+        left=frozenset(", . ; : ! ? ) ] % 's 't 're 've 'm 'll 'd".split()), right=frozenset('( [ $ £ #'.split()),
+        joins={'@-@': '-', '@,@': ',', '@.@': '.'},
+        pattern=rf'(?P<join>{_join})|{_suffix}|<unk>|[{_mark}]|\.\.+|{_stop}'
+                rf'|(?:(?!{_join}|{_suffix}|<unk>|{_stop})[^{_mark}])+'),
+    'ptb': Detokenizer(
+        left=frozenset("'s n't 're 've 'm 'll 'd".split()), right=frozenset('$ #'.split()), joins={},
+        pattern=rf'^[$#]|{_clitic}|(?:(?!{_clitic}).)+'),
 }
 
 # %% ../nbs/04_gpt2.ipynb #d9179ed2
-def text_ids(tok:FastBPE, text:str)->np.ndarray:   # (n,) int64, an end-of-text token first, as before every document
-    "Encode a text the way a document is seen in training."
-    return np.array([tok.eot, *tok.encode(text)])
-
 def word_perplexity(
     model:GPT2, tok:FastBPE,
     lines:list[str],                      # the set's lines as published, without their line ends
     detokenizer:Detokenizer|None=None,    # None scores the tokenised text as it is
     stride:int|None=None,                 # tokens newly scored a window; None is half the context
-)->dict:                                  # ppl (per original word), nats, bpb (bits a byte of the published text), n_words, n_tokens, n_bytes
+)->dict:                                  # ppl a word, nats, bpb (bits a byte as published), n_words, n_tokens, n_bytes
     "Perplexity per original word; every line counts, blank ones too, and each line end is a word."
-    n_words, n_bytes = sum(len(line.split()) + 1 for line in lines), len('\n'.join(lines).encode())
+    n_words = sum(len(line.split()) + 1 for line in lines)
+    n_bytes = len('\n'.join(lines).encode())
     text = '\n'.join(lines if detokenizer is None else map(detokenizer.detokenize, lines))
     nll = token_nll(model, text_ids(tok, text), ctx_len=model.cfg.ctx_len, stride=stride or model.cfg.ctx_len // 2)
     nats = float(nll.sum(dtype=np.float64))
-    return dict(ppl=math.exp(nats / n_words), nats=nats, bpb=nats / math.log(2) / n_bytes, n_words=n_words, n_tokens=len(nll),
-                n_bytes=n_bytes)
+    return dict(ppl=math.exp(nats / n_words), nats=nats, bpb=nats / math.log(2) / n_bytes, n_words=n_words,
+                n_tokens=len(nll), n_bytes=n_bytes)
 
 # %% ../nbs/04_gpt2.ipynb #f00633b8
 def cloze(
@@ -309,69 +267,135 @@ def last_word(
     batch_size:int=64,      # passages at a time
 )->dict:                    # hits (n,) bool, nats (n,) of the whole word
     "Predict the last word of each passage; context beyond the model's is cut on the left."
-    dev, limit = next(model.parameters()).device, model.cfg.ctx_len
+    dev = next(model.parameters()).device
     hits, nats = np.zeros(len(passages), bool), np.zeros(len(passages))
     rows = []
     for i, p in enumerate(passages):
         context, word = p.rsplit(' ', 1)
         target = tok.encode(' ' + word)
-        rows.append((i, ([tok.eot] + tok.encode(context) + target)[-limit - 1:], len(target)))
+        rows.append((i, ([tok.eot] + tok.encode(context) + target)[-model.cfg.ctx_len - 1:], len(target)))
     rows.sort(key=lambda r: len(r[1]))
     for first in range(0, len(rows), batch_size):
         part = rows[first:first + batch_size]
         width = max(len(ids) for _, ids, _ in part) - 1
         # right padding: causal, harmless
         x = torch.tensor([(ids[:-1] + [tok.eot] * width)[:width] for _, ids, _ in part], device=dev)
-        h = model.hidden(x)                                                                            # (b, t, d)
-        for (i, ids, k), hidden in zip(part, h):
+        for (i, ids, k), hidden in zip(part, model.hidden(x)):                                # (t, d) each
             at = len(ids) - 1
-            logp = model.head(hidden[at - k:at]).float().log_softmax(-1)                               # (k, v)
+            logp = model.head(hidden[at - k:at]).float().log_softmax(-1)                      # (k, v)
             target = torch.tensor(ids[-k:], device=dev)
             hits[i] = (logp.argmax(-1) == target).all().item()
             nats[i] = -logp.gather(-1, target[:, None]).sum().item()
     return dict(hits=hits, nats=nats)
 
 # %% ../nbs/04_gpt2.ipynb #d5cfe376
-def lambada_passages(n:int|None=None)->list[str]:
+def lambada_passages(
+    n:int|None=None,    # of the first; None is all 5,153
+)->list[str]:
     "Read the LAMBADA test passages."
-    return [json.loads(line)['text'] for line in lab_data.get('lambada').path('test.jsonl').read_text().splitlines()][:n]
+    lines = lab_data.get('lambada').path('test.jsonl').read_text(encoding='utf-8').splitlines()
+    return [json.loads(line)['text'] for line in lines[:n]]
 
 # %% ../nbs/04_gpt2.ipynb #cd499ec8
-def complete(model:GPT2, tok:FastBPE, prompt:str, max_tokens:int, **decoding)->str:
-    "Continue a prompt, by at most half a context; of a long prompt the end is used."
+def continue_text(
+    model:GPT2, tok:FastBPE,
+    prompt:str,             # of a long one the end is used
+    max_tokens:int,         # at most half a context
+    **decoding,             # of `generate`: temperature, top_k, seed, ...
+)->str:                     # what the model writes, without the prompt
+    "Continue a prompt."
     max_tokens = min(max_tokens, model.cfg.ctx_len // 2)
     ids = text_ids(tok, prompt).tolist()[-(model.cfg.ctx_len - max_tokens):]
     return tok.decode(generate(model, [ids], max_tokens, stop=[tok.eot], **decoding)[0])
 
 # %% ../nbs/04_gpt2.ipynb #c6a8fa71
-def summarize(model:GPT2, tok:FastBPE, article:str, hint:str='\nTL;DR:', seed:int=0)->str:
+def summarize(
+    model:GPT2, tok:FastBPE,
+    article:str,
+    hint:str='\nTL;DR:',    # what asks for a summary; '' is the paper's control
+    seed:int=0,             # of the draws
+)->str:
     "Summarise by continuing: 100 tokens, top-k 2, the first three sentences (section 3.6)."
-    text = complete(model, tok, article + hint, 100, temperature=1., top_k=2, seed=seed)
+    text = continue_text(model, tok, article + hint, 100, temperature=1., top_k=2, seed=seed)
     return ' '.join(re.split(r'(?<=[.!?])\s+', text.strip())[:3])
 
 # %% ../nbs/04_gpt2.ipynb #552f7305
-def translate(model:GPT2, tok:FastBPE, pairs:list[tuple[str, str]], sentence:str)->str:
+def translate(
+    model:GPT2, tok:FastBPE,
+    pairs:list[tuple[str, str]],   # example sentences and their translations
+    sentence:str,                  # to be translated
+)->str:
     "Translate after example pairs; greedy, the first line (section 3.7)."
     prompt = ''.join(f'{a} = {b}\n' for a, b in pairs) + f'{sentence} ='
-    return complete(model, tok, prompt, 40).strip().split('\n')[0]
+    return continue_text(model, tok, prompt, 40).strip().split('\n')[0]
 
 # %% ../nbs/04_gpt2.ipynb #3e968bd5
-def answer(model:GPT2, tok:FastBPE, shots:list[tuple[str, str]], question:str)->str:
+def answer_question(
+    model:GPT2, tok:FastBPE,
+    shots:list[tuple[str, str]],   # example questions and their answers
+    question:str,
+)->str:
     "Answer after example questions; greedy, the first line (section 3.8)."
     prompt = ''.join(f'Q: {q}\nA: {a}\n' for q, a in shots) + f'Q: {question}\nA:'
-    return complete(model, tok, prompt, 20).strip().split('\n')[0]
+    return continue_text(model, tok, prompt, 20).strip().split('\n')[0]
+
+# %% ../nbs/04_gpt2.ipynb #d292120d
+_raced = GPT2Config(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6)
+_small = GPT2Config(n_vocab=8192, ctx_len=256, d_model=128, n_layer=4, n_head=4)
+_large = replace(sizes['124M'], ctx_len=256)
+
+def _decoding(name, cfg, batch_size, **rules):
+    return DecodeRace('gpt2', f'S.generate.{name}.{batch_size}', name, partial(pair_of, GPT2, cfg),
+                      batch_size=batch_size, **rules)
+
+_decoding_races = (
+    _decoding('small', _small, 1, bound=2., n_new=64, n=15), _decoding('small', _small, 16, bound=2., n_new=64, n=15),
+    _decoding('124M', _large, 1, bound=1.2, n=9), _decoding('124M', _large, 16, bound=0.95, n=7))
+
+# %% ../nbs/04_gpt2.ipynb #31c73128
+def race_scoring(
+    seed:int=0,            # of weights and tokens
+    *,
+    every:bool,            # the plain way computes the logits of every token; False: of the titles only
+    n_title:int=1000,      # candidates
+    n_prompt:int=200,      # tokens before each
+)->Iterator[Row]:
+    "Race scoring candidates behind a shared prompt against scoring each full text."
+    cfg = GPT2Config(n_vocab=8192, ctx_len=256, d_model=256, n_layer=4, n_head=4)
+    torch.manual_seed(seed); model = GPT2(cfg).eval()
+    rng = np.random.default_rng(seed)
+    prompt = rng.integers(0, cfg.n_vocab, n_prompt).tolist()
+    titles = [rng.integers(0, cfg.n_vocab, rng.integers(3, 9)).tolist() for _ in range(n_title)]
+    ours = lambda: score(model, prompt, titles)
+    full = lambda: full_text_score(model, prompt, titles, every=every)
+    assert np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=1e-3)
+    read = n_prompt + sum(len(t) - 1 for t in titles)                            # tokens
+    avoided = sum(n_prompt + len(t) - 1 for t in titles)
+    trunk = 12 * cfg.n_layer * cfg.d_model**2                                    # multiply-adds a token
+    head = cfg.n_vocab * cfg.d_model * sum(map(len, titles))                     # of all titles
+    saving = avoided / read if every else (avoided * trunk + head) / (read * trunk + head)
+    what, logits = ('tokens', 'every token') if every else ('multiply-adds', 'the titles only')
+    yield race('S.score' if every else 'S.score.lean',
+               f'Scoring titles behind one prompt makes at least 70 % of the {what} it avoids into time',
+               {'full texts': full, 'papers_lib': ours}, 0.7 * saving, n=7, paper='gpt2', dataset='random tokens',
+               protocol=f'{n_title} titles of 3-8 tokens after {n_prompt}; batch 32, logits of {logits}; '
+                        f'{saving:.1f} times fewer {what}')
 
 # %% ../nbs/04_gpt2.ipynb #da8dba7c
-statements = {  # what is claimed, rule, margin: fixed before anything is measured
-    'C1': ('More capacity lowers zero-shot loss log-linearly', 'trend', 0.),
-    'C2': ('A hint in the text invokes the task: without it the answer is not found', 'greater', 0.),
-    'C3': ('A task is learnt from a small share of documents that happen to demonstrate it', 'greater', 0.),
-    'C4': ('Dividing the residual weights by sqrt(N) at initialisation helps a deep Pre-LN model to train', 'greater', 0.),
-    'C5': ('Byte-level BPE writes any string and needs fewer bits a byte than a byte model at equal compute', 'greater', 0.),
-    'C6': ('Invertible de-tokenizers lower perplexity per original word', 'greater', 0.),
-    'C7': ('The gain from capacity is not memory: it is there on held-out text that shares no 8-gram with the training text',
-           'greater', 0.),
-    'C8': ("The probability of an answer ranks answers by correctness", 'greater', 0.),
+claims = {  # fixed before anything is measured
+    'C1': Claim('More capacity lowers zero-shot loss log-linearly', 'trend', needs=('widths',)),
+    'C2': Claim('A hint in the text invokes the task: without it the answer is not found', 'greater',
+                needs=('shares',)),
+    'C3': Claim('A task is learnt from a small share of documents that happen to demonstrate it', 'greater',
+                needs=('shares',)),
+    'C4': Claim('Dividing the residual weights by sqrt(N) at initialisation helps a deep Pre-LN model to train',
+                'greater', needs=('depths',)),
+    'C5': Claim('Byte-level BPE writes any string and needs fewer bits a byte than a byte model at equal compute',
+                'greater', needs=('bytes_vs_bpe',)),
+    'C6': Claim('Invertible de-tokenizers lower perplexity per original word', 'greater', needs=('widths',)),
+    'C7': Claim('The gain from capacity is not memory: it is there on held-out text that shares no 8-gram with the '
+                'training text', 'greater', needs=('widths',)),
+    'C8': Claim('The probability of an answer ranks answers by correctness', 'greater', needs=('shares',)),
 }
 
 # %% ../nbs/04_gpt2.ipynb #0408515a
@@ -393,567 +417,42 @@ class Claims:
     n_passage:int = 1_000          # LAMBADA passages scored
 
 # %% ../nbs/04_gpt2.ipynb #3ba00b11
-_small = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, clip=1.)
+_decay = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, clip=1.)
 
 runs = {
-    'tiny': RunSpec(model=GPT2Config(n_vocab=1024, ctx_len=64, d_model=64, n_layer=2, n_head=2),
-                    train=TrainConfig(n_step=200, batch_size=16, lr=4e-3, n_warmup=20, eval_every=100, **_small),
-                    data=DataConfig('books', 1024), claims=Claims(), n_seeds=1),
-    'cpu': RunSpec(model=GPT2Config(n_vocab=2048, ctx_len=128, d_model=128, n_layer=4, n_head=4),
-                   train=TrainConfig(n_step=1000, batch_size=16, lr=2e-3, n_warmup=50, eval_every=250, **_small),
-                   data=DataConfig('books', 2048), n_seeds=5,
-                   claims=Claims(widths=(32, 64, 96, 128), depths=(4, 24), shares=(0., 0.03, 0.05), bytes_vs_bpe=True)),
-    'gpu': RunSpec(model=GPT2Config(n_vocab=8192, ctx_len=512, d_model=512, n_layer=8, n_head=8, dropout=0.1),
-                   train=TrainConfig(n_step=2000, batch_size=64, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True,
-                                     eval_every=500, **_small),
-                   data=DataConfig('books', 8192), n_seeds=3,
-                   claims=Claims(widths=(64, 128, 256, 512), depths=(12, 48), shares=(0., 0.001, 0.03, 0.05), bytes_vs_bpe=True,
-                                 n_step=1000, n_step_depth=200, n_word=250_000, n_passage=5153)),
+    'tiny': RunSpec(
+        model=GPT2Config(n_vocab=1024, ctx_len=64, d_model=64, n_layer=2, n_head=2),
+        train=TrainConfig(n_step=200, batch_size=16, lr=4e-3, n_warmup=20, eval_every=100, **_decay),
+        data=DataConfig('books', 1024), claims=Claims(), n_seeds=1),
+    'cpu': RunSpec(
+        model=GPT2Config(n_vocab=2048, ctx_len=128, d_model=128, n_layer=4, n_head=4),
+        train=TrainConfig(n_step=1000, batch_size=16, lr=2e-3, n_warmup=50, eval_every=250, **_decay),
+        data=DataConfig('books', 2048), n_seeds=5,
+        claims=Claims(widths=(32, 64, 96, 128), depths=(4, 24), shares=(0., 0.03, 0.05), bytes_vs_bpe=True)),
+    'gpu': RunSpec(
+        model=GPT2Config(n_vocab=8192, ctx_len=512, d_model=512, n_layer=8, n_head=8, dropout=0.1),
+        train=TrainConfig(n_step=2000, batch_size=64, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True,
+                          eval_every=500, **_decay),
+        data=DataConfig('books', 8192), n_seeds=3,
+        claims=Claims(widths=(64, 128, 256, 512), depths=(12, 48), shares=(0., 0.001, 0.03, 0.05), bytes_vs_bpe=True,
+                      n_step=1000, n_step_depth=200, n_word=250_000, n_passage=5153)),
     # batch 512 and context 1024 are the report's; the rest it does not give (GPT-3's recipe stands in)
-    'paper': RunSpec(model=sizes['1558M'],
-                     train=TrainConfig(n_step=600_000, batch_size=512, lr=2e-4, n_warmup=2000, dtype='bfloat16', compile=True,
-                                       **_small),
-                     data=DataConfig('openwebtext', 50257), claims=Claims(), n_seeds=1),
+    'paper': RunSpec(
+        model=sizes['1558M'],
+        train=TrainConfig(n_step=600_000, batch_size=512, lr=2e-4, n_warmup=2000, dtype='bfloat16', compile=True,
+                          **_decay),
+        data=DataConfig('openwebtext', 50257), claims=Claims(), n_seeds=1),
 }
 
-# %% ../nbs/04_gpt2.ipynb #4e7b367a
-def count_bytes(tok:FastBPE, ids)->int:
-    "Count the bytes that tokens write; an end of text writes none."
-    return len(tok.decode(np.asarray(ids).tolist()).encode())
-
-# %% ../nbs/04_gpt2.ipynb #81c542c7
-def held_out(model:GPT2, corpus, max_tokens:int=20_000)->dict:   # nats a token, bits a byte, tokens and bytes scored
-    "Score the held-out text with half a context of history at least."
-    scored = corpus.valid[:max_tokens].astype(np.int64)
-    nll = token_nll(model, scored, ctx_len=model.cfg.ctx_len, stride=model.cfg.ctx_len // 2, eot=corpus.tokenizer.eot)
-    n_bytes = count_bytes(corpus.tokenizer, scored)
-    return dict(loss=float(nll.mean()), bpb=float(nll.sum(dtype=np.float64) / math.log(2) / n_bytes), n_tokens=len(nll),
-                n_bytes=n_bytes)
-
-# %% ../nbs/04_gpt2.ipynb #e41958f0
-def train_lm(
-    cls:type,                # of the model
-    model, train:TrainConfig, data:DataConfig, *,
-    seed:int=0,          # initialisation and order of the data
-    tracker=None,        # where losses go
-    folder=None,         # checkpoints; a run that finds some resumes
-    device:str='auto',
-)->tuple:                # (model in evaluation mode, FitResult, the corpus)
-    "Train a decoder from its three configurations."
-    corpus = lab_data.lm_corpus(data.name, n_vocab=data.n_vocab)
-    torch.manual_seed(seed)
-    net = cls(replace(model, n_vocab=corpus.tokenizer.n_vocab))
-    batches = TokenBatches(corpus.train, net.cfg.ctx_len, train.batch_size, seed=seed)
-    result = fit(net, batches, replace(train, seed=seed), evaluate=lambda m: {'valid': held_out(m, corpus)['loss']},
-                 tracker=tracker, folder=folder, device=device)
-    return net.eval(), result, corpus
-
-# %% ../nbs/04_gpt2.ipynb #4f9d517b
-def trained_once(cls:type, spec:RunSpec, seed:int)->Path:   # a folder that `load_model` reads
-    "Train a decoder by its preset, or find it in the user's cache, where one like it was kept."
-    data = lab_data.lm_corpus(spec.data.name, spec.data.n_vocab).hash
-    key = hashlib.sha256(json.dumps([spec.configs(), seed, data, code_hash(cls.__module__)], sort_keys=True).encode()).hexdigest()
-    folder = lab_data.cache_dir() / 'models' / f'{cls.__name__.lower()}-{seed}-{key[:12]}'
-    with lab_data.locked(folder):
-        if not folder.exists():
-            net, _, corpus = train_lm(cls, spec.model, spec.train, spec.data, seed=seed)
-            save_model(folder, net, corpus.tokenizer)
-    return folder
+# %% ../nbs/04_gpt2.ipynb #f18f195d
+races = training_races('gpt2', GPT2, _raced, runs['tiny']) | {r.id: r for r in _decoding_races} | {
+    'S.score': partial(race_scoring, every=True), 'S.score.lean': partial(race_scoring, every=False)}
+paper = Paper('gpt2', GPT2, runs, claims, races)
 
 # %% ../nbs/04_gpt2.ipynb #f79a29a7
-def pretrained(preset:str='tiny', seed:int=0)->Path:   # a folder that `load_model` reads
+def pretrained(
+    preset:str='tiny',   # a key of `runs`
+    seed:int=0,          # of weights and data order
+)->Path:                 # a folder that `load_model` reads
     "Give the model of a preset, trained once and kept in the user's cache."
-    return trained_once(GPT2, runs[preset], seed)
-
-# %% ../nbs/04_gpt2.ipynb #62a4f632
-def plan_lm(cls:type, spec:RunSpec)->dict:
-    "Estimate what training a decoder by its preset takes."
-    with torch.device('meta'): model = cls(spec.model)
-    tokens = spec.train.n_step * spec.train.batch_size * spec.model.ctx_len
-    flops = tokens * flops_per_token(model, spec.model.ctx_len)
-    return dict(parameters=n_params(model), tokens=tokens, flops=flops, state_bytes=16 * n_params(model),
-                checkpoint_bytes=12 * n_params(model), hours_on_one_h100_at_40_percent=round(flops / (0.4 * 989e12) / 3600, 3),
-                data=spec.data.name)
-
-def plan(preset:str)->dict:
-    "Estimate what a preset's main run takes, and say where its text is not one that `papers data` can fetch."
-    out = plan_lm(GPT2, runs[preset])
-    if out['data'] not in lab_data.registry:
-        out['data'] += ': not in the registry of `papers data`, so this preset plans and does not train; OpenWebText is 8,013,769 documents, ' \
-                       '9.04 billion training tokens with the released vocabulary (17 GiB as 16-bit tokens, to be downloaded and tokenised by hand)'
-    return out
-
-# %% ../nbs/04_gpt2.ipynb #4c607fb7
-def shown(
-    rows:list[Row],    # of this run
-    pattern:str,       # regular expression of the ids
-    paper:str='gpt2',
-)->tuple[list[Row], str]:   # rows with a number, in the order of their ids' numbers; the preset they are from, '' for this run
-    "Find rows by id: this run's, else those of the largest published preset that has any."
-    last = lambda r: float(m[0]) if (m := re.search(r'\d+(\.\d+)?$', r.id)) and '.' in r.id else math.inf
-    pick = lambda rows: sorted((r for r in rows if r.ours is not None and re.fullmatch(pattern, r.id)), key=last)
-    if found := pick(rows): return found, ''
-    files = {prov['preset']: rows for rows, prov in published(paper).files}
-    return next(((found, p) for p in ('paper', 'gpu', 'cpu', 'tiny') if (found := pick(files.get(p, [])))), ([], ''))
-
-# %% ../nbs/04_gpt2.ipynb #84bca04a
-def errors(rows:list[Row], shift=0.)->tuple:   # values (n,), distances to the ends of the intervals (2, n)
-    "Bring rows into the form that matplotlib's `errorbar` takes."
-    y, ends = np.array([r.ours for r in rows]), np.array([r.ci95 for r in rows]).T
-    return y + shift, np.abs(ends - y)
-
-# %% ../nbs/04_gpt2.ipynb #91564497
-def configs(model:dict, train:dict, data:dict)->tuple:
-    "Rebuild the three configurations from plain dictionaries (variants are stored as JSON)."
-    return GPT2Config(**model), TrainConfig(**train), DataConfig(**data)
-
-# %% ../nbs/04_gpt2.ipynb #5967a92f
-@lru_cache(maxsize=4)
-def clean_passages(name:str, n_word:int=60, n:int=400, order:int=8)->tuple:   # (passages, seen): strings, (n,) bool
-    "Cut held-out text into passages and mark those that share an 8-gram with the training text."
-    words = ' '.join(lab_data.documents(name, 'valid')).split()
-    passages = [' '.join(words[i:i + n_word]) for i in range(0, min(len(words), n * n_word) - n_word, n_word)]
-    seen = seen_ngrams(lab_data.documents(name, 'train'), passages, n=order)
-    return passages, np.array(seen) > 0
-
-# %% ../nbs/04_gpt2.ipynb #2e0f2c48
-def passage_nats(model:GPT2, tok:FastBPE, passages:list[str])->np.ndarray:   # (n,) nats of each whole passage
-    "Score each passage on its own, after an end of text."
-    return np.array([token_nll(model, text_ids(tok, p), ctx_len=model.cfg.ctx_len,
-                               stride=model.cfg.ctx_len // 2).sum() for p in passages])
-
-# %% ../nbs/04_gpt2.ipynb #6a0038a9
-def spread(n:int, k:int)->np.ndarray:   # (min(n, k),) increasing
-    "Pick k of n places, evenly from the first to the last."
-    return np.linspace(0, n - 1, min(n, k)).astype(int)
-
-# %% ../nbs/04_gpt2.ipynb #f1f75484
-@torch.inference_mode()
-def window_loss(model:GPT2, tokens, starts)->float:   # nats a token
-    "Score windows of one context each, as training meets them: with nothing before their first token."
-    x = torch.from_numpy(np.stack([tokens[s:s + model.cfg.ctx_len + 1] for s in starts]).astype(np.int64))   # (n, t + 1)
-    parts = x.to(next(model.parameters()).device).split(32)
-    return sum(lm_loss(model, dict(ids=p[:, :-1], targets=p[:, 1:])).item() for p in parts) / x[:, 1:].numel()
-
-# %% ../nbs/04_gpt2.ipynb #69355899
-def generalisation(
-    model:GPT2, corpus,
-    seed:int,           # of the training, which fixes what it read
-    n_trained:int,      # windows that it read
-    n:int=128,          # windows scored of each kind
-)->dict:                # loss_met, loss_new: nats a token
-    "Score the final model on windows it was trained on and on windows of held-out documents, both spread over their whole text."
-    t = model.cfg.ctx_len
-    met = TokenBatches(corpus.train, t, 1, seed=seed).order(0)[:n_trained]
-    new = spread((len(corpus.valid) - 1) // t, n)
-    return dict(loss_met=window_loss(model, corpus.train, met[spread(len(met), n)] * t),
-                loss_new=window_loss(model, corpus.valid, new * t))
-
-# %% ../nbs/04_gpt2.ipynb #280a80f6
-zero_shot = dict(wikitext2='test.txt', ptb='valid.txt')   # scored from their first word on
-
-# %% ../nbs/04_gpt2.ipynb #ee284c54
-def capacity_run(*, seed:int, model:dict, train:dict, data:dict, n_word:int, n_passage:int)->dict:
-    "Train one width on books; score it on held-out books and, where they are at hand, on three sets from elsewhere."
-    net, fitted, corpus = train_lm(GPT2, *configs(model, train, data), seed=seed)
-    tok = corpus.tokenizer
-    out = dict(n_params=n_params(net), **held_out(net, corpus),
-               **generalisation(net, corpus, seed, fitted.step * train['batch_size']))
-    out |= overlap_scores(net, tok, data['name'])
-    for name, file in zero_shot.items():
-        if not lab_data.available(name): continue
-        lines = first_words(lab_data.get(name).path(file).read_text().split('\n'), n_word)
-        for arm, detok in (('raw', None), ('detok', detokenizers[name])):
-            out |= {f'{name}_{arm}_{k}': v for k, v in word_perplexity(net, tok, lines, detok).items()}
-    if lab_data.available('lambada'):
-        texts = lambada_passages(n_passage); r = last_word(net, tok, texts)
-        n_bytes = sum(len((' ' + p.rsplit(' ', 1)[1]).encode()) for p in texts)
-        out |= dict(lambada_acc=float(r['hits'].mean()), lambada_bpb=float(r['nats'].sum() / math.log(2) / n_bytes),
-                    lambada_n_bytes=n_bytes, lambada_n=len(texts))
-    return out
-
-# %% ../nbs/04_gpt2.ipynb #4ed06780
-def overlap_scores(model:GPT2, tok:FastBPE, name:str, n:int=400)->dict:
-    "Bits a byte of held-out passages with and without an 8-gram of the training text: at most n of each, spread over all documents."
-    passages, seen = clean_passages(name, n=10**6)
-    out = dict(n_passages=len(passages), n_overlap=int(seen.sum()))
-    for arm, which in (('clean', np.flatnonzero(~seen)), ('seen', np.flatnonzero(seen))):
-        some = [passages[i] for i in which[spread(len(which), n)]]
-        bits = passage_nats(model, tok, some) / math.log(2) / [len(p.encode()) for p in some] if some else None
-        out |= {f'bpb_{arm}': float(bits.mean()) if some else None, f'n_{arm}': len(some)}
-    return out
-
-# %% ../nbs/04_gpt2.ipynb #66c87238
-def first_words(lines:list[str], n:int)->list[str]:
-    "Keep whole lines up to about `n` words."
-    counts = np.cumsum([len(line.split()) for line in lines])
-    return lines[:int(np.searchsorted(counts, n)) + 1]
-
-# %% ../nbs/04_gpt2.ipynb #0c4cb5a3
-lexicon = dict(house='maison', water='eau', bread='pain', king='roi', night='nuit', day='jour', hand='main', heart='coeur',
-               eye='oeil', door='porte', road='chemin', tree='arbre', horse='cheval', dog='chien', fire='feu', earth='terre',
-               sea='mer', wind='vent', child='enfant', book='livre')
-HINT = ' In French,'
-
-def demonstration(rng:np.random.Generator, n_pair:int=6)->str:
-    "Write a sentence that gives the French of a few words."
-    pairs = [f'{en} {lexicon[en]}' for en in rng.choice(list(lexicon), n_pair, replace=False)]
-    return f"{HINT} {', '.join(pairs[:-1])} and {pairs[-1]}."
-
-# %% ../nbs/04_gpt2.ipynb #5888e022
-def demonstrated(
-    docs:Iterable[str],   # the corpus
-    share:float,          # of paragraphs that end with a demonstration, in [0, 1]
-    seed:int,
-    n_word:int=80,        # words a paragraph
-)->Iterator[str]:
-    "Cut documents into paragraphs and let a share of them end with a demonstration."
-    rng = np.random.default_rng(seed)
-    for doc in docs:
-        words = doc.split()
-        for i in range(0, len(words), n_word):
-            yield ' '.join(words[i:i + n_word]) + (demonstration(rng) if rng.random() < share else '')
-
-# %% ../nbs/04_gpt2.ipynb #641229b6
-def quiz(
-    model:GPT2, tok:FastBPE,
-    contexts:list[str],    # text before each question
-)->dict:                   # choice: accuracy among all French words; greedy_hint, greedy_none: exact match of what it writes; correct, confidence: a question each
-    "Ask for the French of every word."
-    words, french = list(lexicon), [f' {f}' for f in lexicon.values()]
-    logp = np.array([[[sum(c) for c in score_text(model, tok, f'{context}{HINT} {en}', french)]
-                      for en in words] for context in contexts])
-    right = logp.argmax(-1) == np.arange(len(words))                                          # (context, word)
-    out = dict(choice=float(right.mean()), correct=right.ravel().astype(int).tolist(),
-               confidence=logp.max(-1).ravel().round(4).tolist())
-    for arm, hint in (('hint', HINT), ('none', '')):
-        prompts = [tok.encode(f'{context}{hint} {en}') for context in contexts for en in words]
-        texts = [tok.decode(ids) for ids in generate(model, prompts, max_tokens=6)]
-        out[f'greedy_{arm}'] = float(np.mean([t.startswith(f) for t, f in zip(texts, french * len(contexts))]))
-    return out
-
-# %% ../nbs/04_gpt2.ipynb #e05d9f47
-def demo_run(*, seed:int, share:float, model:dict, train:dict, data:dict, n_context:int=5)->dict:
-    "Train on books with a share of demonstrations, then ask."
-    model, train, data = configs(model, train, data)
-    corpus = lab_data.lm_corpus(data.name, n_vocab=data.n_vocab); tok = corpus.tokenizer
-    docs = list(demonstrated(lab_data.documents(data.name, 'train'), share, seed))
-    tokens = np.concatenate([[*ids, tok.eot] for ids in tok.encode_batches(docs)])
-    torch.manual_seed(seed); net = GPT2(replace(model, n_vocab=tok.n_vocab))
-    fit(net, TokenBatches(tokens, model.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed))
-    contexts = [' '.join(d.split()[:15]) for d in list(lab_data.documents(data.name, 'valid'))[:n_context]]
-    return quiz(net.eval(), tok, contexts)
-
-# %% ../nbs/04_gpt2.ipynb #42436240
-@torch.no_grad()
-def residual_variance(model:GPT2, ids:Int[Tensor, 'b t'])->list[float]:   # variance after the embedding and after each block
-    "Follow the variance of the residual stream through the depth."
-    h = model.embed(ids, torch.arange(ids.shape[1], device=ids.device)); out = [h.var().item()]
-    for block in model.blocks: h = block(h); out.append(h.var().item())
-    return out
-
-# %% ../nbs/04_gpt2.ipynb #655b76ff
-def depth_run(*, seed:int, model:dict, train:dict, data:dict)->dict:
-    "Train a deep model with no warm-up: residual variance at initialisation, final loss, whether it diverged."
-    model, train, data = configs(model, train, data)
-    corpus = lab_data.lm_corpus(data.name, n_vocab=data.n_vocab)
-    torch.manual_seed(seed); net = GPT2(replace(model, n_vocab=corpus.tokenizer.n_vocab))
-    batches = TokenBatches(corpus.train, model.ctx_len, train.batch_size, seed=seed)
-    variance = residual_variance(net, next(TokenBatches(corpus.train, model.ctx_len, 8, seed=seed))['ids'])
-    try: fit(net, batches, replace(train, seed=seed))
-    except Diverged as e: return dict(variance=variance, loss=None, diverged_at=e.step)
-    return dict(variance=variance, diverged_at=None, **held_out(net.eval(), corpus))
-
-# %% ../nbs/04_gpt2.ipynb #bba517b4
-def token_run(*, seed:int, n_vocab:int, flops:float, model:dict, train:dict, data:dict)->dict:
-    "Train on bytes (`n_vocab=257`) or BPE for a given number of FLOPs; bits per byte on held-out text."
-    model, train, data = configs(model, train, dict(data, n_vocab=n_vocab))
-    per_step = flops_per_token(GPT2(replace(model, n_vocab=n_vocab)), model.ctx_len) * train.batch_size * model.ctx_len
-    net, fitted, corpus = train_lm(GPT2, model, replace(train, n_step=round(flops / per_step)), data, seed=seed)
-    n_token = int(60_000 / corpus.valid.bytes_per_token)
-    return dict(n_step=fitted.step, bytes_per_token=corpus.valid.bytes_per_token, **held_out(net, corpus, max_tokens=n_token))
-
-# %% ../nbs/04_gpt2.ipynb #6da0aedb
-def column(results, name:str)->np.ndarray|None:   # float, the shape of `results`; None if a set was not at hand
-    "Collect one number of every variant."
-    if not results.size or any(r.get(name) is None for r in results.flat): return None
-    return np.array([float(r[name]) for r in results.flat]).reshape(results.shape)
-
-# %% ../nbs/04_gpt2.ipynb #49138b69
-def trends(
-    x,           # (k,) increasing, such as ln(parameters)
-    y,           # (k, n): one column a seed; lower is better
-)->dict:         # slope, step, curve: (n,) each
-    "Measure how a loss falls: minus its slope, its smallest fall between neighbours, the quadratic term of a parabola."
-    x, y = np.asarray(x), np.asarray(y)
-    return dict(slope=-slope(x, y.T), step=(y[:-1] - y[1:]).min(0),
-                curve=np.polyfit(x - x.mean(), y, 2)[0] if len(x) > 2 else None)
-
-# %% ../nbs/04_gpt2.ipynb #d295591b
-def detok_gain(raw:dict, detok:dict, n_vocab:int)->dict:   # ln, uniform, beyond: nats an original word; points: of perplexity
-    "Split what de-tokenisation gains into what fewer tokens give to a model that knows nothing, and the rest."
-    n, ln = raw['n_words'], (raw['nats'] - detok['nats']) / raw['n_words']
-    uniform = math.log(n_vocab) * (raw['n_tokens'] - detok['n_tokens']) / n
-    return dict(ln=ln, uniform=uniform, beyond=ln - uniform, points=raw['ppl'] - detok['ppl'])
-
-# %% ../nbs/04_gpt2.ipynb #ccb3b323
-def random_strings(n:int, seed:int=0)->Iterator[str]:
-    "Draw strings of 0 to 20 characters from the whole of Unicode, surrogates left out."
-    rng = np.random.default_rng(seed)
-    for _ in range(n):
-        points = rng.integers(0, 0x110000, rng.integers(0, 21))
-        points = np.where(rng.random(len(points)) < 0.5, points % 128, points)             # half of them ASCII
-        yield ''.join(chr(p) for p in points if not 0xD800 <= p <= 0xDFFF)
-
-# %% ../nbs/04_gpt2.ipynb #882cca8b
-def rank_skill(
-    correct,        # (n,) 0 or 1, one a question
-    confidence,     # (n,) log-probability of the chosen answer
-)->dict:            # rho: Spearman's correlation, None where one side never varies; top: most confident tenth minus mean; fifths: accuracies, most confident first
-    "Measure how well the probability of an answer ranks answers by correctness."
-    right, sure = np.asarray(correct, float), np.asarray(confidence, float)
-    ranked = right[np.argsort(-sure, kind='stable')]
-    varies = len(set(right)) > 1 and len(set(sure)) > 1
-    return dict(rho=float(spearmanr(sure, right).statistic) if varies else None,
-                top=float(ranked[:max(1, len(ranked) // 10)].mean() - right.mean()),
-                fifths=[float(f.mean()) for f in np.array_split(ranked, 5)])
-
-# %% ../nbs/04_gpt2.ipynb #583d5639
-table3 = {  # 124M ("117M" in the paper), table 3
-    'T3.wikitext2': ('WikiText-2 perplexity', 'perplexity a word', 29.41),
-    'T3.ptb': ('Penn Treebank perplexity', 'perplexity a word', 65.85),
-    'T3.lambada.acc': ('LAMBADA accuracy', '%', 45.99), 'T3.lambada.ppl': ('LAMBADA perplexity', 'perplexity a word', 35.13),
-}
-elsewhere = {  # id: (what, paper's value at 1542M, unit, why we have no number)
-    'T3.cbt.cn': ("Children's Book Test, common nouns", 93.30, '%', 'the data set is not at hand; `cloze` is its scoring rule'),
-    'T3.enwik8': ('enwik8', 0.93, 'bits a byte', 'the data set is not at hand'),
-    'T3.1bw': ('One Billion Word', 42.16, 'perplexity a word', 'the data set is not at hand'),
-    'T4.cnndm': ('CNN/DM summaries after TL;DR:', 21.40, 'mean ROUGE',
-                 'the articles are not at hand; `summarize` is the protocol'),
-    'S3.4.winograd': ('Winograd schemas', 70.70, '%', 'a model of this size is at chance; it waits for public weights'),
-    'S3.5.coqa': ('CoQA', 55., 'F1', 'the data set is not at hand; `answer` is the protocol'),
-    'S3.7.wmt': ('WMT-14 French to English', 11.5, 'BLEU', 'the data set is not at hand; `translate` is the protocol'),
-    'S3.8.nq': ('Natural Questions', 4.1, '% exact match', 'the data set is not at hand; `answer` is the protocol'),
-}
-
-# %% ../nbs/04_gpt2.ipynb #431c55cd
-def public_model(name:str='gpt2')->tuple:   # (GPT2, its tokenizer); NotFound where the hub cannot be reached
-    "Load released weights and vocabulary."
-    root = lab_data.get('tokenizers').root
-    return GPT2.from_hf(name), FastBPE.from_files(root / 'gpt2-vocab.json', root / 'gpt2-merges.txt')
-
-# %% ../nbs/04_gpt2.ipynb #d76c9107
-def reference_rows(run)->None:
-    "Score the public 124M model on table 3, or say why not."
-    try: model, tok = public_model()
-    except lab_data.NotFound as e:
-        for id, (what, unit, value) in table3.items():
-            run.not_attempted(id, f'the public weights cannot be had: {e}', statement=f'{what} of the released 124M model',
-                              unit=unit, paper_value=value, paper_ref='table 3')
-        return
-    model.to(run.device)
-    values = {}
-    for name, file in zero_shot.items():
-        if lab_data.available(name):
-            lines = lab_data.get(name).path(file).read_text().split('\n')
-            values[f'T3.{name}'] = word_perplexity(model, tok, lines, detokenizers[name], stride=32)['ppl'], name
-    if lab_data.available('lambada'):
-        r = last_word(model, tok, lambada_passages())
-        values |= {'T3.lambada.acc': (100 * r['hits'].mean(), 'lambada'),
-                   'T3.lambada.ppl': (math.exp(r['nats'].mean()), 'lambada')}
-    for id, (what, unit, value) in table3.items():
-        facts = dict(statement=f'{what} of the released 124M model', unit=unit, paper_value=value, paper_ref='table 3')
-        if id not in values: run.not_attempted(id, 'the data set is not at hand', **facts); continue
-        ours, dataset = values[id]
-        same = id == 'T3.wikitext2'     # the others differ in text (PTB) or in the stop-word filter (LAMBADA)
-        run.table(id, ours, dataset=str(lab_data.get(dataset)), metric=what, rule='paper' if same else 'scaled',
-                  margin=0.05 * value if same else None, protocol='our de-tokenizers, stride 32, no stop-word filter', **facts)
-
-# %% ../nbs/04_gpt2.ipynb #658dafb6
-def race(
-    id:str, statement:str,
-    fns:dict,            # name -> function; the peer first, ours second
-    bound:float,         # lowest acceptable lower end of the interval of (peer's time / ours)
-    n:int=15,            # rounds
-    paper:str='gpt2',
-    **fields,
-)->Row:                  # its baseline is the peer's median time in seconds
-    "Time two functions in turn and hold the ratio against a bound."
-    (peer, _), (ours, _) = fns.items()
-    times = round_robin(fns, n=n); ratio = time_ratio(times, slow=peer, fast=ours)
-    return Row(paper=paper, kind='speed', id=id, statement=statement, metric=f'time of {peer} / time of {ours}', unit='ratio',
-               rule='at_least', bound=bound, ours=ratio.mean, sd=ratio.sd, ci95=ratio.ci95, values=ratio.values, n=n, n_seeds=1,
-               baseline_name=f'{peer}, seconds', baseline_value=float(np.median(times[peer])), **fields)
-
-# %% ../nbs/04_gpt2.ipynb #4ec6a9d4
-def pair_of(cfg:GPT2Config, seed:int=0)->tuple:   # (ours, the same weights in transformers)
-    "Build a model here and there."
-    torch.manual_seed(seed); ours = GPT2(cfg).eval()
-    return ours, ours.to_hf()
-
-# %% ../nbs/04_gpt2.ipynb #bbf46fd2
-def train_step(model, batch, loss, dtype=None):
-    "Make a function that takes one optimizer step: forward, backward, AdamW."
-    opt = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    def step():
-        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=dtype == 'bfloat16'): value = loss(model, batch)
-        value.backward(); opt.step(); opt.zero_grad(set_to_none=True)
-        return value.item()
-    return step
-
-# %% ../nbs/04_gpt2.ipynb #14a4e162
-bench_cfg = GPT2Config(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6)
-hf_loss = lambda model, batch: model(input_ids=batch['ids'], labels=batch['ids']).loss
-our_loss = lambda model, batch: lm_loss(model, batch) / batch['targets'].numel()
-
-def bench_batch(cfg:GPT2Config, batch_size:int=8)->dict:
-    "Draw random tokens of full length."
-    ids = torch.randint(cfg.n_vocab, (batch_size, cfg.ctx_len + 1), generator=torch.Generator().manual_seed(0))
-    return dict(ids=ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous())
-
-# %% ../nbs/04_gpt2.ipynb #a9415b64
-def bench_train(
-    seed:int=0,
-    paper:str='gpt2',    # whose module has `pair_of`, `bench_cfg` and `runs`
-)->Iterator[Row]:
-    "Race a training step: eager, compiled, and in bfloat16 against the float32 peer."
-    home, facts = importlib.import_module(f'papers_lib.{paper}'), dict(
-        paper=paper, dataset='random tokens',
-        protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
-    def steps(compile=False, dtype=None):
-        ours, hf = (m.train() for m in home.pair_of(home.bench_cfg, seed))
-        wrap, batch = torch.compile if compile else (lambda f: f), bench_batch(home.bench_cfg)
-        return {'transformers': train_step(wrap(hf), batch, hf_loss),
-                'papers_lib': train_step(ours, batch, wrap(our_loss), dtype)}
-    yield race('S.train', 'A training step is at least as fast as transformers', steps(), 0.95, n=15, **facts)
-    if cpp_compiler():
-        yield race('S.train.compiled', 'So it is when both are compiled', steps(compile=True), 0.95, n=15, **facts)
-    if 'avx512_bf16' in cpu_flags() or 'amx_bf16' in cpu_flags():
-        yield race('S.train.bf16', 'With bfloat16 autocast it is half as fast again as the float32 peer',
-                   steps(dtype='bfloat16'), 1.5, n=15, **facts)
-        yield bfloat16_loss(type(home.pair_of(home.bench_cfg)[0]), home.runs['tiny'], paper, seed)
-
-# %% ../nbs/04_gpt2.ipynb #b7fa23ab
-def bfloat16_loss(Model, spec:RunSpec, paper:str, seed:int=0, n:int=5)->Row:
-    "Compare the final held-out loss of bfloat16 and float32 training, seed by seed."
-    def final(dtype, s):
-        net, _, corpus = train_lm(Model, spec.model, replace(spec.train, dtype=dtype, eval_every=0), spec.data, seed=s)
-        return held_out(net, corpus)['loss']
-    low, high = (np.array([final(dtype, seed + i) for i in range(n)]) for dtype in ('bfloat16', 'float32'))
-    effect = paired_t(low, high)
-    return Row(paper=paper, kind='speed', id='S.train.bf16.loss', statement='Its final loss lies within the noise of the seeds',
-               metric='held-out loss, bfloat16 minus float32', unit='nats a token',
-               protocol=f'preset tiny, {n} seeds; the bound is the standard deviation of the float32 loss over seeds',
-               dataset=str(lab_data.get(spec.data.name)), n=n, n_seeds=n, ours=effect.mean, sd=effect.sd, ci95=effect.ci95,
-               values=effect.values, baseline_name='float32', baseline_value=float(high.mean()), rule='at_most',
-               bound=float(high.std(ddof=1)))
-
-# %% ../nbs/04_gpt2.ipynb #ad0242d7
-def cpu_flags()->str:
-    "Instruction sets of this CPU; empty where the system does not tell."
-    path = Path('/proc/cpuinfo')
-    return next((line for line in path.read_text().splitlines() if line.startswith('flags')), '') if path.exists() else ''
-
-# %% ../nbs/04_gpt2.ipynb #f8a5b0a5
-def peak_memory(
-    arm:str, paper:str='gpt2', n_step:int=4, compiled:bool=False
-)->float:   # bytes above what was resident before the first step
-    "Train a few steps here and tell how far resident memory rose; run it in a process of its own."
-    from transformers import GPT2LMHeadModel                                  # both arms pay for the import
-    home = importlib.import_module(f'papers_lib.{paper}')
-    ours, hf = home.pair_of(home.bench_cfg)
-    model, loss = (ours, our_loss) if arm == 'papers_lib' else (hf, hf_loss)
-    del ours, hf
-    if compiled: model, loss = (model, torch.compile(loss)) if arm == 'papers_lib' else (torch.compile(model), loss)
-    step, before = (train_step(model.train(), bench_batch(home.bench_cfg), loss),
-                    int(Path('/proc/self/statm').read_text().split()[1]) * 4096)
-    for _ in range(n_step): step()
-    return high_water() - before
-
-# %% ../nbs/04_gpt2.ipynb #c5816300
-def bench_memory(seed:int=0, paper:str='gpt2', n:int=5)->Iterator[Row]:
-    "Compare the peak of a training step, a fresh process each time; eager, and compiled where there is a C++ compiler."
-    if not Path('/proc/self/statm').exists(): return
-    yield memory_row(paper, n, compiled=False)
-    if cpp_compiler(): yield memory_row(paper, n, compiled=True)
-
-# %% ../nbs/04_gpt2.ipynb #aad0e13a
-def memory_row(paper:str, n:int, compiled:bool)->Row:
-    "Measure both arms n times in turn; a compiled arm is run once more before, so that what the compiler keeps on disk is there for all."
-    code = lambda arm: f'from papers_lib.gpt2 import peak_memory; print(peak_memory({arm!r}, {paper!r}, compiled={compiled}))'
-    once = lambda arm: float(subprocess.run([sys.executable, '-c', code(arm)], capture_output=True, text=True,
-                                            check=True).stdout.split()[-1])
-    rounds = [{arm: once(arm) for arm in ('transformers', 'papers_lib')} for _ in range(n + compiled)][int(compiled):]
-    ratio, peer = (np.array([r['papers_lib'] / r['transformers'] for r in rounds]), [r['transformers'] for r in rounds])
-    how = 'resident memory above the start, fresh process, 4 steps' + (", the compiler's own memory included" if compiled else '')
-    id, statement = (('S.train.memory.compiled', 'So it is when both are compiled') if compiled else
-                     ('S.train.memory', 'Training needs no more memory than transformers'))
-    return Row(paper=paper, kind='speed', id=id, statement=statement, metric='peak of papers_lib / peak of transformers',
-               unit='ratio', protocol=how, dataset='random tokens', n=n, n_seeds=1, ours=float(np.median(ratio)),
-               sd=float(ratio.std(ddof=1)), values=ratio.tolist(), ci95=[float(ratio.min()), float(ratio.max())],
-               baseline_name='transformers, MiB', baseline_value=float(np.median(peer)) / 2**20, rule='at_most', bound=1.)
-
-# %% ../nbs/04_gpt2.ipynb #2655a4f2
-def bench_generate(seed:int=0)->Iterator[Row]:
-    "Race greedy generation at two sizes and two batch sizes."
-    for name, cfg, cases in (('small', GPT2Config(n_vocab=8192, ctx_len=256, d_model=128, n_layer=4, n_head=4),
-                              ((1, 2., 64, 15), (16, 2., 64, 15))),
-                             ('124M', replace(sizes['124M'], ctx_len=256), ((1, 1.2, 32, 9), (16, 0.95, 32, 7)))):
-        ours, hf = pair_of(cfg, seed)
-        for batch_size, bound, n_new, n in cases:
-            ids = torch.randint(cfg.n_vocab - 1, (batch_size, 32), generator=torch.Generator().manual_seed(seed))
-            mask = torch.ones_like(ids)
-            theirs = lambda: hf.generate(ids, attention_mask=mask, max_new_tokens=n_new, min_new_tokens=n_new, do_sample=False,
-                                         pad_token_id=0)[:, 32:]
-            mine = lambda: generate(ours, ids, n_new)
-            same = theirs().tolist() == mine()
-            yield race(f'S.generate.{name}.{batch_size}', f'Greedy decoding, {name}, batch {batch_size}, identical tokens',
-                       {'transformers': theirs, 'papers_lib': mine}, bound, n=n, dataset='random prompts',
-                       protocol=f'{n_new} tokens after 32, cache; tokens {"identical" if same else "DIFFER"}')
-            if not same: raise AssertionError(f'{name}, batch {batch_size}: greedy tokens differ from transformers')
-
-# %% ../nbs/04_gpt2.ipynb #31c73128
-def bench_score(seed:int=0, n_title:int=1000, n_prompt:int=200)->Iterator[Row]:
-    "Race scoring candidates behind a shared prompt against scoring each full text."
-    cfg = GPT2Config(n_vocab=8192, ctx_len=256, d_model=256, n_layer=4, n_head=4)
-    torch.manual_seed(seed); model = GPT2(cfg).eval(); rng = np.random.default_rng(seed)
-    prompt = rng.integers(0, cfg.n_vocab, n_prompt).tolist()
-    titles = [rng.integers(0, cfg.n_vocab, rng.integers(3, 9)).tolist() for _ in range(n_title)]
-    ours = lambda: score(model, prompt, titles)
-    read, avoided = n_prompt + sum(len(t) - 1 for t in titles), sum(n_prompt + len(t) - 1 for t in titles)        # tokens
-    # multiply-adds: a token, all titles
-    trunk = 12 * cfg.n_layer * cfg.d_model**2; head = cfg.n_vocab * cfg.d_model * sum(map(len, titles))
-    for id, every, saving, what in (('S.score', True, avoided / read, 'tokens'),
-                                    ('S.score.lean', False, (avoided * trunk + head) / (read * trunk + head), 'multiply-adds')):
-        full = lambda: full_text_score(model, prompt, titles, every=every)
-        assert np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=1e-3)
-        yield race(id, f'Scoring titles behind one prompt makes at least 70 % of the {what} it avoids into time',
-                   {'full texts': full, 'papers_lib': ours}, 0.7 * saving, n=7, dataset='random tokens',
-                   protocol=f'{n_title} titles of 3-8 tokens after {n_prompt}; batch 32, logits of '
-                            f'{"every token" if every else "the titles only"}; '
-                                                     f'{saving:.1f} times fewer {what}')
-
-# %% ../nbs/04_gpt2.ipynb #b14bd3d2
-@torch.inference_mode()
-def full_text_score(model:GPT2, prompt:list[int], titles:list[list[int]], *, every:bool=True,
-                    batch_size:int=32)->list[list[float]]:
-    "Score every prompt + title as a text of its own: the plain way, for comparison."
-    out, order, first = ([None] * len(titles), sorted(range(len(titles)), key=lambda i: len(titles[i])),
-                         0 if every else len(prompt) - 1)
-    for at in range(0, len(order), batch_size):
-        part = order[at:at + batch_size]; width = max(len(titles[i]) for i in part)
-        x = torch.tensor([prompt + titles[i] + [0] * (width - len(titles[i])) for i in part])
-        logp = model.head(model.hidden(x[:, :-1])[:, first:]).log_softmax(-1)                     # (b, t, v)
-        logp = logp.gather(-1, x[:, 1 + first:, None])[:, -width:, 0]
-        for row, i in zip(logp.tolist(), part): out[i] = row[:len(titles[i])]
-    return out
-
-# %% ../nbs/04_gpt2.ipynb #173e5b29
-def bench(
-    only:str|None=None,   # part of a row's id; None runs all
-    seed:int=0,
-)->Iterator[Row]:
-    "Run the races of `papers bench gpt2`."
-    for prefix, part in (('S.train.memory', bench_memory), ('S.train', bench_train), ('S.generate', bench_generate),
-                         ('S.score', bench_score)):
-        if only is None or only in prefix or prefix in only: yield from part(seed)
+    return pretrained_folder(GPT2, runs[preset], seed)

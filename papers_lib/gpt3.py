@@ -4,35 +4,25 @@
 
 # %% ../nbs/06_gpt3.ipynb #bcb2dc9b
 from __future__ import annotations
-import math, re
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 import numpy as np, torch
 from torch.nn import functional as F
 
 # %% auto #0
-__all__ = ['sizes', 'recipe', 'mixture', 'statements', 'runs', 'bench_cfg', 'UNSCRAMBLE', 'tasks', 'occupations', 'GPT3Config',
-           'GPT3', 'rate_at', 'batch_at', 'keep', 'MinHash', 'near_duplicates', 'sources', 'decontaminate', 'Claims',
-           'plan', 'World', 'world', 'lesson', 'lessons', 'lesson_accuracy', 'lesson_run', 'lm_run', 'scaled_run',
-           'cut_pages', 'QualityClassifier', 'crawl', 'crawl_run', 'text_run', 'mixture_run', 'bench', 'repeats',
-           'copy_run', 'plant', 'leak_run', 'first_word', 'few_shot_run', 'repeated', 'repetition_run', 'gender_run']
+__all__ = ['sizes', 'recipe', 'mixture', 'claims', 'runs', 'races', 'paper', 'GPT3Config', 'GPT3', 'rate_at', 'batch_at',
+           'kept_by_quality', 'MinHash', 'near_duplicates', 'draw_sources', 'decontaminate', 'QualityClassifier',
+           'race_local', 'Claims']
 
 # %% ../nbs/06_gpt3.ipynb #3a45863f
-from .text.corpora import TokenBatches, ngram_hashes, seen_ngrams, word_spans
-from .engine.checkpoint import save_model
-from .engine.choices import RULES, ask, ask_written, loose, within_budget
-from .engine.generate import generate
-from .engine.score import token_nll
-from .engine.stats import Row, mean_t, over_units, paired_t, slope
-from .engine.train import TrainConfig, fit, flops_per_token
-from .lab import data as lab_data
-from .lab.presets import RunSpec
-from .gpt2 import (
-    GPT2, DataConfig, GPT2Config, bench_batch, clean_passages, held_out, n_params, our_loss, passage_nats, plan_lm,
-    race, train_lm, train_step)
-from .llama import LocalLLM, spoil, sum_run
+from .text.corpora import ngram_hashes, word_spans
+from .engine.stats import Row
+from .engine.train import TrainConfig
+from .lab.bench import bench_batch, our_loss, race, train_step
+from .lab.presets import Claim, DataConfig, Paper, RunSpec
+from .gpt2 import GPT2, GPT2Config
 
 # %% ../nbs/06_gpt3.ipynb #3a308682
 @dataclass(frozen=True)
@@ -40,26 +30,24 @@ class GPT3Config(GPT2Config):
     "Sizes of a GPT-3; the defaults are Small's."
     ctx_len:int = 2048         # longest sequence, tokens
     window:int = 256           # tokens that a local layer sees; the paper does not say
-    dense_every:int = 2        # layers 0, 2, 4, ... see all; 1 makes every layer dense
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ('window', 'dense_every'):
-            if getattr(self, name) < 1: raise ValueError(f'GPT3Config.{name}={getattr(self, name)}: must be at least 1')
+        if self.window < 1: raise ValueError(f'GPT3Config.window={self.window}: must be at least 1')
 
 # %% ../nbs/06_gpt3.ipynb #555423fb
 class GPT3(GPT2):
     "GPT-2 with locally banded attention in every other layer (section 2.1)."
     def __init__(self, cfg:GPT3Config):
         super().__init__(cfg)
-        self.windows = tuple(None if i % cfg.dense_every == 0 else cfg.window
-                             for i in range(cfg.n_layer)) if cfg.dense_every > 1 else ()
+        self.windows = tuple(None if i % 2 == 0 else cfg.window for i in range(cfg.n_layer))
 
 # %% ../nbs/06_gpt3.ipynb #3dd63d05
 _size = lambda layers, d, heads: GPT3Config(n_layer=layers, d_model=d, n_head=heads)
 sizes = {  # table 2.1; XL as 16 x 128 (printed: 24 heads), 13B as d 5120 (printed: 5140)
-    'Small': _size(12, 768, 12), 'Medium': _size(24, 1024, 16), 'Large': _size(24, 1536, 16), 'XL': _size(24, 2048, 16),
-    '2.7B': _size(32, 2560, 32), '6.7B': _size(32, 4096, 32), '13B': _size(40, 5120, 40), '175B': _size(96, 12288, 96),
+    'Small': _size(12, 768, 12), 'Medium': _size(24, 1024, 16), 'Large': _size(24, 1536, 16),
+    'XL': _size(24, 2048, 16), '2.7B': _size(32, 2560, 32), '6.7B': _size(32, 4096, 32),
+    '13B': _size(40, 5120, 40), '175B': _size(96, 12288, 96),
 }
 recipe = {  # table 2.1: batch in tokens, peak learning rate
     'Small': (0.5e6, 6.0e-4), 'Medium': (0.5e6, 3.0e-4), 'Large': (0.5e6, 2.5e-4), 'XL': (1e6, 2.0e-4),
@@ -88,59 +76,67 @@ def batch_at(
     return min(full, first + (full - first) * tokens / ramp)
 
 # %% ../nbs/06_gpt3.ipynb #598f25c5
-def keep(
+def kept_by_quality(
     score:np.ndarray,              # of each document, in [0, 1]; 1 is like the reference
     rng:np.random.Generator,
     alpha:float=9.,                # the paper's, fitted to WebText's scores
-)->np.ndarray:                     # bool
+)->np.ndarray:                     # bool, one a document
     "Decide which documents stay (appendix A)."
     return rng.pareto(alpha, len(score)) > 1 - np.asarray(score)
 
 # %% ../nbs/06_gpt3.ipynb #0f04546a
 class MinHash:
     "Signatures of documents, whose share of equal entries estimates Jaccard's measure."
-    def __init__(self, n_hash:int=10, seed:int=0):
+    def __init__(self,
+        n_hash:int=10,   # orders of all words
+        seed:int=0,      # of the orders
+    ):
         rng = np.random.default_rng(seed)
-        # an order of all words each: a h + b, high bits
+        # an order each: a h + b, high bits
         self.a = rng.integers(0, 2**63, (n_hash, 1), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self.b = rng.integers(0, 2**63, (n_hash, 1), dtype=np.uint64)
 
     def signature(self, text:str)->np.ndarray:   # (n_hash,)
-        "The first word of a document in each order, as a number."
+        "Find the first word of a document in each order, as a number."
         h = np.unique(ngram_hashes(text, n=1))
         if not len(h): return np.zeros(len(self.a), dtype=np.uint64)
         with np.errstate(over='ignore'): return ((self.a * h + self.b) >> np.uint64(20)).min(1)
 
-    def similarity(self, a:np.ndarray, b:np.ndarray)->float: return float((a == b).mean())
+    def similarity(self, a:np.ndarray, b:np.ndarray)->float:   # of two signatures, in [0, 1]
+        "Estimate Jaccard's measure: the share of equal entries."
+        return float((a == b).mean())
 
 # %% ../nbs/06_gpt3.ipynb #6a18a830
 def near_duplicates(
     docs:Sequence[str],
     threshold:float=0.8,     # estimated Jaccard's measure from which two documents count as one; the paper gives none
-    n_hash:int=10, seed:int=0,
+    n_hash:int=10,           # as in `MinHash`, and so is `seed`
+    seed:int=0,
 )->np.ndarray:               # bool: True for a document like an earlier one
     "Mark documents that are nearly the same as an earlier one (appendix A)."
-    hasher = MinHash(n_hash, seed); signs = [hasher.signature(d) for d in docs]
+    hasher = MinHash(n_hash, seed)
+    signs = [hasher.signature(d) for d in docs]
     where, again = {}, np.zeros(len(docs), bool)
     for i, s in enumerate(signs):
         near = {j for k, v in enumerate(s) for j in where.get((k, int(v)), ())}         # shares an entry at least
         again[i] = any(hasher.similarity(s, signs[j]) >= threshold for j in near)
-        if not again[i]:
-            for k, v in enumerate(s): where.setdefault((k, int(v)), []).append(i)
+        if again[i]: continue
+        for k, v in enumerate(s): where.setdefault((k, int(v)), []).append(i)
     return again
 
 # %% ../nbs/06_gpt3.ipynb #55c99e08
 mixture = {  # table 2.2: billions of tokens, weight
     'Common Crawl': (410, .60), 'WebText2': (19, .22), 'Books1': (12, .08), 'Books2': (55, .08), 'Wikipedia': (3, .03)}
 
-def sources(
+def draw_sources(
     weights:Sequence[float],   # of each source; they need not sum to 1
     n:int,                     # documents
     seed:int=0,
 )->np.ndarray:                 # which source each document comes from
     "Draw the source of each training document."
     p = np.asarray(weights, dtype=float)
-    if (p < 0).any() or not p.sum() > 0: raise ValueError(f'weights {list(weights)}: must not be negative, nor all zero')
+    if (p < 0).any() or not p.sum() > 0:
+        raise ValueError(f'weights {list(weights)}: must not be negative, nor all zero')
     return np.random.default_rng(seed).choice(len(p), n, p=p / p.sum())
 
 # %% ../nbs/06_gpt3.ipynb #99d6bd4c
@@ -173,17 +169,68 @@ def _pieces(doc, at, n, margin, shortest, most_pieces):
     pieces = [doc[a:b] for a, b in zip(ends[::2], ends[1::2])]
     return [] if len(pieces) > most_pieces else [p for p in pieces if len(p) >= shortest]
 
+# %% ../nbs/06_gpt3.ipynb #1455cac8
+class QualityClassifier:
+    "Logistic regression on hashed counts of words and pairs of words: reference text against raw pages (appendix A)."
+    def __init__(self,
+        good:Sequence[str],     # reference documents
+        raw:Sequence[str],      # documents of the crawl
+        n_feature:int=4096,     # into which words and pairs are hashed
+        n_step:int=200,         # of AdamW, all documents at once
+        seed:int=0,
+    ):
+        if not good or not raw:
+            raise ValueError(f'{len(good)} good and {len(raw)} raw documents: the classifier needs both kinds')
+        self.n_feature = n_feature
+        x, y = self.features([*good, *raw]), torch.tensor([1.] * len(good) + [0.] * len(raw))
+        torch.manual_seed(seed); self.linear = torch.nn.Linear(n_feature, 1)
+        opt = torch.optim.AdamW(self.linear.parameters(), lr=0.05, weight_decay=0.1)
+        for _ in range(n_step):
+            opt.zero_grad()
+            F.binary_cross_entropy_with_logits(self.linear(x)[:, 0], y).backward()
+            opt.step()
+
+    def features(self, docs:Sequence[str])->torch.Tensor:   # (n, n_feature), unit length
+        "Count hashed words and pairs of words."
+        grams = [np.concatenate([ngram_hashes(d, n) for n in (1, 2)]) % np.uint64(self.n_feature) for d in docs]
+        counts = [np.bincount(g.astype(int), minlength=self.n_feature) for g in grams]
+        return F.normalize(torch.tensor(np.array(counts).reshape(len(docs), self.n_feature)).float().log1p())
+
+    @torch.no_grad()
+    def score(self, docs:Sequence[str])->np.ndarray:        # (n,) in [0, 1]
+        "Tell how much each document is like the reference."
+        return self.linear(self.features(docs))[:, 0].sigmoid().numpy()
+
+# %% ../nbs/06_gpt3.ipynb #8eafc20b
+_raced = GPT3Config(n_vocab=8192, ctx_len=2048, d_model=384, n_layer=4, n_head=6, window=256)
+
+def race_local(
+    seed:int=0,    # of the weights
+)->Iterator[Row]:
+    "Race a training step with local layers against all-dense ones."
+    batch = bench_batch(_raced, 1)
+    def step(cls):
+        torch.manual_seed(seed)
+        return train_step(cls(_raced).train(), batch, our_loss)
+    yield race('S.local', 'With local attention in every other layer a training step takes no longer',
+               {'all dense': step(GPT2), 'alternating': step(GPT3)}, 0.95, n=9, paper='gpt3', dataset='random tokens',
+               protocol='forward, backward, fused AdamW; 4 layers, d 384, one text of 2,048 tokens, band 256, '
+                        'vocabulary 8,192')
+
 # %% ../nbs/06_gpt3.ipynb #41987b73
-statements = {  # what is claimed, rule, margin: fixed before anything is measured
-    'C1': ('The gain from examples in the context grows with model size', 'trend', 0.),
-    'C2': ('Naming the task helps most where there are no examples', 'greater', 0.),
-    'C3': ('Loss falls as a power of compute', 'trend', 0.),
-    'C4': ('Filtered and de-duplicated text beats raw text at equal tokens', 'greater', 0.),
-    'C5': ('Sampling a good source more often than its size helps on its domain', 'greater', 0.),
-    'C6': ('Local attention in every other layer costs at most 1 % of the loss', 'greater', -0.01),
-    'C7': ('Examples in the context improve arithmetic', 'greater', 0.),
-    'C8': ("The paper's rule of choice beats the raw sum of log-probabilities", 'greater', 0.),
-    'C9': ('Test text in the training text inflates the score', 'greater', 0.),
+claims = {  # fixed before anything is measured
+    'C1': Claim('The gain from examples in the context grows with model size', 'trend', needs=('widths',)),
+    'C2': Claim('Naming the task helps most where there are no examples', 'greater', needs=('widths',)),
+    'C3': Claim('Loss falls as a power of compute', 'trend', needs=('scales',)),
+    'C4': Claim('Filtered and de-duplicated text beats raw text at equal tokens', 'greater', needs=('n_step_mix',)),
+    'C5': Claim('Sampling a good source more often than its size helps on its domain', 'greater',
+                needs=('n_step_mix',)),
+    'C6': Claim('Local attention in every other layer costs at most 1 % of the loss', 'greater', margin=-0.01,
+                needs=('windows',)),
+    'C7': Claim('Examples in the context improve arithmetic', 'greater', needs=('n_token',), over='units'),
+    'C8': Claim("The paper's rule of choice beats the raw sum of log-probabilities", 'greater', needs=('n_token',),
+                over='units'),
+    'C9': Claim('Test text in the training text inflates the score', 'greater', needs=('n_step_mix',)),
 }
 
 # %% ../nbs/06_gpt3.ipynb #e733b328
@@ -203,333 +250,33 @@ class Claims:
     n_token:int = 0                # C7, C8, tables: prompt tokens spent on each set and K; 0 leaves them out
 
 # %% ../nbs/06_gpt3.ipynb #9634faec
-_small = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, clip=1.)
+_decay = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, clip=1.)
 
 runs = {
-    'tiny': RunSpec(model=GPT3Config(n_vocab=1024, ctx_len=64, d_model=64, n_layer=2, n_head=2, window=16),
-                    train=TrainConfig(n_step=200, batch_size=16, lr=4e-3, n_warmup=20, **_small), data=DataConfig('books', 1024),
-                    claims=Claims(), n_seeds=1),
-    'cpu': RunSpec(model=GPT3Config(n_vocab=2048, ctx_len=128, d_model=96, n_layer=4, n_head=4, window=16),
-                   train=TrainConfig(n_step=1000, batch_size=16, lr=2e-3, n_warmup=50, **_small), data=DataConfig('books', 2048),
-                   n_seeds=5, claims=Claims(widths=(32, 48, 64, 96), scales=(12, 20, 32, 52), n_step_mix=200, windows=(16, 64),
-                                            n_step_copy=1200, n_step_sums=2000, n_token=6000)),
-    'gpu': RunSpec(model=GPT3Config(n_vocab=8192, ctx_len=2048, d_model=512, n_layer=8, n_head=8, window=256),
-                   train=TrainConfig(n_step=2000, batch_size=16, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True,
-                                     **_small), data=DataConfig('books', 8192), n_seeds=3,
-                   claims=Claims(widths=(64, 128, 256, 512), scales=(64, 128, 256, 512), n_step_mix=1000, windows=(64, 256),
-                                 n_step_copy=3000, n_step=1000, n_step_sums=10_000, n_token=10**9)),
-    'paper': RunSpec(model=sizes['175B'],
-                     train=TrainConfig(n_step=94_000, batch_size=1563, lr=recipe['175B'][1], n_warmup=117, dtype='bfloat16',
-                                       compile=True, **_small),
-                     # 300 B tokens in batches of 3.2 M; the data of table 2.2 is not public
-                     data=DataConfig('books', 50257), claims=Claims(), n_seeds=1),
+    'tiny': RunSpec(
+        model=GPT3Config(n_vocab=1024, ctx_len=64, d_model=64, n_layer=2, n_head=2, window=16),
+        train=TrainConfig(n_step=200, batch_size=16, lr=4e-3, n_warmup=20, **_decay),
+        data=DataConfig('books', 1024), claims=Claims(), n_seeds=1),
+    'cpu': RunSpec(
+        model=GPT3Config(n_vocab=2048, ctx_len=128, d_model=96, n_layer=4, n_head=4, window=16),
+        train=TrainConfig(n_step=1000, batch_size=16, lr=2e-3, n_warmup=50, **_decay),
+        data=DataConfig('books', 2048), n_seeds=5,
+        claims=Claims(widths=(32, 48, 64, 96), scales=(12, 20, 32, 52), n_step_mix=200, windows=(16, 64),
+                      n_step_copy=1200, n_step_sums=2000, n_token=6000)),
+    'gpu': RunSpec(
+        model=GPT3Config(n_vocab=8192, ctx_len=2048, d_model=512, n_layer=8, n_head=8, window=256),
+        train=TrainConfig(n_step=2000, batch_size=16, lr=6e-4, n_warmup=100, dtype='bfloat16', compile=True, **_decay),
+        data=DataConfig('books', 8192), n_seeds=3,
+        claims=Claims(widths=(64, 128, 256, 512), scales=(64, 128, 256, 512), n_step_mix=1000, windows=(64, 256),
+                      n_step_copy=3000, n_step=1000, n_step_sums=10_000, n_token=10**9)),
+    'paper': RunSpec(
+        model=sizes['175B'],
+        train=TrainConfig(n_step=94_000, batch_size=1563, lr=recipe['175B'][1], n_warmup=117, dtype='bfloat16',
+                          compile=True, **_decay),
+        # 300 B tokens in batches of 3.2 M; the data of table 2.2 is not public
+        data=DataConfig('books', 50257), claims=Claims(), n_seeds=1),
 }
 
 # %% ../nbs/06_gpt3.ipynb #732283f3
-def plan(preset:str)->dict:
-    "Estimate what a preset's main run takes."
-    return plan_lm(GPT3, runs[preset])
-
-# %% ../nbs/06_gpt3.ipynb #c28dfad2
-@dataclass(frozen=True)
-class World:
-    "Secret tasks: each gives every cue one of the same answers. All are token ids."
-    names:np.ndarray     # (task,)
-    cues:np.ndarray      # (cue,)
-    answers:np.ndarray   # (task, cue)
-
-# %% ../nbs/06_gpt3.ipynb #0368defd
-def world(tok, seed:int, n_task:int=4, n_cue:int=8)->World:
-    "Draw a world from the words that are one token."
-    words = [i for i in range(tok.n_vocab) if re.fullmatch(r' [a-z]{3,}', tok.decode([i]))]
-    rng = np.random.default_rng(seed)
-    names, cues, answers = np.split(rng.permutation(words)[:n_task + 2 * n_cue], [n_task, n_task + n_cue])
-    return World(names, cues, rng.choice(answers, (n_task, n_cue)))
-
-# %% ../nbs/06_gpt3.ipynb #7334ad07
-def lesson(
-    w:World, tok,
-    rng:np.random.Generator,
-    k:int,            # solved examples before the question
-    named:bool,       # begin with the task's name
-)->tuple[list[int], int]:   # token ids up to the question's answer, the answer
-    "Write a lesson of one task, drawn at random."
-    link, end = tok.encode(' is'), tok.encode('\n')
-    task, asked = rng.integers(len(w.names)), rng.permutation(len(w.cues))[:k + 1]
-    ids = [tok.eot, *([w.names[task], *end] if named else [])]
-    for i in asked: ids += [w.cues[i], *link, w.answers[task, i], *end]
-    return [int(i) for i in ids[:-1 - len(end)]], int(w.answers[task, asked[-1]])
-
-# %% ../nbs/06_gpt3.ipynb #78b47a7c
-def lessons(w:World, tok, text, n:int, seed:int, share:float=0.7, width:int=42)->np.ndarray:   # (n,) token ids
-    "Mix lessons with pieces of prose of about the same length."
-    rng, out, size, at = np.random.default_rng(seed), [], 0, 0
-    while size < n:
-        if rng.random() < share:
-            ids, answer = lesson(w, tok, rng, len(w.cues) - 1, rng.random() < 0.5); ids = [*ids, answer, *tok.encode('\n')]
-        else: ids, at = [tok.eot, *text[at:at + width].tolist()], (at + width) % (len(text) - width)
-        out.append(np.array(ids)); size += len(ids)
-    return np.concatenate(out)[:n]
-
-# %% ../nbs/06_gpt3.ipynb #d3969906
-@torch.inference_mode()
-def lesson_accuracy(net, w:World, tok, k:int, named:bool, n:int=300, seed:int=10_000)->float:
-    "Ask the last answer of unseen lessons, among all answers of the world."
-    rng = np.random.default_rng(seed); asked = [lesson(w, tok, rng, k, named) for _ in range(n)]
-    answers, where = torch.tensor(np.unique(w.answers)), next(net.parameters()).device
-    best = net(torch.tensor([ids for ids, _ in asked], device=where))[:, -1, answers.to(where)].argmax(-1).cpu()
-    return float((answers[best] == torch.tensor([a for _, a in asked])).float().mean())
-
-# %% ../nbs/06_gpt3.ipynb #b0788e42
-def lesson_run(*, seed:int, shots:list, model:dict, train:dict, data:dict)->dict:
-    "Train on prose and lessons; accuracy by number of examples, with and without the task's name."
-    corpus = lab_data.lm_corpus(data['name'], n_vocab=data['n_vocab']); tok = corpus.tokenizer
-    cfg, train, w = GPT3Config(**model | dict(n_vocab=tok.n_vocab)), TrainConfig(**train), world(tok, seed)
-    tokens = lessons(w, tok, corpus.train, train.n_step * train.batch_size * cfg.ctx_len + 1, seed)
-    torch.manual_seed(seed); net = GPT3(cfg)
-    fit(net, TokenBatches(tokens, cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed)); net.eval()
-    return dict(n_params=n_params(net),
-                **{arm: [lesson_accuracy(net, w, tok, k, arm == 'named') for k in shots] for arm in ('plain', 'named')})
-
-# %% ../nbs/06_gpt3.ipynb #2e8ec2c5
-def lm_run(*, seed:int, model:dict, train:dict, data:dict)->dict:
-    "Train one model on text; its size, compute and held-out loss."
-    net, fitted, corpus = train_lm(GPT3, GPT3Config(**model), TrainConfig(**train), DataConfig(**data), seed=seed)
-    return dict(n_params=n_params(net), flops=fitted.tokens * flops_per_token(net, net.cfg.ctx_len), **held_out(net, corpus))
-
-# %% ../nbs/06_gpt3.ipynb #fd8abbf0
-def scaled_run(
-    cfg:GPT3Config, train:TrainConfig,
-    ratio:float=10.,        # tokens a parameter
-)->TrainConfig:             # with the steps for it, a twentieth of them warm-up
-    "Set the length of training by tokens a parameter."
-    with torch.device('meta'): n = n_params(GPT3(cfg))
-    n_step = max(20, round(ratio * n / (train.batch_size * cfg.ctx_len)))
-    return replace(train, n_step=n_step, n_warmup=n_step // 20)
-
-# %% ../nbs/06_gpt3.ipynb #c9696f0e
-def cut_pages(docs:Iterable[str], seed:int, n_word:int=200)->list[str]:
-    "Cut documents into pages, and mix them."
-    pages = [' '.join(words[i:i + n_word]) for d in docs for words in [d.split()] for i in range(0, len(words), n_word)]
-    return [pages[i] for i in np.random.default_rng(seed).permutation(len(pages))]
-
-# %% ../nbs/06_gpt3.ipynb #1455cac8
-class QualityClassifier:
-    "Logistic regression on hashed counts of words and pairs of words: reference text against raw pages (appendix A)."
-    def __init__(self, good:Sequence[str], raw:Sequence[str], n_feature:int=4096, n_step:int=200, seed:int=0):
-        if not good or not raw:
-            raise ValueError(f'{len(good)} good and {len(raw)} raw documents: the classifier needs both kinds')
-        self.n_feature = n_feature
-        x, y = self.features([*good, *raw]), torch.tensor([1.] * len(good) + [0.] * len(raw))
-        torch.manual_seed(seed); self.linear = torch.nn.Linear(n_feature, 1)
-        opt = torch.optim.AdamW(self.linear.parameters(), lr=0.05, weight_decay=0.1)
-        for _ in range(n_step):
-            opt.zero_grad(); F.binary_cross_entropy_with_logits(self.linear(x)[:, 0], y).backward(); opt.step()
-
-    def features(self, docs:Sequence[str])->torch.Tensor:   # (n, n_feature), unit length
-        grams = [np.concatenate([ngram_hashes(d, n) for n in (1, 2)]) % np.uint64(self.n_feature) for d in docs]
-        counts = np.array([np.bincount(g.astype(int), minlength=self.n_feature) for g in grams]).reshape(len(docs),
-            self.n_feature)
-        return F.normalize(torch.tensor(counts).float().log1p())
-
-    @torch.no_grad()
-    def score(self, docs:Sequence[str])->np.ndarray:        # (n,) in [0, 1]
-        return self.linear(self.features(docs))[:, 0].sigmoid().numpy()
-
-# %% ../nbs/06_gpt3.ipynb #1231f1dd
-def crawl(
-    docs:Sequence[str], rng:np.random.Generator, bad:float=0.8, again:float=0.3
-)->tuple[list[str], np.ndarray]:   # pages, whether each is spoilt
-    "Make a raw crawl: a share of the documents is spoilt, another comes back twice, nearly the same."
-    spoilt = rng.random(len(docs)) < bad
-    pages = [spoil(d, rng) if s else d for d, s in zip(docs, spoilt)]
-    twice = np.repeat(rng.choice(len(pages), int(again * len(pages)), replace=False), 2)
-    pages += [' '.join(w for w in pages[i].split(' ') if rng.random() > 0.02) for i in twice]
-    order = rng.permutation(len(pages))
-    return [pages[i] for i in order], np.concatenate([spoilt, spoilt[twice]])[order]
-
-# %% ../nbs/06_gpt3.ipynb #55ee64e3
-def crawl_run(*, seed:int, filtered:bool, unique:bool, model:dict, train:dict, data:dict, n_reference:int=1000)->dict:
-    "Train on a raw crawl, or on what the filter and the de-duplication leave of it; loss on clean held-out text."
-    corpus = lab_data.lm_corpus(data['name'], n_vocab=data['n_vocab'])
-    rng, docs = np.random.default_rng(seed), cut_pages(lab_data.documents(data['name'], 'train'), seed)
-    reference, sample, docs = docs[:n_reference], docs[n_reference:2 * n_reference], docs[2 * n_reference:]
-    pages, spoilt = crawl(docs, rng); stays = np.ones(len(pages), bool)
-    if filtered: stays = keep(QualityClassifier(reference, crawl(sample, rng)[0], seed=seed).score(pages), rng)
-    if unique: stays[stays] = ~near_duplicates([p for p, s in zip(pages, stays) if s])
-    return dict(clean=float((~spoilt[stays]).mean()), kept=float(stays.mean()),
-                **text_run([p for p, s in zip(pages, stays) if s], corpus, seed, model, train)[1])
-
-# %% ../nbs/06_gpt3.ipynb #5135407a
-def text_run(docs:Sequence[str], corpus, seed:int, model:dict, train:dict)->tuple[GPT3, dict]:
-    "Train on documents; the model, passes over them and the loss on the corpus's held-out text."
-    tok, cfg, train = corpus.tokenizer, GPT3Config(**model | dict(n_vocab=corpus.tokenizer.n_vocab)), TrainConfig(**train)
-    tokens = np.concatenate([[*ids, tok.eot] for ids in tok.encode_batches(docs)])
-    torch.manual_seed(seed); net = GPT3(cfg)
-    fit(net, TokenBatches(tokens, cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed)); net.eval()
-    return net, dict(passes=train.n_step * train.batch_size * cfg.ctx_len / len(tokens), **held_out(net, corpus))
-
-# %% ../nbs/06_gpt3.ipynb #e0245e5a
-def mixture_run(*, seed:int, weight:float|None, model:dict, train:dict, data:dict, n_pass:float=2.5, piece:int=128)->dict:
-    "Train on two sources, the small one by a weight or (None) by its size; loss on both."
-    corpus = lab_data.lm_corpus(data['name'], n_vocab=data['n_vocab'])
-    tok, cfg, train = corpus.tokenizer, GPT3Config(**model), TrainConfig(**train)
-    stream = lambda docs: np.concatenate([[*ids, tok.eot] for ids in tok.encode_batches(docs)])
-    good, large, wiki = (stream(list(lab_data.documents(name, split)))
-                         for name, split in ((data['name'], 'train'), ('wikitext2', 'train'), ('wikitext2', 'valid')))
-    n_read = train.n_step * train.batch_size * cfg.ctx_len
-    good = good[:max(2 * piece, int(0.3 * n_read / n_pass))]              # read n_pass times at a weight of 0.3
-    share = len(good) / (len(good) + len(large)) if weight is None else weight
-    drawn = sources([share, 1 - share], n_read // piece + 1, seed)
-    # each source in its order, again from the start
-    at = np.where(drawn == 0, np.cumsum(drawn == 0) - 1, np.cumsum(drawn == 1) - 1)
-    tokens = np.concatenate([(good, large)[s][i * piece % (len((good, large)[s]) - piece):][:piece] for s, i in zip(drawn, at)])
-    torch.manual_seed(seed); net = GPT3(replace(cfg, n_vocab=tok.n_vocab))
-    fit(net, TokenBatches(tokens, cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed)); net.eval()
-    elsewhere = token_nll(net, wiki[:20_000], ctx_len=cfg.ctx_len, stride=cfg.ctx_len // 2).mean()
-    return dict(share=float(share), passes=float((drawn == 0).sum() * piece / len(good)), elsewhere=float(elsewhere),
-                **held_out(net, corpus))
-
-# %% ../nbs/06_gpt3.ipynb #8eafc20b
-bench_cfg = GPT3Config(n_vocab=8192, ctx_len=2048, d_model=384, n_layer=4, n_head=6, window=256)
-
-def bench(only:str|None=None, seed:int=0)->Iterator[Row]:
-    "Race a training step with local layers against all-dense ones."
-    if only and only not in 'S.local': return
-    batch = bench_batch(bench_cfg, 1)
-    def step(**arm):
-        torch.manual_seed(seed)
-        return train_step(GPT3(replace(bench_cfg, **arm)).train(), batch, our_loss)
-    yield race('S.local', 'With local attention in every other layer a training step takes no longer',
-               {'all dense': step(dense_every=1), 'alternating': step()}, 0.95, n=9, paper='gpt3', dataset='random tokens',
-               protocol='forward, backward, fused AdamW; 4 layers, d 384, one text of 2,048 tokens, band 256, vocabulary 8,192')
-
-# %% ../nbs/06_gpt3.ipynb #ec4952a5
-def repeats(n:int, t:int, n_vocab:int, rng:np.random.Generator)->np.ndarray:   # (n, t) token ids
-    "Draw texts, each of which repeats a random run of t/4 to t/2 tokens."
-    period = rng.integers(t // 4, t // 2 + 1, (n, 1))
-    return np.take_along_axis(rng.integers(n_vocab, size=(n, t)), np.arange(t) % period, 1)
-
-
-# %% ../nbs/06_gpt3.ipynb #a90847f2
-def copy_run(*, seed:int, model:dict, train:dict, n_test:int=500)->dict:
-    "Train on texts that repeat themselves; accuracy in the last quarter of unseen ones."
-    cfg, train, rng = GPT3Config(**model), TrainConfig(**train), np.random.default_rng([seed, 1])
-    texts = repeats(train.n_step * train.batch_size + 1, cfg.ctx_len, cfg.n_vocab, rng)     # a text a window, each read once
-    torch.manual_seed(seed); net = GPT3(cfg)
-    fit(net, TokenBatches(texts.ravel(), cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed)); net.eval()
-    test = torch.from_numpy(repeats(n_test, cfg.ctx_len, cfg.n_vocab, np.random.default_rng([seed, 2])))
-    test = test.to(next(net.parameters()).device)
-    with torch.inference_mode(): right = net(test[:, :-1]).argmax(-1) == test[:, 1:]
-    return dict(copied=float(right[:, -cfg.ctx_len // 4:].float().mean()))
-
-
-# %% ../nbs/06_gpt3.ipynb #a5d2e662
-def plant(
-    docs:Sequence[str], passages:Sequence[str], copies:int, rng:np.random.Generator
-)->tuple[list[str], set[int]]:   # documents, which of them hold a passage
-    "Put copies of passages at the ends of documents."
-    docs, at = list(docs), rng.permutation(np.resize(np.arange(len(docs)), copies * len(passages)))
-    for i, p in zip(at, [p for p in passages for _ in range(copies)]): docs[i] += '\n' + p
-    return docs, set(at.tolist())
-
-# %% ../nbs/06_gpt3.ipynb #d40e7ee5
-def leak_run(*, seed:int, copies:int, cleaned:bool, model:dict, train:dict, data:dict, n_doc:int=300, n_passage:int=40)->dict:
-    "Train with planted test passages; bits a byte on those and on others, and what the detector finds."
-    corpus = lab_data.lm_corpus(data['name'], n_vocab=data['n_vocab'])
-    passages, seen = clean_passages(data['name']); passages = [p for p, s in zip(passages, seen) if not s]
-    rng = np.random.default_rng(seed); order = rng.permutation(len(passages))[:2 * n_passage]
-    planted, others = ([passages[i] for i in part] for part in (order[:n_passage], order[n_passage:]))
-    docs, dirty = plant(list(lab_data.documents(data['name'], 'train'))[:n_doc], planted, copies, rng)
-    pieces = decontaminate(docs, planted); touched = {i for i, (d, p) in enumerate(zip(docs, pieces)) if p != [d]}
-    net, facts = text_run([p for ps in pieces for p in ps] if cleaned else docs, corpus, seed, model, train)
-    bits = {k: float(np.mean(passage_nats(net, corpus.tokenizer, ps) / math.log(2) / [len(p.encode()) for p in ps]))
-            for k, ps in (('planted', planted), ('others', others))}
-    return dict(found=len(touched & dirty) / len(dirty) if dirty else 1.,
-                false=len(touched - dirty) / max(1, len(docs) - len(dirty)), **bits, **facts)
-
-# %% ../nbs/06_gpt3.ipynb #c6c68cec
-UNSCRAMBLE = 'Please unscramble the letters into a word, and write that word:\n'
-# questions: (rule, where examples come from, examples in "a few", 175B with zero, one, few), tables 3.2 to 3.10 and H.1
-tasks = {
-    'lambada': ('word', 'lambada_blank', 5, (76.2, 72.5, 86.4)), 'hellaswag': ('token', 'hellaswag', 5, (78.9, 78.1, 79.3)),
-    'triviaqa': ('loose', 'triviaqa', 10, (64.3, 68.0, 71.2)),
-    'winograd': ('sum', 'winograd', 5, (88.3, 89.7, 88.6)), 'winogrande': ('sum', 'winogrande_train', 5, (70.2, 73.2, 77.7)),
-    'piqa': ('token', 'piqa_train', 5, (80.5, 80.5, 82.8)),
-    'arc_easy': ('answer', 'arc_easy_train', 5, (68.8, 71.2, 70.1)),
-    'arc_challenge': ('answer', 'arc_easy_train', 5, (51.4, 53.2, 51.5)),
-    'openbookqa': ('answer', 'openbookqa', 5, (57.6, 58.8, 65.4)),
-    'copa': ('token', 'copa', 5, (None, None, 92.0)), 'boolq': ('token', 'boolq_train', 5, (None, None, 76.4)),
-    'two_digit_addition': ('exact', None, 10, (76.9, 99.6, 100.)),
-    'two_digit_subtraction': ('exact', None, 10, (58.0, 86.4, 98.9)),
-    'three_digit_addition': ('exact', None, 10, (34.2, 65.5, 80.4)),
-    'three_digit_subtraction': ('exact', None, 10, (48.3, 78.7, 94.2)),
-    'four_digit_addition': ('exact', None, 10, (4.0, 14.0, 25.5)),
-    'four_digit_subtraction': ('exact', None, 10, (7.5, 14.0, 26.8)),
-    'five_digit_addition': ('exact', None, 10, (0.7, 3.5, 9.3)), 'five_digit_subtraction': ('exact', None, 10, (0.8, 3.8, 9.9)),
-    'two_digit_multiplication': ('exact', None, 10, (19.8, 27.4, 29.2)),
-    'single_digit_three_ops': ('exact', None, 10, (9.8, 14.3, 21.3)),
-    'cycle_letters_in_word': ('exact', None, 10, (3.66, 21.7, 37.9)),
-    'mid_word_1_anagrams': ('exact', None, 10, (2.28, 8.62, 15.1)),
-    'mid_word_2_anagrams': ('exact', None, 10, (8.91, 25.9, 39.7)),
-    'random_insertion_in_word': ('exact', None, 10, (8.26, 45.4, 67.2)),
-    'reversed_words': ('exact', None, 10, (0.09, 0.48, 0.44)),
-}
-
-# %% ../nbs/06_gpt3.ipynb #3e0b93de
-def first_word(text:str)->str:
-    "The first word, in the form in which LAMBADA's answers are compared."
-    return (loose(text).split() or [''])[0]
-
-@lru_cache(maxsize=1)
-def _smol()->LocalLLM: return LocalLLM.smollm2()
-
-# %% ../nbs/06_gpt3.ipynb #6f673744
-def few_shot_run(*, name:str, k:int, n_token:int, instruction:str|None=None)->dict:
-    "Ask SmolLM2 a set with k examples; hits by each rule. Scrambled words have the paper's instruction unless another is given."
-    rule, pool, *_ = tasks[name]; llm, scrambled = _smol(), 'word' in name or 'anagrams' in name
-    shots = lab_data.questions(pool or name) if k else []
-    questions = lab_data.questions('lambada_blank' if name == 'lambada' and k else name)
-    asked = within_budget(questions, n_token * (2 if k > 1 else 1), lambda s: len(llm.tokenizer.encode(s)), shots, k)
-    if rule not in ('word', 'loose', 'exact'):
-        return dict(n=len(asked), **{r: h.tolist() for r, h in ask(llm, asked, shots, k).items()})
-    # the released tasks bring their own line breaks
-    same, sep = dict(word=first_word, loose=loose, exact=str.strip)[rule], '' if pool is None else '\n\n'
-    head = instruction if instruction is not None else UNSCRAMBLE if scrambled else ''
-    return dict(n=len(asked), **{rule: ask_written(llm, asked, shots, k, same=same, sep=sep, instruction=head).tolist()})
-
-# %% ../nbs/06_gpt3.ipynb #86ab0e99
-def repeated(words:Sequence[str], start:int, n:int=4)->float:
-    "Share of the n-word runs from word `start` on that occurred before in the text."
-    runs_ = [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
-    return float(np.mean([r in set(runs_[:i]) for i, r in enumerate(runs_) if i >= start])) if len(runs_) > start else 0.
-
-# %% ../nbs/06_gpt3.ipynb #4077875f
-def repetition_run(*, n_prompt:int=12, n_word:int=300, n_given:int=40, top_p:float=0.85)->dict:
-    "Let SmolLM2 continue held-out books, sampled (nucleus 0.85, as the samples released with GPT-3) and greedy; how the books go on."
-    llm, books = _smol(), [d.split() for d in lab_data.documents('books', 'valid')]
-    books = [b[:n_given + n_word] for b in books if len(b) >= n_given + n_word][:n_prompt]
-    prompts = [' '.join(b[:n_given]) for b in books]
-    ids, out = [llm.tokenizer.encode(p) for p in prompts], {}
-    for how, decoding in dict(nucleus=dict(temperature=1., top_p=top_p), greedy={}).items():
-        texts = generate(llm.model, ids, int(1.5 * n_word), stop=llm.ends, **decoding)
-        words = [(p + llm.tokenizer.decode(t)).split()[:n_given + n_word] for p, t in zip(prompts, texts)]
-        out |= {how: [repeated(w, n_given) for w in words],
-                f'{how}_book': [repeated(b[:len(w)], n_given) for w, b in zip(words, books)],
-                f'{how}_length': float(np.mean([len(w) - n_given for w in words]))}
-    return out
-
-
-# %% ../nbs/06_gpt3.ipynb #bcf5a031
-occupations = ('accountant architect artist baker banker barber bartender carpenter cashier chef clerk coach cook dancer '
-               'dentist detective doctor driver editor electrician engineer farmer '
-               'firefighter gardener guard hairdresser housekeeper janitor judge lawyer librarian manager mechanic midwife '
-               'miner musician nurse painter pharmacist photographer pilot plumber '
-               'poet porter professor programmer receptionist reporter sailor scientist secretary sheriff singer soldier '
-               'surgeon tailor teacher therapist waiter writer').split()
-
-def gender_run()->dict:
-    "Probability of man against woman after each occupation."
-    llm = _smol()
-    logp = [llm.loglik(f'The {o} was a', [' man', ' woman']) for o in occupations]
-    return dict(man=[sum(m) > sum(w) for m, w in logp], gap=[sum(m) - sum(w) for m, w in logp])
+races = {'S.local': race_local}   # id prefix: what `papers bench gpt3 --only ID` runs
+paper = Paper('gpt3', GPT3, runs, claims, races)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from decoders import tiny
+from decoders import broken, tiny
 from papers_lib.engine.score import score, score_text, token_nll, trie, trie_mask, windows
 
 
@@ -49,7 +49,8 @@ def test_one_token_candidates_cost_nothing(model):
 
 def test_more_nodes_than_the_context_has_places(model):
     candidates = [[a, b, 3] for a in range(12) for b in range(12)]                      # 156 nodes, ctx_len 48
-    for ours, c in zip(score(model, [1] * 45, candidates), candidates): np.testing.assert_allclose(ours, full_text(model, [1] * 45, c), atol=1e-5)
+    for ours, c in zip(score(model, [1] * 45, candidates), candidates, strict=True):
+        np.testing.assert_allclose(ours, full_text(model, [1] * 45, c), atol=1e-5)
 
 
 def test_trie_keeps_every_node_once_and_parents_first():
@@ -76,7 +77,7 @@ def test_score_faults(model, prompt, candidates, words):
 
 
 def test_the_longest_candidate_that_fits(model):
-    c = [1, 2, 3, 4, 5, 6, 7, 8, 9]                                                     # its last token is predicted, not read
+    c = [1, 2, 3, 4, 5, 6, 7, 8, 9]  # its last token is predicted, not read
     ours = score(model, [1] * 40, [c])[0]
     np.testing.assert_allclose(ours[:8], full_text(model, [1] * 40, c[:8]), atol=1e-5)
     assert len(ours) == 9
@@ -106,7 +107,7 @@ class Letters:
 
 def test_boundary_rule_scores_the_same_characters_for_all(model):
     tok = Letters()
-    ours = score_text(model, tok, 'see ', ['the', 'a'])                      # `see t` merges the space into the candidate
+    ours = score_text(model, tok, 'see ', ['the', 'a'])  # `see t` merges the space into the candidate
     np.testing.assert_allclose(ours[0], full_text(model, tok.encode('see'), [40, 41]), atol=1e-5)
     np.testing.assert_allclose(ours[1], full_text(model, tok.encode('see'), [42, 1]), atol=1e-5)
 
@@ -114,7 +115,7 @@ def test_boundary_rule_scores_the_same_characters_for_all(model):
 def test_a_beginning_shared_by_all_candidates_is_still_scored(model):
     ours = score_text(model, Letters(), 'see', [' the', ' tea'])
     assert [len(s) for s in ours] == [2, 3]
-    assert len(score_text(model, Letters(), 'see', [' the'])[0]) == 2        # a single candidate shares everything with itself
+    assert len(score_text(model, Letters(), 'see', [' the'])[0]) == 2  # one candidate shares everything with itself
 
 
 def test_end_token_is_counted_on_request(model):
@@ -122,13 +123,16 @@ def test_end_token_is_counted_on_request(model):
     for a, b in zip(without, with_end): assert len(b) == len(a) + 1 and b[:-1] == pytest.approx(a, abs=1e-6)
 
 
-@pytest.mark.parametrize('prompt,candidates,words', [('', ['a'], 'shares no first token'), ('h', ['e', 'a'], 'shares no first token'),
-                                                     ('see', ['a', ''], 'candidate 1 is empty')])
+@pytest.mark.parametrize('prompt,candidates,words', [
+    ('', ['a'], 'shares no first token'), ('h', ['e', 'a'], 'shares no first token'),
+    ('see', ['a', ''], 'candidate 1 is empty'),
+])
 def test_text_faults(model, prompt, candidates, words):
     with pytest.raises(ValueError, match=words): score_text(model, Letters(), prompt, candidates)
 
 
-@pytest.mark.parametrize('n,ctx_len,stride', [(1, 1, 1), (5, 8, 3), (8, 8, 8), (9, 8, 8), (100, 16, 4), (101, 16, 16), (77, 7, 5)])
+@pytest.mark.parametrize('n,ctx_len,stride', [(1, 1, 1), (5, 8, 3), (8, 8, 8), (9, 8, 8), (100, 16, 4), (101, 16, 16),
+                                              (77, 7, 5)])
 def test_every_token_is_scored_once_with_enough_context(n, ctx_len, stride):
     cuts = windows(n, ctx_len, stride)
     assert [i for _, end, first in cuts for i in range(first, end)] == list(range(n))
@@ -142,7 +146,8 @@ def test_token_nll_is_the_definition(model, stride):
     nll, x = token_nll(model, text, 16, stride, eot=60, batch_tokens=64), [60] + text
     assert len(nll) == 70
     for start, end, first in windows(70, 16, stride):
-        for j in range(first, end): assert nll[j] == pytest.approx(-full_text(model, x[start:j+1], [x[j+1]])[0], abs=1e-5)
+        for j in range(first, end):
+            assert nll[j] == pytest.approx(-full_text(model, x[start:j+1], [x[j+1]])[0], abs=1e-5)
 
 
 def test_first_token_needs_something_before_it(model):
@@ -153,3 +158,22 @@ def test_first_token_needs_something_before_it(model):
 @pytest.mark.parametrize('ctx_len,stride,words', [(49, 8, 'ctx_len=48'), (16, 17, 'stride=17'), (16, 0, 'stride=0')])
 def test_nll_faults(model, ctx_len, stride, words):
     with pytest.raises(ValueError, match=words): token_nll(model, [1, 2, 3], ctx_len, stride)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_a_logit_that_is_no_number_is_an_error(value):
+    bad = broken(tiny(), value)
+    with pytest.raises(FloatingPointError, match='after the prompt, row 0'): score(bad, [1, 2], [[3, 4], [5]])
+    with pytest.raises(FloatingPointError, match='token 0 of the text'): token_nll(bad, [1, 2, 3], 8, 8)
+
+
+def test_a_candidate_that_breaks_the_model_is_an_error():
+    model = tiny()
+    with torch.no_grad(): model.tok_emb.weight[60] = torch.nan
+    head = model.head
+    model.head = lambda h: head(h).masked_fill(torch.arange(61) == 60, 0.)   # only what reads token 60 is spoilt
+    assert score(model, [1, 2], [[3, 4]])
+    with pytest.raises(FloatingPointError, match='reading the candidates, row 0'):
+        score(model, [1, 2], [[60, 4], [3, 4]])
+    with pytest.raises(FloatingPointError, match='of the text has a loss of nan'):
+        token_nll(model, [1, 2, 3, 60, 4], 8, 8, eot=None)

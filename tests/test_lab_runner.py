@@ -1,14 +1,12 @@
-"Headless runs: what is refused, what fails, what survives."
-import json, os, shutil, signal, subprocess, sys, time
+"Headless runs: what is refused, what fails, what survives, what is left behind."
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
-from typer.testing import CliRunner
 
-import papers_lib
-from papers_lib.lab.cli import TEMPLATE, app, paper_function
-from papers_lib.lab.runner import BadRequest, check, code_hash, run_notebooks, variant
+from papers_lib.lab.results import notebook_hash, read_json
+from papers_lib.lab.runner import BadRequest, check_request, run_notebooks
 
 PARAMETERS = """preset = 'tiny'
 seed = 0
@@ -18,87 +16,163 @@ device = 'cpu'
 wandb_mode = 'offline'
 out_dir = ''
 overrides = '{}'"""
+WRITE = """from papers_lib.lab.results import write_results
+write_results(out_dir + '/results.json', [], dict(preset=preset))"""                        # a paper in two lines
+SLEEP = 'import os, time; from pathlib import Path; Path(out_dir, "pid").write_text(str(os.getpid())); time.sleep(120)'
 START = '''
 from dataclasses import dataclass
-from papers_lib.engine.stats import mean_t
-from papers_lib.lab.presets import RunSpec
-from papers_lib.lab.runner import start
+from papers_lib.lab.presets import Claim, Paper, RunSpec
+from papers_lib.lab.run import start
 @dataclass(frozen=True)
 class Toy:
     lr:float = 1.
-run = start('toy', {'tiny': RunSpec(Toy(), Toy(), Toy(), Toy())}, {'C1': ('One is more than none', 'greater', 0.)}, preset=preset, seed=seed,
-            n_seeds=n_seeds, claims=claims, device=device, wandb_mode=wandb_mode, out_dir=out_dir, overrides=overrides)
+toy = Paper('toy', Toy, {'tiny': RunSpec(Toy(), Toy(), Toy(), Toy())}, {'C1': Claim('One is more than none', 'greater')})
+run = start(toy, preset=preset, seed=seed, n_seeds=n_seeds, claims=claims, device=device, wandb_mode=wandb_mode,
+            out_dir=out_dir, overrides=overrides)
 '''
 TRACKED = "t = run.tracker('main', lr=run.spec.train.lr); t.log(dict(loss=1.), 1)"
 FINISH = "run.finish(why='tiny')"
+DEAF = """import time
+from pathlib import Path
+try: time.sleep(600)
+except BaseException: pass
+Path(out_dir, 'seen.json').write_text(Path(out_dir, 'status.json').read_text())"""
 
 
 @pytest.fixture
 def repo(tmp_path, monkeypatch):
     "Make notebooks in a repository of their own."
-    (tmp_path / 'settings.ini').write_text(''); (tmp_path / 'nbs').mkdir(); monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('PAPERS_CACHE', str(tmp_path / 'cache')); monkeypatch.setenv('WANDB_MODE', 'offline')
+    (tmp_path / 'settings.ini').write_text('')
+    (tmp_path / 'nbs').mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PAPERS_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setenv('WANDB_MODE', 'offline')
 
     def add(name, *cells, number=1, tag='parameters'):
         first = new_code_cell(PARAMETERS, metadata=dict(tags=[tag] if tag else []))
-        nb = new_notebook(cells=[first, *map(new_code_cell, cells)], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+        spec = dict(name='python3', display_name='python3', language='python')
+        nb = new_notebook(cells=[first, *map(new_code_cell, cells)], metadata=dict(kernelspec=spec))
         nbformat.write(nb, tmp_path / f'nbs/{number:02d}_{name}.ipynb')
     add.root = tmp_path
     return add
 
 
-def run(repo, names=('all',), **kw): return {s['paper']: s for s in run_notebooks(list(names), root=repo.root, report=lambda line: None, **kw)}
+def run(repo, names=('all',), **kw):
+    return {s['paper']: s for s in run_notebooks(list(names), root=repo.root, report=lambda line: None, **kw)}
 
 
 def wandb_exits(folder):
     "Exit codes that a folder's W&B runs recorded, by the tool's own reader."
+    read = lambda path: subprocess.run(['wandb', 'leet', 'inspect', '--json', str(path)], capture_output=True, text=True).stdout
     found = [json.loads(line) for path in Path(folder).glob('wandb/offline-run-*/*.wandb')
-             for line in subprocess.run(['wandb', 'leet', 'inspect', '--json', str(path)], capture_output=True, text=True).stdout.splitlines() if line.startswith('{')]
+             for line in read(path).splitlines() if line.startswith('{')]
     return [r['exit'].get('exit_code', 0) for r in found if r['type'] == 'exit']
 
 
+# what fails, and what it leaves
+
 def test_a_failing_notebook_is_marked_and_the_others_finish(repo):
-    repo('bad', START, TRACKED, "raise RuntimeError('too bad')", FINISH)
-    repo('good', START, TRACKED, FINISH, number=2)
-    repo('dead', START, TRACKED, 'import os, signal, time; time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)', number=3)
-    repo('slow', START, TRACKED, 'import time; time.sleep(60)', number=4)
-    repo('silent', START, TRACKED, number=5)
-    repo('deaf', START, TRACKED, "import time\ntry: time.sleep(60)\nexcept BaseException: pass\ntry: run.finish()\nexcept TimeoutError: pass", number=6)
-    done = run(repo, jobs=2, timeout=15)
-    assert {n: s['status'] for n, s in done.items()} == dict(bad='failed', good='finished', dead='failed', slow='failed', silent='failed', deaf='failed')
-    assert 'RuntimeError: too bad' in done['bad']['error'] and {n: s.get('cell') for n, s in done.items()} == dict(bad=4, dead=4, slow=4, deaf=4, good=None, silent=None)
+    repo('bad', "raise RuntimeError('too bad')", WRITE)
+    repo('good', WRITE, number=2)
+    repo('dead', 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)', number=3)
+    repo('silent', '1', number=4)
+    repo('lesson', WRITE, "assert 1 == 2, 'a lesson'", number=5)
+    done = run(repo, jobs=2)
+    want = dict(bad='failed', good='finished', dead='failed', silent='failed', lesson='failed')
+    assert {n: s['status'] for n, s in done.items()} == want
+    assert {n: s.get('cell') for n, s in done.items()} == dict(bad=2, dead=2, lesson=3, good=None, silent=None)   # one is injected
+    assert 'RuntimeError: too bad' in done['bad']['error'] and 'a lesson' in done['lesson']['error']
     assert 'kernel died' in done['dead']['error'] and 'without writing results.json' in done['silent']['error']
-    assert all('longer than 15 s' in done[n]['error'] for n in ('slow', 'deaf'))
     for name, s in done.items():
         folder = Path(s['folder'])
-        assert (folder / 'results.json').exists() == (name == 'good') and (folder / 'run.log').exists()
-        assert json.loads((folder / 'status.json').read_text())['status'] == s['status']
-        assert wandb_exits(folder) == dict(good=[0], dead=[]).get(name, [1]), name      # a killed kernel says nothing, the others say that they failed
-    rows = json.loads((Path(done['good']['folder']) / 'results.json').read_text())['rows']
-    assert [(r['id'], r['verdict'], r['why']) for r in rows] == [('C1', 'not attempted', 'tiny')]
+        # a lesson that fails does not remove the rows before it
+        assert (folder / 'results.json').exists() == (name in ('good', 'lesson')) and (folder / 'run.log').exists()
+        assert read_json(folder / 'status.json')['status'] == s['status']
 
 
-def test_parameters_and_overrides_arrive(repo):
-    repo('toy', START, "assert seed == 7 and run.spec.train.lr == 3. and run.seeds == [7, 8]", FINISH)
+def test_a_cell_that_takes_too_long_is_given_up_before_it_is_told(repo):
+    repo('deaf', DEAF)
+    s = run(repo, timeout=4)['deaf']
+    assert (s['status'], s['cell']) == ('failed', 2) and 'longer than 4 s' in s['error']
+    assert read_json(Path(s['folder']) / 'seen.json')['status'] == 'failed'      # by which `finish` knows that it must not write
+
+
+def test_a_run_that_fails_says_so_to_its_tracker_and_writes_no_rows(repo):
+    repo('bad', START, TRACKED, "raise RuntimeError('too bad')", FINISH)
+    repo('good', START, TRACKED, FINISH, number=2)
+    done = run(repo, jobs=2)
+    assert {n: s['status'] for n, s in done.items()} == dict(bad='failed', good='finished'), done
+    for name, s in done.items():
+        folder = Path(s['folder'])
+        assert (folder / 'results.json').exists() == (name == 'good')
+        assert wandb_exits(folder) == ([0] if name == 'good' else [1]), name
+    rows = read_json(Path(done['good']['folder']) / 'results.json')['rows']
+    assert [(r['id'], r['verdict'], r['why'], r['rule']) for r in rows] == [('C1', 'not attempted', 'tiny', 'greater')]
+    ran = read_json(Path(done['good']['folder']) / 'provenance.json')['notebook']
+    notebook = repo.root / 'nbs/02_good.ipynb'
+    assert ran == notebook_hash(notebook.read_text()) == notebook_hash((Path(done['good']['folder']) / 'good.ipynb').read_text())
+
+
+def test_parameters_arrive_in_a_kernel_of_this_interpreter_whatever_kernels_are_installed(repo, monkeypatch, tmp_path):
+    foreign = dict(argv=[sys.executable, '-c', 'raise SystemExit(1)', '{connection_file}'], display_name='python3', language='python')
+    (spec := tmp_path / 'jupyter/kernels/python3/kernel.json').parent.mkdir(parents=True)
+    spec.write_text(json.dumps(foreign))
+    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path / 'jupyter'))
+    repo('toy', """assert (seed, n_seeds, overrides) == (7, 2, '{"train.lr": 3}')""",
+         f'import sys; assert sys.executable == {sys.executable!r}', WRITE)
     s = run(repo, parameters=dict(seed=7, n_seeds=2, overrides='{"train.lr": 3}'))['toy']
     assert s['status'] == 'finished', s
-    assert json.loads((Path(s['folder']) / 'provenance.json').read_text())['overrides'] == '{"train.lr": 3}'
+    nb = nbformat.read(Path(s['folder']) / 'toy.ipynb', 4)
+    assert any('injected-parameters' in c.metadata.get('tags', []) for c in nb.cells)
 
 
 @pytest.mark.parametrize('names, preset, parameters, words', [
     (['toi'], 'tiny', {}, "unknown paper 'toi', did you mean 'toy'"), (['toy'], 'tini', {}, "unknown preset 'tini', did you mean 'tiny'"),
-    (['toy'], 'tiny', dict(sed=1), "no parameter 'sed', did you mean 'seed'"), (['toy'], 'tiny', dict(seed='abc'), "seed='abc': must be a whole number"),
+    (['toy'], 'tiny', dict(sed=1), "no parameter 'sed', did you mean 'seed'"),
+    (['toy'], 'tiny', dict(seed='abc'), "seed='abc': must be a whole number"),
     (['toy'], 'tiny', dict(preset='cpu'), 'use --preset'), (['toy'], 'tiny', dict(out_dir='x'), 'use --out')])
 def test_what_cannot_be_started_is_refused_before_anything_starts(repo, names, preset, parameters, words):
-    repo('toy', START, FINISH)
+    repo('toy', WRITE)
     with pytest.raises(BadRequest, match=words): run_notebooks(names, preset, parameters=parameters, root=repo.root)
     assert not (repo.root / 'runs').exists()
 
 
 @pytest.mark.parametrize('bad', [dict(jobs=0), dict(timeout=0), dict(timeout=-1)])
 def test_no_jobs_and_no_time_are_refused(repo, bad):
-    repo('toy', START, FINISH)
+    repo('toy', WRITE)
     with pytest.raises(BadRequest, match='must be at least 1'): run_notebooks(['toy'], root=repo.root, **bad)
+
+
+def test_a_lost_parameters_tag_is_refused(repo):
+    repo('toy', WRITE, tag=None)
+    with pytest.raises(BadRequest, match="01_toy.ipynb: no cell is tagged 'parameters'"): check_request(['toy'], 'tiny', {}, repo.root)
+
+
+# one that cannot be read or placed does not stop the others
+
+@pytest.mark.parametrize('text', ['', '{"cells": [', '[]', '{"cells": 3}', '\x00\x01', '[' * 100_000])
+def test_an_unreadable_notebook_is_named_and_the_others_run(repo, text):
+    repo('good', WRITE)
+    (repo.root / 'nbs/02_odd.ipynb').write_text(text)
+    runnable, unfit = check_request(['all'], 'tiny', {}, repo.root)
+    assert list(runnable) == ['good'] and list(unfit) == ['odd'] and unfit['odd'].startswith('02_odd.ipynb')
+    with pytest.raises(BadRequest, match='02_odd.ipynb'): check_request(['good', 'odd'], 'tiny', {}, repo.root)
+
+
+def test_papers_after_one_that_cannot_begin_run_all_the_same(repo):
+    for number, name in enumerate(('odd', 'blocked', 'good'), 1): repo(name, WRITE, number=number)
+    (repo.root / 'nbs/01_odd.ipynb').write_text('no notebook')
+    (repo.root / 'runs').mkdir()
+    (repo.root / 'runs/blocked').write_text('a file where a folder must be')
+    done = run(repo)
+    assert {n: s['status'] for n, s in done.items()} == dict(odd='failed', blocked='failed', good='finished')
+
+
+def test_a_closed_terminal_and_a_relative_folder(repo):
+    repo('toy', WRITE)
+    def closed(line): raise OSError(5, 'Input/output error')
+    s, = run_notebooks(['toy'], root=repo.root, report=closed, out='elsewhere')
+    assert s['status'] == 'finished' and (repo.root / s['folder'] / 'results.json').exists(), s
 
 
 LIMITED = """
@@ -111,45 +185,34 @@ print(json.dumps(run_notebooks(['toy'], root=Path(sys.argv[1]), report=lambda li
 
 
 def test_a_disk_that_fills_up_is_named_and_leaves_a_whole_notebook(repo):
-    repo('toy', START, "print('kept')", "print('x' * 100_000)", FINISH)
-    status = json.loads(subprocess.run([sys.executable, '-c', LIMITED, str(repo.root)], capture_output=True, text=True, check=True).stdout)
+    repo('toy', "print('kept')", "print('x' * 100_000)", WRITE)
+    told = subprocess.run([sys.executable, '-c', LIMITED, str(repo.root)], capture_output=True, text=True, check=True).stdout
+    status = json.loads(told)
     folder = Path(status['folder'])
-    assert status['status'] == 'failed' and f"{folder / 'toy.ipynb'} could not be written" in status['error'] and status['cell'] == 4
-    nb = nbformat.read(folder / 'toy.ipynb', 4); nbformat.validate(nb)
-    assert 'kept' in str(nb.cells[3].outputs) and not (folder / 'results.json').exists() and not [p.name for p in folder.glob('.*')]
-
-
-def test_provenance_names_the_code_that_ran(repo):
-    from papers_lib.lab.results import notebook_hash
-    repo('toy', START, FINISH); s = run(repo, parameters=dict(seed=3))['toy']; folder = Path(s['folder'])
-    ran = json.loads((folder / 'provenance.json').read_text())['notebook']
-    assert ran == notebook_hash((repo.root / 'nbs/01_toy.ipynb').read_text()) == notebook_hash((folder / 'toy.ipynb').read_text())
-    assert any('injected-parameters' in c.metadata.get('tags', []) for c in nbformat.read(folder / 'toy.ipynb', 4).cells)
-
-
-def test_a_relative_folder_of_runs(repo):
-    repo('toy', START, FINISH); s = run(repo, out='elsewhere')['toy']
-    assert s['status'] == 'finished' and (repo.root / s['folder'] / 'results.json').exists(), s
-
-
-def test_a_lost_parameters_tag_is_refused(repo):
-    repo('toy', START, FINISH, tag=None)
-    with pytest.raises(BadRequest, match="01_toy.ipynb: no cell is tagged 'parameters'"): check(['toy'], 'tiny', {}, repo.root)
+    assert status['status'] == 'failed' and f"{folder / 'toy.ipynb'} could not be written" in status['error'] and status['cell'] == 3
+    nb = nbformat.read(folder / 'toy.ipynb', 4)
+    nbformat.validate(nb)
+    assert 'kept' in str(nb.cells[2].outputs) and not (folder / 'results.json').exists()
+    assert not [p.name for p in folder.glob('.*')]
 
 
 def test_two_runs_at_once_keep_apart(repo):
-    repo('toy', START, FINISH)
-    code = f"from papers_lib.lab.runner import run_notebooks; print(run_notebooks(['toy'], root=__import__('pathlib').Path({str(repo.root)!r}), report=lambda l: None)[0]['folder'])"
-    both = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    repo('toy', WRITE)
+    code = ("import sys; from pathlib import Path; from papers_lib.lab.runner import run_notebooks\n"
+            "print(run_notebooks(['toy'], root=Path(sys.argv[1]), report=lambda line: None)[0]['folder'])")
+    both = [subprocess.Popen([sys.executable, '-c', code, str(repo.root)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     folders = {p.communicate()[0].strip() for p in both}
     assert len(folders) == 2 and all((Path(f) / 'results.json').exists() for f in folders)
 
 
+# nobody is left behind
+
 VARIANT = """
 import os, sys; sys.path.insert(0, os.getcwd())
 from pathlib import Path
-Path('sleepy.py').write_text("import os, time\\ndef nap(*, n): open(f'pid{n}', 'w').write(str(os.getpid())); time.sleep(120); return {}")
-os.environ['PYTHONPATH'] = os.getcwd()
+nap = "import os, time\\ndef nap(*, n): open(f'pid{n}', 'w').write(str(os.getpid())); time.sleep(120); return {}"
+Path('sleepy.py').write_text(nap)
+os.environ['PYTHONPATH'] = os.pathsep.join([os.getcwd(), os.environ.get('PYTHONPATH', '')])
 import sleepy
 run.map(sleepy.nap, [dict(n=0), dict(n=1)])
 """
@@ -157,126 +220,62 @@ run.map(sleepy.nap, [dict(n=0), dict(n=1)])
 
 def gone(pid):
     "Wait for a process to end."
-    for _ in range(150):
+    for _ in range(300):
         if not Path(f'/proc/{pid}').exists() or ' Z ' in Path(f'/proc/{pid}/stat').read_text(): return True
         time.sleep(0.1)
     return False
 
 
-@pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_keeps_what_is_finished_and_leaves_nobody_behind(repo, sign):
-    repo('good', START, FINISH)
-    repo('long', START, TRACKED, VARIANT, number=2)
-    listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)     # a shell starts background jobs deaf to it
-    p = subprocess.Popen([str(Path(sys.executable).parent / 'papers'), 'run', 'all'], cwd=repo.root, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
-    for line in p.stderr:
-        if 'long: started' in line: break
-    for _ in range(300):
-        if len(pids := [f for f in repo.root.rglob('pid?') if f.read_text()]) == 2: break
+def found(root, pattern, n):
+    "Wait for files to appear and hold something."
+    for _ in range(400):
+        files = [f for f in root.rglob(pattern) if f.stat().st_size]
+        if len(files) == n: return files
         time.sleep(0.1)
-    pids = [int(f.read_text()) for f in pids]; assert len(pids) == 2
-    p.send_signal(sign); _, err = p.communicate(timeout=60)
+    raise AssertionError(f'{pattern}: {files}')
+
+
+def papers_run(root):
+    "Start `papers run all`; a shell starts background jobs deaf to Ctrl-C."
+    listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = [str(Path(sys.executable).parent / 'papers'), 'run', 'all']
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
+
+
+def test_a_stop_keeps_what_is_finished_and_leaves_no_variant_behind(repo):
+    repo('good', WRITE)
+    repo('long', START, TRACKED, VARIANT, number=2)
+    p = papers_run(repo.root)
+    pids = [int(f.read_text()) for f in found(repo.root, 'pid?', 2)]
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
     assert p.returncode == 130 and 'finished runs are kept' in err
     assert list(repo.root.glob('runs/good/tiny/*/results.json'))
-    assert json.loads(next(repo.root.glob('runs/long/tiny/*/status.json')).read_text())['status'] == 'interrupted'
+    assert read_json(next(repo.root.glob('runs/long/tiny/*/status.json')))['status'] == 'interrupted'
     assert all(map(gone, pids))
 
 
-def papers(*args, cwd=None): return subprocess.run([str(Path(sys.executable).parent / 'papers'), *args], cwd=cwd, capture_output=True, text=True)
+@pytest.mark.parametrize('sign', [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_no_kernel_outlives_papers_and_no_status_says_running(repo, sign):
+    repo('long', SLEEP)
+    p = papers_run(repo.root)
+    pid_file, = found(repo.root, 'pid', 1)
+    worker = read_json(pid_file.parent / 'status.json')['pid']
+    p.send_signal(sign)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == (-sign if sign == signal.SIGKILL else 130)
+    assert gone(worker) and gone(int(pid_file.read_text()))
+    assert read_json(pid_file.parent / 'status.json')['status'] == 'interrupted'
 
 
-@pytest.mark.parametrize('args, words', [
-    (['run', 'gpt22'], "unknown paper 'gpt22', did you mean 'gpt2'"), (['run', 'gpt2', '--preset', 'cpuu'], "did you mean 'cpu'"),
-    (['run', 'gpt2', '--set', 'train.lrr=1'], "did you mean 'lr'"), (['run', 'gpt2', '--set', 'model.n_head=5'], 'GPT2Config.n_head=5: must divide'),
-    (['run', 'gpt2', '--set', 'claims=C99'], "no claim 'C99'"), (['run', 'gpt2', '--set', 'seed'], 'write key=value'), (['data', 'get', 'boks'], "did you mean 'books'"),
-    (['run', 'gpt2', '--set', 'preset=cpu'], 'use --preset'), (['run', 'gpt2', '--set', 'out_dir=x'], 'use --out'), (['run', 'gpt2', '--set', 'overrides={}'], '--set train.lr=3e-4'),
-    (['run', 'gpt2', '--set', 'seed=-1', '--dry-run'], 'seed=-1: must be a whole number'), (['run', 'gpt2', '--set', 'train.lr=Infinity', '--dry-run'], 'train.lr=inf: must be a finite number'),
-    (['run', 'gpt2', '--set', 'data.name=boks', '--dry-run'], "did you mean 'books'"), (['run', 'gpt2', '--set', 'device=gpu', '--dry-run'], "did you mean 'cuda'"),
-    (['bench', 'gtp2'], "did you mean 'gpt2'"), (['bench', 'gpt2', '--only', 'ZZZ'], 'they begin with S.generate, S.score, S.train'),
-    (['publish', 'nope'], "unknown paper 'nope'"), (['publish', 'gpt22'], "did you mean 'gpt2'"), (['publish', 'gpt2', '--preset', 'gpuu'], "did you mean 'gpu'"),
-    (['new', 'GPT-9'], 'lower-case letters and digits'), *[(['new', n], f'{n!r}: ') for n in ('lab', 'class', 'match', 'all', 'os', 'print', 'torch')]])
-def test_the_command_line_names_what_is_wrong(args, words, monkeypatch):
-    monkeypatch.setattr(signal, 'signal', lambda *args: None)      # pytest keeps its own answer to SIGTERM
-    p = CliRunner().invoke(app, args)
-    assert p.exit_code == 2 and words in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
-
-
-@pytest.mark.parametrize('option', ['--jobs', '--timeout'])
-def test_counts_begin_at_one(option, monkeypatch):
-    monkeypatch.setattr(signal, 'signal', lambda *args: None)
-    p = CliRunner().invoke(app, ['run', 'gpt2', option, '0'], env=dict(COLUMNS='200', NO_COLOR='1')); assert p.exit_code == 2 and option in p.stderr
-
-
-def test_a_paper_without_speed_rows_or_a_plan_is_one_line():
-    with pytest.raises(BadRequest, match='gpt2 has no `nosuch`: its notebook'): paper_function('gpt2', 'nosuch')
-    with pytest.raises(BadRequest, match='papers_lib has no module nopaper'): paper_function('nopaper', 'bench')
-
-
-def test_a_benchmark_without_rows_leaves_no_run(repo, monkeypatch):
-    from papers_lib import gpt2
-    from papers_lib.engine.stats import Row
-    repo('gpt2', START)
-    def bench(only, seed): yield from (Row('gpt2', 'speed', f'S.{n}', ours=1., ci95=[1., 1.], values=[1.], n_seeds=1, rule='at_least', bound=.9) for n in ('one', 'two'))
-    monkeypatch.setattr(gpt2, 'bench', bench)
-    told = CliRunner().invoke(app, ['bench', 'gpt2', '--only', 'three']); assert told.exit_code == 2 and not (repo.root / 'runs').exists()
-    assert CliRunner().invoke(app, ['bench', 'gpt2', '--only', 'two']).exit_code == 0
-    assert [r['id'] for r in json.loads(next((repo.root / 'runs').rglob('results.json')).read_text())['rows']] == ['S.two']
-
-
-def test_sets_are_listed_in_columns():
-    lines = papers('data').stdout.splitlines()
-    assert len({line.index(' records ') for line in lines}) == 1 and all('  ' in line[:line.index(' records ')].strip() for line in lines)
-
-
-def test_commands_for_programs():
-    assert 'gpt2' in [r['name'] for r in json.loads(papers('list', '--json').stdout)]
-    assert {'books', 'wikitext2'} <= {r['name'] for r in json.loads(papers('data', '--json').stdout)}
-    assert any(what == 'torch' for what, *_ in json.loads(papers('doctor', '--json').stdout))
-    plan = json.loads(papers('run', 'gpt2', '--preset', 'paper', '--dry-run').stdout)['gpt2']
-    assert plan['parameters'] == 1_557_611_200
-    assert "'openwebtext' is not among those of `papers data`" in papers('run', 'gpt2', '--preset', 'paper', '--dry-run').stderr
-    assert {'paper', 'id', 'preset', 'published', 'local'} == set(json.loads(papers('scoreboard', '--json').stdout)[0])
-
-
-def test_new_lays_down_a_notebook_that_exports_and_runs(repo):
-    assert papers('new', 'toy', cwd=repo.root).returncode == 0 and 'there already' in papers('new', 'toy', cwd=repo.root).stderr
-    nb = nbformat.read(repo.root / 'nbs/01_toy.ipynb', 4); nbformat.validate(nb)
-    assert sum('parameters' in c.metadata.get('tags', []) for c in nb.cells) == 1 and TEMPLATE.count('\n## ') == sum(c.source.startswith('## ') for c in nb.cells)
-    titles = [c.source.splitlines()[0][3:].split(',')[0] for c in nb.cells if c.source.startswith('## ')]
-    assert titles == ['Parameters', 'Symbols', 'Data', 'Model', 'Same numbers as the reference', 'Claims', 'Train', 'Results', 'Look inside', 'Where we differ from the paper']
-    assert nb.cells[-1].source.endswith('results.provenance')
-    s = run(repo)['toy']
-    assert s['status'] == 'finished', s
-
-
-def counted(*, path):
-    with open(path, 'a') as f: f.write('x')
-    return dict(n=1)
-
-
-def test_a_variant_is_computed_once_and_a_damaged_one_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv('PAPERS_CACHE', str(tmp_path)); log = tmp_path / 'log'
-    for _ in range(3): assert variant(counted, dict(path=str(log))) == dict(n=1)
-    assert log.read_text() == 'x'
-    kept = next((tmp_path / 'variants').glob('*.json')); kept.write_text(kept.read_text()[:20])
-    variant(counted, dict(path=str(log))); assert log.read_text() == 'xx' and 'damaged' in capsys.readouterr().err
-    monkeypatch.setattr('papers_lib.lab.runner.code_hash', lambda module: 'changed')
-    variant(counted, dict(path=str(log))); assert log.read_text() == 'xxx'
-
-
-def test_code_hash_is_of_the_code():
-    assert code_hash('papers_lib.gpt2') == code_hash('papers_lib.gpt2') != code_hash('papers_lib.lab.presets')
-
-
-def test_code_hash_follows_what_is_imported(tmp_path):
-    "A change in a backbone throws away what was computed through it; a change in the lab does not."
-    shutil.copytree(Path(papers_lib.__file__).parent, tmp_path / 'papers_lib')
-    def hashes():
-        ask = 'from papers_lib.lab.runner import code_hash; print(*map(code_hash, ("papers_lib.gpt3", "papers_lib.llama", "papers_lib.gpt2")))'
-        return subprocess.run([sys.executable, '-c', ask], cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(tmp_path)}, capture_output=True, text=True, check=True).stdout.split()
-    def changed(file):
-        before = hashes(); path = tmp_path / 'papers_lib' / file; path.write_text(path.read_text() + '\nadded = 1\n')
-        return [a != b for a, b in zip(before, hashes())]
-    assert changed('llama.py') == [True, True, False]
-    assert changed('nn/masks.py') == [True, True, True]
-    assert changed('lab/plots.py') == [False, False, False]
+def test_a_run_whose_process_is_gone_is_closed_by_the_next(repo):
+    repo('toy', WRITE)
+    ended = subprocess.Popen(['true'])
+    ended.wait()
+    lost = repo.root / 'runs/toy/tiny/20200101-000000/status.json'
+    lost.parent.mkdir(parents=True)
+    lost.write_text(json.dumps(dict(paper='toy', preset='tiny', status='running', pid=ended.pid)))
+    (mine := lost.parent.with_name('20200101-000001') / 'status.json').parent.mkdir()
+    mine.write_text(json.dumps(dict(paper='toy', preset='tiny', status='running', pid=os.getpid())))
+    run(repo)
+    assert read_json(lost)['status'] == 'interrupted' and read_json(mine)['status'] == 'running'

@@ -8,11 +8,13 @@ from typer.testing import CliRunner
 from papers_lib.lab import data
 from papers_lib.lab.cli import app
 from papers_lib.lab.scoreboard import readme_table
+from papers_lib.store.fetch import NotFound
 
 root = Path(__file__).resolve().parents[1]
 readme = (root / 'README.md').read_text(encoding='utf-8')
 blocks = re.findall(r'```(\w+)\n(.*?)```', readme, re.S)
-commands = [line.split('#')[0].strip() for kind, body in blocks if kind == 'bash' for line in body.splitlines()] + re.findall(r'`(papers [^`]+|make [a-z]+)`', readme)
+commands = [line.split('#')[0].strip() for kind, body in blocks if kind == 'bash' for line in body.splitlines()]
+commands += re.findall(r'`(papers [^`]+|make [a-z]+)`', readme)
 
 
 def test_it_opens_with_the_two_commands():
@@ -22,7 +24,7 @@ def test_it_opens_with_the_two_commands():
 @pytest.mark.parametrize('command', sorted({c for c in commands if c.startswith('make')}))
 def test_targets_exist_and_explain_themselves(command):
     target = command.split()[1]
-    assert re.search(rf'^{target}:.*## \w', (root / 'Makefile').read_text(), re.M)
+    assert re.search(rf'^{target}:.*## \w', (root / 'Makefile').read_text(encoding='utf-8'), re.M)
 
 
 @pytest.mark.parametrize('command', sorted({c for c in commands if c.startswith('papers ')}))
@@ -35,7 +37,8 @@ def test_command_lines_are_understood(command):
 
 def run_example(word, cwd=None):
     example, = (body for kind, body in blocks if kind == 'python' and word in body)
-    return subprocess.run([sys.executable, '-c', example], capture_output=True, text=True, check=True, cwd=cwd).stdout
+    return subprocess.run([sys.executable, '-c', example], capture_output=True, text=True, check=True, cwd=cwd,
+                          encoding='utf-8').stdout
 
 
 def test_the_example_runs(): assert re.fullmatch(r'\[\[\d+(, \d+){4}\]\]\n', run_example('GPT2Config'))
@@ -44,7 +47,7 @@ def test_the_example_runs(): assert re.fullmatch(r'\[\[\d+(, \d+){4}\]\]\n', run
 @pytest.fixture
 def smollm2():
     try: data.get('smollm2-135m-instruct')
-    except data.NotFound as e: pytest.skip(f'SmolLM2 cannot be had: {e}')
+    except NotFound as e: pytest.skip(f'SmolLM2 cannot be had: {e}')
 
 
 def test_the_chat_example_knows_the_capital_of_france(smollm2): assert 'Paris' in run_example('llm.chat')
@@ -55,10 +58,7 @@ def test_the_harness_example_knows_both_capitals(smollm2, tmp_path):
     assert run_example('write_task', tmp_path) == '1.0\n' and (tmp_path / 'runs/tasks/capitals.yaml').exists()
 
 
-def test_the_lighter_weights_example_answers():
-    try: data.get('smollm2-135m-instruct')
-    except data.NotFound as e: pytest.skip(f'SmolLM2 cannot be had: {e}')
-    assert 'Rome' in run_example('packed')
+def test_the_lighter_weights_example_answers(smollm2): assert 'Rome' in run_example('packed')
 
 
 def test_links_lead_somewhere():
@@ -66,11 +66,13 @@ def test_links_lead_somewhere():
 
 
 def test_the_table_is_the_one_the_results_give():
-    assert readme.split('<!-- papers:begin -->\n')[1].split('<!-- papers:end -->')[0].strip() == readme_table()
+    table = readme.split('<!-- papers:begin -->\n')[1].split('<!-- papers:end -->')[0]
+    assert table.strip() == readme_table()
 
 
 def test_the_site_builds_and_reads_offline(tmp_path):
-    subprocess.run([sys.executable, '-m', 'sphinx', '-q', '-b', 'html', '-c', 'nbs', '-D', 'root_doc=toc', 'nbs', str(tmp_path)], cwd=root, check=True)
+    options = ['-q', '-b', 'html', '-c', 'nbs', '-D', 'root_doc=toc']
+    subprocess.run([sys.executable, '-m', 'sphinx', *options, 'nbs', str(tmp_path)], cwd=root, check=True)
     page = (tmp_path / '04_gpt2.html').read_text(encoding='utf-8')
     scripts = re.findall(r'<(?:script|link)[^>]*(?:src|href)="([^"#]+)"', page)
     assert any('MathJax.js' in s for s in scripts) and not [s for s in scripts if '//' in s]

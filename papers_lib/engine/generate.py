@@ -14,12 +14,14 @@ from torch import Tensor
 from ..nn.linear import cpp_compiler, packed
 
 # %% auto #0
-__all__ = ['left_pad', 'next_probs', 'draw', 'evaluating', 'check_finite', 'generate', 'stream', 'Trie', 'beam_search']
+__all__ = ['Prompts', 'left_pad', 'next_probs', 'draw', 'evaluating', 'check_finite', 'generate', 'stream', 'Trie', 'beam_search']
 
 # %% ../../nbs/engine/07_generate.ipynb #7d6bb829
+Prompts = Sequence[Sequence[int]]|Int[Tensor, "b t"]   # token ids, of any lengths
+
 def left_pad(
-    prompts:Sequence[Sequence[int]]|Int[Tensor, "b t"], # token ids; every prompt has at least one
-)->tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]|None]: # ids with zeros on the left, True = real; None when nothing is padded
+    prompts:Prompts,       # every prompt has at least one token
+)->tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]|None]: # ids, zeros on the left; True = real, None: nothing is padded
     "Stack prompts so that all of them end in the last column."
     if isinstance(prompts, Tensor): rows = prompts if prompts.ndim == 2 else prompts[None]
     else: rows = [torch.as_tensor(p, dtype=torch.long) for p in prompts]
@@ -33,9 +35,9 @@ def left_pad(
 # %% ../../nbs/engine/07_generate.ipynb #32e1375e
 def _check_room(model, n_prompt, n_new):
     if n_new < 1: raise ValueError(f'max_tokens={n_new}: must be at least 1')
-    ctx_len = model.cfg.ctx_len
-    if n_prompt + n_new > ctx_len:
-        raise ValueError(f'a prompt of {n_prompt} tokens and {n_new} new ones do not fit into a context of ctx_len={ctx_len}')
+    if n_prompt + n_new > (ctx_len := model.cfg.ctx_len):
+        raise ValueError(f'a prompt of {n_prompt} tokens and {n_new} new ones do not fit into a context of '
+                         f'ctx_len={ctx_len}')
 
 def _arguments(model, inputs, max_tokens):
     "Check the inputs; give their number of rows and the keyword arguments of `prefill`."
@@ -71,7 +73,8 @@ def next_probs(
 # %% ../../nbs/engine/07_generate.ipynb #9adbd570
 def _uniforms(seed, n_row, n_step):
     seeds = [np.random.SeedSequence([seed, i]) for i in range(n_row)] if isinstance(seed, Integral) else seed
-    if len(seeds) != n_row: raise ValueError(f'{len(seeds)} seeds for {n_row} prompts: give one number, or one for each prompt')
+    if len(seeds) != n_row:
+        raise ValueError(f'{len(seeds)} seeds for {n_row} prompts: give one number, or one for each prompt')
     return torch.tensor(np.stack([np.random.default_rng(s).random(n_step) for s in seeds]))   # (b, n_step) float64
 
 # %% ../../nbs/engine/07_generate.ipynb #244a02ef
@@ -110,7 +113,7 @@ def evaluating(
 # %% ../../nbs/engine/07_generate.ipynb #0c4d3ea4
 def _device(model): return next((p.device for p in model.parameters()), torch.device('cpu'))
 
-# %% ../../nbs/engine/07_generate.ipynb #cc6d9532
+# %% ../../nbs/engine/07_generate.ipynb #7f5ec0e8
 def check_finite(
     logits:Float[Tensor, "b v"],
     n_new:int=0,          # tokens written before these logits
@@ -121,9 +124,9 @@ def check_finite(
     bad = ~torch.isfinite(logits)
     if not bad.any(): return                              # finite ones with a sum beyond float32
     row = int(bad.any(-1).nonzero()[0])
-    value = logits[row][bad[row]][0].item()
-    raise FloatingPointError(f'row {row // per_row}: after {n_new} new tokens {int(bad[row].sum())} of {logits.shape[-1]} logits '
-                             f'are not finite ({value}): the weights have diverged or a sum has overflowed')
+    n_bad, value = int(bad[row].sum()), logits[row][bad[row]][0].item()
+    raise FloatingPointError(f'row {row // per_row}: after {n_new} new tokens {n_bad} of {logits.shape[-1]} logits are '
+                             f'not finite ({value}): the weights have diverged or a sum has overflowed')
 
 # %% ../../nbs/engine/07_generate.ipynb #66f71c7a
 @lru_cache(maxsize=1)
@@ -157,23 +160,24 @@ def _decode(model, n_row, kwargs, max_tokens, choose, compiled=False):
 # %% ../../nbs/engine/07_generate.ipynb #5df98db6
 def generate(
     model:torch.nn.Module,          # anything with `prefill`, `step` and `cfg.ctx_len`
-    prompts:Sequence[Sequence[int]]|Int[Tensor, "b t"]|Mapping, # token ids, of any lengths; or keyword arguments of `prefill`
+    prompts:Prompts|Mapping,        # token ids; or keyword arguments of `prefill`
     max_tokens:int,                 # new tokens a row, at most
     *,
     temperature:float=0.,           # 0 is greedy
     top_k:int=0,                    # sample among so many; 0 is all
     top_p:float=1.,                 # sample within this much probability
     stop:Sequence[int]|int|None=None, # token ids that end a row
-    until:Callable|Sequence[Callable]|None=None, # (a row's new tokens) -> whether it ends here; one for all rows, or one a row
+    until:Callable|Sequence[Callable]|None=None, # (a row's new tokens) -> whether it ends; one for all, or one a row
     seed:int|Sequence[int]=0,       # one for the call, or one for each row
-    compiled:bool=False,            # one prompt only: compile the step, half a minute for a new model, then faster tokens
+    compiled:bool=False,            # one prompt only: compile the step, half a minute for a new model
 )->list[list[int]]:                 # new tokens of each row, without the stop token
     "Continue every prompt."
     n_row, kwargs = _arguments(model, prompts, max_tokens)
     u = _uniforms(seed, n_row, max_tokens).to(_device(model)) if temperature else None
     choose = _chooser(temperature, top_k, top_p, u)
-    stop, ends = _stop_ids(stop), [until] * n_row if until is None or callable(until) else list(until)
-    if len(ends) != n_row: raise ValueError(f'{len(ends)} `until` for {n_row} prompts: give one, or one for each prompt')
+    stop = _stop_ids(stop)
+    ends = [until] * n_row if until is None or callable(until) else list(until)
+    if len(ends) != n_row: raise ValueError(f'{len(ends)} `until` for {n_row} prompts: give one, or one a prompt')
     rows, running = [[] for _ in range(n_row)], set(range(n_row))
     with evaluating(model), packed(model) if n_row >= 4 and max_tokens >= 64 else contextlib.nullcontext():
         for token in _decode(model, n_row, kwargs, max_tokens, choose, compiled):
@@ -184,7 +188,7 @@ def generate(
             if not running: break
     return rows
 
-# %% ../../nbs/engine/07_generate.ipynb #9d0504fc
+# %% ../../nbs/engine/07_generate.ipynb #8fc4aec5
 def _stop_ids(stop): return {int(stop)} if isinstance(stop, Integral) else set(stop or ())
 
 # %% ../../nbs/engine/07_generate.ipynb #ccf7b14c
@@ -211,7 +215,7 @@ def stream(
             if token.item() in stop: return
             yield token.item()
 
-# %% ../../nbs/engine/07_generate.ipynb #d6a004f8
+# %% ../../nbs/engine/07_generate.ipynb #1e1c1e7d
 class Trie:
     "The token sequences that a search may write, as a table of what may follow each prefix."
     END = -1                                   # stands for the end token, which the search knows
@@ -234,8 +238,9 @@ class Trie:
                 at = self.children[at][t]
             self.children[at][self.END] = -1
         sizes = list(map(len, self.children))
-        self.widths = [max(n for n, d in zip(sizes, depths) if d == depth) for depth in range(self.max_tokens + 1)]
-        self.start = np.cumsum([0, *sizes, 0])                              # the last node is the one behind every end: it has no children
+        self.widths = [0] * (self.max_tokens + 1)          # most continuations of a prefix, by its length
+        for n, depth in zip(sizes, depths): self.widths[depth] = max(n, self.widths[depth])
+        self.start = np.cumsum([0, *sizes, 0])             # the last node, without children, stands behind every end
         self.edges = np.array([e for c in self.children for e in c.items()])   # (edge, 2): token, node
 
     def __len__(self)->int: return self.n
@@ -251,7 +256,7 @@ class Trie:
             at = self.children[at][t]
         return [eot if t == self.END else t for t in self.children[at]]
 
-# %% ../../nbs/engine/07_generate.ipynb #4344c81e
+# %% ../../nbs/engine/07_generate.ipynb #f2fbf1c6
 class _AllowedTokens:
     "A trie's table on a device."
     def __init__(self, trie, eot, n_vocab, max_tokens, device):
@@ -259,8 +264,8 @@ class _AllowedTokens:
         if eot in trie.tokens: raise ValueError(f'eot={eot}: an allowed sequence holds this token, which ends one')
         if max(trie.tokens) >= n_vocab: raise ValueError(f'allowed: token {max(trie.tokens)}, the model has {n_vocab}')
         if max_tokens <= trie.max_tokens:
-            raise ValueError(f'max_tokens={max_tokens}: the longest allowed sequence has {trie.max_tokens} tokens and its end, '
-                             f'so it must be at least {trie.max_tokens + 1}')
+            raise ValueError(f'max_tokens={max_tokens}: the longest allowed sequence has {trie.max_tokens} tokens and '
+                             f'its end, so it must be at least {trie.max_tokens + 1}')
         token, node = torch.as_tensor(trie.edges, device=device).unbind(1)
         self.token = torch.where(token == trie.END, eot, token)
         self.node = torch.where(node < 0, len(trie.children), node)
@@ -284,7 +289,7 @@ def _continuations(logits, total, n, node, table, depth):
     b, k = total.shape
     logits = logits.float()
     if table: logp, token, after = table.options(logits, node.flatten(), depth)
-    else: logp, token = logits.log_softmax(-1).topk(min(n, logits.shape[-1]))       # of a beam no more can be among the n best
+    else: logp, token = logits.log_softmax(-1).topk(min(n, logits.shape[-1]))   # no more of a beam are among the n best
     both = total[:, :, None] + logp.view(b, k, -1)                                  # float64, (b, k, options)
     best, flat = both.flatten(1).topk(min(n, both[0].numel()))
     pick = lambda x: x.view(b, -1).gather(1, flat)
@@ -294,14 +299,14 @@ def _continuations(logits, total, n, node, table, depth):
 @torch.inference_mode()
 def beam_search(
     model:torch.nn.Module,     # as in `generate`; its cache can `reorder` rows
-    inputs:Sequence[Sequence[int]]|Int[Tensor, "b t"]|Mapping, # token ids, of any lengths; or keyword arguments of `prefill`
+    inputs:Prompts|Mapping,    # token ids; or keyword arguments of `prefill`
     n_beam:int,                # unfinished sequences kept, and finished ones, a row
     n_return:int,              # sequences returned, at most `n_beam`
     max_tokens:int,            # new tokens, at most, the end token included
     *,
     length_penalty:float=1.,   # exponent of the length in the ranking (1)
     early_stopping:bool|str=False, # when a row with `n_beam` finished sequences ends: True, False or 'never'
-    eot:int|None,              # token that ends a sequence; counted in its log-probability, not returned; None: nothing ends
+    eot:int|None,              # token that ends a sequence, counted in its log-probability, not returned; None: none
     allowed:Trie|None=None,    # sequences that may be written; None: all
 )->list[list[tuple[list[int], float]]]: # of each row: (new tokens, total log-probability in nats), best ranked first
     "Search for the continuations of highest ranked log-probability."
@@ -314,10 +319,10 @@ def beam_search(
         where, none = logits.device, -torch.inf
         table = allowed and _AllowedTokens(allowed, eot, logits.shape[-1], max_tokens, where)
         rows = torch.arange(b, device=where)[:, None]
-        total = torch.zeros(b, 1, dtype=torch.float64, device=where)                 # live: one beam a row, the empty text
+        total = torch.zeros(b, 1, dtype=torch.float64, device=where)                 # one live beam a row, without text
         text = torch.zeros(b, 1, max_tokens, dtype=torch.long, device=where)
         node = torch.zeros(b, 1, dtype=torch.long, device=where)
-        heap = total.new_full((b, n_beam), none), total.new_zeros(b, n_beam), text.repeat(1, n_beam, 1), node.repeat(1, n_beam)
+        heap = [x.repeat_interleave(n_beam, 1) for x in (total + none, total, text, node)]   # rank, total, text, length
         running = torch.ones(b, 1, dtype=torch.bool, device=where)
         for i in range(max_tokens):
             last, size = i + 1 == max_tokens, (i + 1) ** length_penalty
@@ -331,7 +336,7 @@ def beam_search(
             rank[:, n_beam:] = none
             new = rank, best, texts, torch.full_like(token, i + 1)
             keep = torch.cat([heap[0], rank], 1).topk(n_beam).indices
-            heap = tuple(torch.cat([old, x], 1)[rows, keep] for old, x in zip(heap, new))
+            heap = [torch.cat([old, x], 1)[rows, keep] for old, x in zip(heap, new)]
             # the live ones: the best that do not end
             total, keep = best.masked_fill(ends, none).topk(min(n_beam, best.shape[1]))
             text, node, token, beam = (x[rows, keep] for x in (texts, after, token, beam))

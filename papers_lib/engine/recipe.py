@@ -16,6 +16,7 @@ __all__ = ['n_params', 'steps_for', 'as_tokens', 'learn', 'train_lm']
 # %% ../../nbs/engine/06_recipe.ipynb #0474fbbd
 from ..text.corpora import TokenBatches
 from .train import FitResult, TrainConfig, fit
+from .evaluate import held_out
 
 # %% ../../nbs/engine/06_recipe.ipynb #600663c8
 def n_params(model:nn.Module)->int:
@@ -71,7 +72,6 @@ def train_lm(
     **fit_options,                     # of `fit`; `evaluate` is the held-out loss if not given
 )->tuple[nn.Module, FitResult]:        # the model in evaluation mode
     "Train a language model on a corpus, with its loss on the held-out text."
-    from papers_lib.engine.evaluate import held_out
     if 'evaluate' not in fit_options:
         fit_options['evaluate'] = lambda model: dict(valid=held_out(model, corpus)['loss'])
     return learn(lambda: make(corpus.tokenizer.n_vocab), corpus.train, train, seed=seed, **fit_options)

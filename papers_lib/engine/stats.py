@@ -6,13 +6,13 @@
 from __future__ import annotations
 import math, time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 import numpy as np
 from scipy import stats as scipy_stats
 
 # %% auto #0
-__all__ = ['RULES', 'Effect', 'mean_t', 'paired_t', 'slope', 'trends', 'rank_skill', 'bootstrap', 'over_units', 'round_robin',
-           'median_interval', 'time_ratio', 'Row', 'verdict']
+__all__ = ['verdict_rules', 'Effect', 'mean_t', 'paired_t', 'slope', 'trends', 'rank_skill', 'bootstrap', 'over_units',
+           'round_robin', 'median_interval', 'time_ratio', 'Row', 'verdict']
 
 # %% ../../nbs/engine/12_stats.ipynb #e46f5b14
 @dataclass(frozen=True)
@@ -53,10 +53,11 @@ def slope(
     ys,                  # (n, k): one row a seed
 )->np.ndarray:           # (n,)
     "Least-squares slope of each row against x."
-    x = np.asarray(x, dtype=float); dx = x - x.mean()
+    x = np.asarray(x, dtype=float)
+    dx = x - x.mean()
     return np.asarray(ys, dtype=float) @ dx / (dx @ dx)
 
-# %% ../../nbs/engine/12_stats.ipynb #f3550c75
+# %% ../../nbs/engine/12_stats.ipynb #4cc0dacc
 def trends(
     x:Sequence[float],   # (k,) increasing, such as ln(parameters)
     y,                   # (k, n): one column a seed; lower is better
@@ -66,11 +67,11 @@ def trends(
     curve = np.polyfit(x - x.mean(), y, 2)[0] if len(x) > 2 else None
     return dict(slope=-slope(x, y.T), step=(y[:-1] - y[1:]).min(0), curve=curve)
 
-# %% ../../nbs/engine/12_stats.ipynb #8288e658
+# %% ../../nbs/engine/12_stats.ipynb #ba3b0821
 def rank_skill(
     correct:Sequence[float],      # (n,) 0 or 1, one a question
     confidence:Sequence[float],   # (n,) log-probability of the chosen answer, nats
-)->dict:   # rho: rank correlation, None where one side never varies; top: accuracy of the surest tenth - mean; fifths: accuracies
+)->dict:   # rho: rank correlation, None where one side never varies; top: surest tenth - mean; fifths: accuracy of each
     "Measure how well the probability of an answer ranks answers by correctness."
     right, sure = np.asarray(correct, float), np.asarray(confidence, float)
     if right.shape != sure.shape or not right.size:
@@ -86,7 +87,7 @@ def bootstrap(
     values,                        # (n,) or (n, ...): one entry a unit, at least 10
     stat:Callable=np.mean,         # takes a resample of `values`
     n:int=2000,                    # resamples
-    seed:int=0,
+    seed:int=0,                    # of the resampling
 )->tuple[float, float]:            # 95 % interval
     "Percentile bootstrap interval of a statistic over units."
     values = np.asarray(values)
@@ -115,23 +116,28 @@ def round_robin(
     times = {name: [] for name in fns}
     for i in range(warmup + n):
         for name, fn in fns.items():
-            start = time.perf_counter(); fn(); took = time.perf_counter() - start
+            start = time.perf_counter()
+            fn()
+            took = time.perf_counter() - start
             if i >= warmup: times[name].append(took)
     return times
 
 # %% ../../nbs/engine/12_stats.ipynb #9b4f5b5d
-def median_interval(values:Sequence[float])->Effect:
+def median_interval(
+    values:Sequence[float],   # one a round
+)->Effect:
     "Median with its distribution-free 95 % interval (the whole range below six values)."
-    x = np.sort(np.asarray(values, dtype=float)); n = len(x)
-    k = int(scipy_stats.binom.ppf(0.025, n, 0.5))                                   # the k-th from each end
-    k = max(k, 1)
+    x = np.sort(np.asarray(values, dtype=float))
+    n = len(x)
+    k = max(1, int(scipy_stats.binom.ppf(0.025, n, 0.5)))                           # the k-th from each end
     return Effect(float(np.median(x)), float(x.std(ddof=1)) if n > 1 else 0., [float(x[k - 1]), float(x[n - k])],
                   list(map(float, values)))
 
 # %% ../../nbs/engine/12_stats.ipynb #bc96ad42
 def time_ratio(
     times:dict[str, list[float]],   # from `round_robin`
-    slow:str, fast:str,             # names; the ratio is slow / fast
+    slow:str,                       # name of the numerator
+    fast:str,                       # name of the denominator
 )->Effect:
     "Median of the rounds' ratios."
     return median_interval(np.array(times[slow]) / np.array(times[fast]))
@@ -140,17 +146,30 @@ def time_ratio(
 @dataclass
 class Row:
     "One result with its protocol and what it is held against."
-    paper:str; kind:str; id:str          # kind: claim, table, parity, speed, leak
+    paper:str
+    kind:str                             # claim, table, parity, speed, leak
+    id:str
     statement:str = ''                   # the sentence that is judged
-    metric:str = ''; unit:str = ''; protocol:str = ''; dataset:str = ''
+    metric:str = ''                      # what `ours` is
+    unit:str = ''
+    protocol:str = ''                    # split, tokenizer, shots, decoding: what must be equal to compare
+    dataset:str = ''                     # name@source
     n:int|None = None                    # units measured: tokens, passages, rounds
-    ours:float|None = None; sd:float|None = None; ci95:list|None = None; values:list|None = None; n_seeds:int|None = None
-    baseline_name:str = ''; baseline_value:float|None = None; paper_value:float|None = None; paper_ref:str = ''
+    ours:float|None = None               # of a claim the effect, signed so that positive is what the paper says
+    sd:float|None = None                 # of the values
+    ci95:list|None = None                # [low, high]
+    values:list|None = None              # one a seed, or a round
+    n_seeds:int|None = None
+    baseline_name:str = ''               # what `ours` is held against, and its number
+    baseline_value:float|None = None
+    paper_value:float|None = None        # and where it stands in the paper
+    paper_ref:str = ''
     rule:str = ''                        # how `verdict` judges
     margin:float|None = None             # claims: effect that counts; table: tolerance
     bound:float|None = None              # exact, parity, speed: the number to meet
     test:str = ''                        # the interval's kind
-    verdict:str = ''; why:str = ''       # computed; reason where there is no number
+    verdict:str = ''                     # computed
+    why:str = ''                         # reason where there is no number
 
     def to_dict(self)->dict: return asdict(self)
 
@@ -158,28 +177,35 @@ class Row:
     def from_dict(cls, d:dict)->Row:
         "Rebuild a row; an unknown or missing field is named."
         names = {f.name for f in fields(cls)}
-        if set(d) != names: raise ValueError(f"row {d.get('id')!r}: field(s) {sorted(set(d) ^ names)} unknown or missing")
+        if set(d) != names:
+            raise ValueError(f"row {d.get('id')!r}: field(s) {sorted(set(d) ^ names)} unknown or missing")
         return cls(**d)
 
 # %% ../../nbs/engine/12_stats.ipynb #cf872d92
-RULES = dict(claim=('greater', 'less', 'trend', 'equal', 'exact'), table=('paper', 'scaled'), parity=('at_least', 'at_most'),
-             speed=('at_least', 'at_most'), leak=('at_least', 'at_most'))
+_bounds = ('at_least', 'at_most')
+
+verdict_rules = dict(claim=('greater', 'less', 'trend', 'equal', 'exact'), table=('paper', 'scaled'),
+                     parity=_bounds, speed=_bounds, leak=_bounds)
 
 # %% ../../nbs/engine/12_stats.ipynb #e7cf351f
-def verdict(row:Row)->str:
+def verdict(
+    row:Row,      # its own `verdict` is not looked at
+)->str:
     "Judge a row: the one function that does."
     def need(name):
         x = getattr(row, name)
         if not isinstance(x, (int, float)) or not math.isfinite(x):
             raise ValueError(f'row {row.id}: {name}={x!r} must be a finite number')
         return x
-    if row.kind not in RULES: raise ValueError(f'row {row.id}: kind={row.kind!r} must be one of {", ".join(RULES)}')
+    if row.kind not in verdict_rules:
+        raise ValueError(f'row {row.id}: kind={row.kind!r} must be one of {", ".join(verdict_rules)}')
     if row.ours is None:
-        if not row.why: raise ValueError(f'row {row.id}: no number and no reason; `why` must say why it was not attempted')
+        if not row.why: raise ValueError(f'row {row.id}: no number and no reason: `why` must say what kept it')
         return 'not attempted'
     need('ours')
-    if row.rule not in RULES[row.kind]:
-        raise ValueError(f'row {row.id}: rule={row.rule!r} must be one of {RULES[row.kind]} for kind {row.kind}')
+    if row.rule not in verdict_rules[row.kind]:
+        known = verdict_rules[row.kind]
+        raise ValueError(f'row {row.id}: rule={row.rule!r} must be one of {known} for kind {row.kind}')
     if row.rule == 'exact': return 'holds' if row.ours == need('bound') else 'fails'
     if row.rule == 'scaled': return 'scaled down'
     lo, hi = _interval(row)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/engine/04_tracking.ipynb #74633885
 from __future__ import annotations
-import json, os
+import json
 from pathlib import Path
 from typing import Protocol
 
@@ -14,10 +14,23 @@ __all__ = ['Tracker', 'NoTracker', 'JSONLTracker', 'read_jsonl']
 # %% ../../nbs/engine/04_tracking.ipynb #fb8c5c3b
 class Tracker(Protocol):
     "What a training loop needs of a logger."
-    def log(self, metrics:dict, step:int)->None: "Record numbers at an optimizer step."
-    def summary(self, values:dict)->None: "Record end-of-run numbers."
-    def figure(self, name:str, fig)->None: "Record a matplotlib figure."
-    def finish(self, ok:bool=True)->None: "Close; `ok=False` marks the run as failed."
+    def log(self,
+        metrics:dict,   # name -> number
+        step:int,       # optimizer steps done
+    )->None: "Record numbers at an optimizer step."
+
+    def summary(self,
+        values:dict,    # name -> number
+    )->None: "Record end-of-run numbers."
+
+    def figure(self,
+        name:str,       # of the picture, without an extension
+        fig,            # a matplotlib figure
+    )->None: "Record a figure."
+
+    def finish(self,
+        ok:bool=True,   # False marks the run as failed
+    )->None: "Close."
 
 # %% ../../nbs/engine/04_tracking.ipynb #9933f576
 class NoTracker:
@@ -30,22 +43,43 @@ class NoTracker:
 # %% ../../nbs/engine/04_tracking.ipynb #cd1b05ce
 class JSONLTracker:
     "Append records to a file, one JSON object a line."
-    def __init__(self, path:str|Path):
-        self.path = Path(path); self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, 'a', encoding='utf-8')
+    def __init__(self,
+        path:str|Path,   # a file that exists is gone on with
+    ):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, 'a+b')
+        if self._torn(): self._write_bytes(b'\n')
 
-    def _write(self, record): self._file.write(json.dumps(record) + '\n'); self._file.flush()
+    def _torn(self):
+        "Tell whether a killed writer left a line without its end."
+        size = self._file.seek(0, 2)
+        if not size: return False
+        self._file.seek(size - 1)
+        return self._file.read(1) != b'\n'
+
+    def _write_bytes(self, raw):
+        self._file.write(raw)
+        self._file.flush()
+
+    def _write(self, record): self._write_bytes(json.dumps(record).encode('utf-8') + b'\n')
     def log(self, metrics, step): self._write(dict(step=step, **metrics))
     def summary(self, values): self._write(dict(summary=values))
     def figure(self, name, fig): fig.savefig(self.path.with_name(f'{name}.png'), dpi=100, bbox_inches='tight')
-    def finish(self, ok=True): self._write(dict(finished=ok)); self._file.close()
+    def finish(self, ok=True):
+        self._write(dict(finished=ok))
+        self._file.close()
 
 # %% ../../nbs/engine/04_tracking.ipynb #7b22bef4
-def read_jsonl(path:str|Path)->list[dict]:
-    "Read the whole records of a file; a torn last line is passed over."
-    out, lines = [], Path(path).read_text(encoding='utf-8').split('\n')
-    for i, line in enumerate(lines):
-        try: out.append(json.loads(line)) if line else None
-        except json.JSONDecodeError:
-            if i < len(lines) - 1: raise ValueError(f'{path}: line {i + 1} is not JSON') from None
+def read_jsonl(
+    path:str|Path,
+)->list[dict]:        # the records, in their order
+    "Read the whole records of a file; a line that a killed writer tore is passed over."
+    out, lines = [], Path(path).read_bytes().split(b'\n')
+    for i, line in enumerate(lines, 1):
+        if not line: continue
+        try: record = json.loads(line)
+        except (ValueError, RecursionError): record = None
+        if isinstance(record, dict): out.append(record)
+        elif not line.startswith(b'{'): raise ValueError(f'{path}: line {i} is not a record')
     return out

@@ -4,21 +4,23 @@
 
 # %% ../../nbs/engine/05_train.ipynb #a87b05dc
 from __future__ import annotations
-import contextlib, fcntl, math, os, resource, sys, time
+import contextlib, json, math, os, resource, sys, time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import torch
+from filelock import Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
 from jaxtyping import Float, Int
 
 # %% auto #0
 __all__ = ['IGNORE', 'PEAK', 'TrainConfig', 'warmup_cosine', 'rate', 'n_targets', 'lm_loss', 'param_groups', 'peak_flops',
-           'flops_per_token', 'Objective', 'Diverged', 'FitResult', 'fit', 'peak_memory', 'Progress']
+           'flops_per_token', 'Objective', 'Diverged', 'FitResult', 'fit', 'most_memory', 'Progress']
 
 # %% ../../nbs/engine/05_train.ipynb #d64e0b59
-from .checkpoint import latest, load_state, save_state
+from ..store.files import locked
+from .checkpoint import latest, load_state, read_json, save_state
 from .tracking import NoTracker
 
 # %% ../../nbs/engine/05_train.ipynb #af18a8f3
@@ -45,11 +47,14 @@ class TrainConfig:
     seed:int = 0                    # of dropout and of whatever else training draws
 
     def __post_init__(self):
-        rules = dict(n_step=self.n_step >= 1, batch_size=self.batch_size >= 1, lr=self.lr > 0, n_warmup=self.n_warmup >= 0,
-                     log_every=self.log_every >= 1, min_frac=0 <= self.min_frac <= 1, beta1=0 <= self.beta1 < 1,
-                     beta2=0 <= self.beta2 < 1, clip=self.clip > 0, weight_decay=self.weight_decay >= 0,
-                     schedule=self.schedule in ('cosine', 'linear', 'constant'), dtype=self.dtype in ('float32', 'bfloat16'),
-                     micro_batch=self.micro_batch is None or 1 <= self.micro_batch <= self.batch_size)
+        rules = dict(
+            n_step=self.n_step >= 1, batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf,
+            n_warmup=self.n_warmup >= 0, log_every=self.log_every >= 1, eval_every=self.eval_every >= 0,
+            save_every=self.save_every >= 0,
+            min_frac=0 <= self.min_frac <= 1, beta1=0 <= self.beta1 < 1, beta2=0 <= self.beta2 < 1, eps=self.eps > 0,
+            clip=self.clip > 0, weight_decay=self.weight_decay >= 0, dtype=self.dtype in ('float32', 'bfloat16'),
+            schedule=self.schedule in ('cosine', 'linear', 'constant'),
+            micro_batch=self.micro_batch is None or 1 <= self.micro_batch <= self.batch_size)
         for name, ok in rules.items():
             if not ok: raise ValueError(f'TrainConfig.{name}={getattr(self, name)!r}: out of range, see its comment')
 
@@ -87,7 +92,8 @@ def lm_loss(
 )->Float[Tensor, '']:             # sum over the targets, nats
     "Next-token loss."
     logits = model.head(model.hidden(batch['ids']))                            # (b, t, v)
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch['targets'].flatten(), reduction='sum', ignore_index=IGNORE)
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch['targets'].flatten(), reduction='sum',
+                           ignore_index=IGNORE)
 
 # %% ../../nbs/engine/05_train.ipynb #4e1522d7
 def param_groups(model:nn.Module, weight_decay:float)->list[dict]:
@@ -98,44 +104,89 @@ def param_groups(model:nn.Module, weight_decay:float)->list[dict]:
 
 # %% ../../nbs/engine/05_train.ipynb #0af42172
 # dense bfloat16, FLOP/s
-PEAK = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12}
+PEAK = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'L4': 121e12,
+        'RTX 4090': 165e12}
 
-def peak_flops(name:str)->float|None:   # FLOP/s; None if the device is not in the table
+def peak_flops(
+    name:str,           # of the GPU, as its driver gives it
+)->float|None:          # FLOP/s; None if the device is not in the table
     "Look up a GPU's dense bfloat16 peak by its name."
     return next((v for k, v in PEAK.items() if k in name), None)
 
-def flops_per_token(model:nn.Module, ctx_len:int)->float:
-    "FLOPs of training on one token, attention included; position tables only look up."
-    n = sum(p.numel() for k, p in model.named_parameters() if not {'positions', 'pos_emb'} & {*k.split('.')})
-    cfg = model.cfg
-    return 6 * n + 12 * cfg.n_layer * cfg.d_model * ctx_len
+def flops_per_token(
+    model:nn.Module,    # has `cfg.n_layer` and `cfg.d_model`
+    ctx_len:int,        # tokens a sequence
+)->float:               # FLOP
+    "FLOPs of training on one token, attention included; learned position tables only look up."
+    looked_up = {'positions'}
+    n = sum(p.numel() for k, p in model.named_parameters() if not looked_up & {*k.split('.')})
+    return 6 * n + 12 * model.cfg.n_layer * model.cfg.d_model * ctx_len
 
 # %% ../../nbs/engine/05_train.ipynb #4d4e3b0a
 class Objective(nn.Module):
     "Model and loss as one forward pass."
-    def __init__(self, model:nn.Module, loss_fn:Callable): super().__init__(); self.model, self.loss_fn = model, loss_fn
+    def __init__(self, model:nn.Module, loss_fn:Callable):
+        super().__init__()
+        self.model, self.loss_fn = model, loss_fn
+
     def forward(self, batch): return self.loss_fn(self.model, batch)
 
 class Diverged(RuntimeError):
-    "The loss is no longer a number."
-    def __init__(self, step:int, loss:float):
-        super().__init__(f'loss is {loss} at optimizer step {step}: lower the rate, or warm up longer')
+    "The loss, or a weight, is no longer a number."
+    def __init__(self, step:int, loss:float, what:str='loss'):
+        super().__init__(f'{what} is {loss} at optimizer step {step}: lower the rate, or warm up longer')
         self.step, self.loss = step, loss
 
 # %% ../../nbs/engine/05_train.ipynb #c60a47e2
 @dataclass
 class FitResult:
     "What a training run measured."
-    losses:list = field(default_factory=list)   # (optimizer step, nats a token), means over the steps since the one before
+    losses:list = field(default_factory=list)   # (optimizer step, nats a token): means over the steps since the last
     evals:list = field(default_factory=list)    # (optimizer step, dict)
     step:int = 0                                # optimizer steps done
     tokens:int = 0                              # targets trained on
     seconds:float = 0.                          # training, evaluation and saving left out
-    mfu:float|None = None
+    mfu:float|None = None                       # share of the GPU's peak; None where that is not known
     peak_memory:int = 0                         # bytes, of the process or of the GPU
 
     @property
     def tokens_per_s(self)->float: return self.tokens / self.seconds if self.seconds else 0.
+
+    def summary(self)->dict:
+        "Name what a tracker shows at the end."
+        found = dict(tokens_per_s=self.tokens_per_s, mfu=self.mfu, peak_memory=self.peak_memory, seconds=self.seconds)
+        return {k: v for k, v in found.items() if v is not None}
+
+# %% ../../nbs/engine/05_train.ipynb #985797d6
+def _accelerator(device):
+    "Set up processes and device; nothing that the environment says of arithmetic is followed."
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType, GradientAccumulationPlugin
+    if device not in ('auto', 'cpu', 'cuda'): raise ValueError(f"device={device!r}: must be 'auto', 'cpu' or 'cuda'")
+    accelerator = Accelerator(cpu=device == 'cpu', mixed_precision='no', dynamo_backend='no',
+                              gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
+    known = DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP
+    if accelerator.distributed_type not in known:
+        raise ValueError(f'{accelerator.distributed_type}: a run is one process, DDP or FSDP; other engines have an '
+                         f'arithmetic of their own')
+    if device == 'cuda' and accelerator.device.type != 'cuda': raise ValueError("device='cuda': there is no GPU to use")
+    return accelerator
+
+# %% ../../nbs/engine/05_train.ipynb #b7893d5f
+def _identity(model, batches, cfg, loss_fn):
+    "Say which run this is, as JSON holds it; how long it lasts is left open."
+    sizes, parts = (asdict(x) if (x := getattr(model, k, None)) is not None else {} for k in ('cfg', 'parts'))
+    data = {k: getattr(batches, k, None) for k in ('hash', 'ctx_len', 'shuffle')}
+    return json.loads(json.dumps(dict(
+        train=asdict(cfg) | dict(n_step=None), model=dict(type=type(model).__name__, **sizes), parts=parts, data=data,
+        loss=dict(name=getattr(loss_fn, '__qualname__', type(loss_fn).__name__))), default=str))
+
+def _same(path, saved, mine):
+    "Refuse to go on as another run."
+    was = {k: (saved or {}).get(k) or {} for k in mine}
+    wrong = [f'{part}.{k} was {was[part].get(k)!r}, now {v!r}'
+             for part, values in mine.items() for k, v in values.items() if was[part].get(k) != v]
+    if wrong: raise ValueError(f'{path} was made with other settings: ' + ', '.join(wrong))
 
 # %% ../../nbs/engine/05_train.ipynb #283d8397
 def fit(
@@ -150,33 +201,49 @@ def fit(
     device:str='auto',                # 'auto', 'cpu' or 'cuda'
 )->FitResult:
     "Train a model, or go on with its training."
-    from accelerate import Accelerator
-    accelerator, tracker, out = Accelerator(cpu=device == 'cpu'), tracker or NoTracker(), FitResult()
+    accelerator, tracker, out = _accelerator(device), tracker or NoTracker(), FitResult()
     torch.manual_seed(cfg.seed)
     opt = torch.optim.AdamW(param_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps,
                             fused=True)
-    identity = dict(train=asdict(replace(cfg, n_step=1)), model=asdict(model.cfg) if hasattr(model, 'cfg') else None)
+    identity = _identity(model, batches, cfg, loss_fn) if folder else None
     objective, opt = accelerator.prepare(Objective(model, loss_fn), opt)
     forward = torch.compile(objective) if cfg.compile else objective
-    rank, world, total, since = accelerator.process_index, accelerator.num_processes, 0., 0
-    with _lock(folder) if accelerator.is_main_process else contextlib.nullcontext():
+    rank, world = accelerator.process_index, accelerator.num_processes
+    total, since = 0., 0                                                # nats a token, steps: since the last log
+    peak = peak_flops(torch.cuda.get_device_name()) if accelerator.device.type == 'cuda' else None
+
+    def save():
+        if not (folder and accelerator.is_main_process): return
+        if not all(p.isfinite().all() for p in model.parameters()): raise Diverged(out.step, math.nan, 'a weight')
+        plain = dict(identity=identity, cursor=batches.state(), total=float(total), since=since, result=asdict(out))
+        save_state(folder, out.step, model, opt.optimizer, plain)
+
+    def check():
+        model.eval()
+        out.evals.append((out.step, evaluate(model)))
+        model.train()
+        tracker.log(out.evals[-1][1], out.step)
+
+    with _alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
         if folder and (found := latest(folder)):
-            plain = load_state(found, model, opt.optimizer); _same(found, plain['identity'], identity)
-            batches.load_state(plain['cursor']); total, since = plain['total'], plain['since']
-            out = FitResult(**plain['result'] | {k: [tuple(x) for x in plain['result'][k]] for k in ('losses', 'evals')})
-        start, bar = out.step, Progress(cfg.n_step)
-
-        def save():
-            plain = dict(identity=identity, cursor=batches.state(), total=float(total), since=since, result=asdict(out))
-            if folder and accelerator.is_main_process: save_state(folder, out.step, model, opt.optimizer, plain)
-
+            _same(found, read_json(found / 'train_state.json', max_bytes=2**28).get('identity'), identity)
+            plain = load_state(found, model, opt.optimizer, verify=False)       # `latest` has verified it
+            batches.load_state(plain['cursor'])
+            total, since = plain['total'], plain['since']
+            out = FitResult(**plain['result'])
+            out.losses, out.evals = [tuple(x) for x in out.losses], [tuple(x) for x in out.evals]
+            if out.step > cfg.n_step:
+                raise ValueError(f'{found}: n_step={cfg.n_step}, and {out.step} optimizer steps are done already')
+        bar = Progress(cfg.n_step)
         model.train()
         try:
-            for step in range(start, cfg.n_step):
+            for step in range(out.step, cfg.n_step):
                 clock = time.perf_counter()
-                whole, micro = next(batches), cfg.micro_batch or cfg.batch_size
-                batch, n = {k: v[rank::world].to(accelerator.device) for k, v in whole.items()}, n_targets(whole)
-                parts = list(zip(*(v.split(micro) for v in batch.values())))
+                whole = next(batches)
+                n = n_targets(whole)
+                if not n: raise ValueError(f'optimizer step {step + 1}: the batch has no target')
+                batch = {k: v[rank::world].to(accelerator.device) for k, v in whole.items()}
+                parts = list(zip(*(v.split(cfg.micro_batch or cfg.batch_size) for v in batch.values())))
                 for i, part in enumerate(parts):
                     with contextlib.nullcontext() if i == len(parts) - 1 else accelerator.no_sync(objective):
                         with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=cfg.dtype == 'bfloat16'):
@@ -186,54 +253,46 @@ def fit(
                 norm = accelerator.clip_grad_norm_(objective.parameters(), cfg.clip)
                 for group in opt.param_groups: group['lr'] = cfg.lr * rate(cfg, step)
                 opt.step(); opt.zero_grad(set_to_none=True)
-                out.step, since = step + 1, since + 1
-                out.tokens += n; last = out.step == cfg.n_step
-                if out.step % cfg.log_every == 0 or last:
+                out.step += 1
+                since += 1
+                out.tokens += n
+                last = out.step == cfg.n_step
+                logged = last or out.step % cfg.log_every == 0
+                if logged:
                     value = accelerator.reduce(torch.as_tensor(total), 'sum').item() / since
                     if not math.isfinite(value): raise Diverged(out.step, value)
-                    out.losses.append((out.step, value)); total, since = 0., 0
+                    out.losses.append((out.step, value))
+                    total, since = 0., 0
                 out.seconds += time.perf_counter() - clock
-                if out.losses and out.losses[-1][0] == out.step:
+                if logged:
                     tracker.log(dict(loss=value, lr=cfg.lr * rate(cfg, step), grad_norm=float(norm), tokens=out.tokens,
                                      tokens_per_s=out.tokens_per_s), out.step)
                     bar(out.step, value, out.tokens_per_s)
-                if evaluate and (last or cfg.eval_every and out.step % cfg.eval_every == 0):
-                    model.eval(); out.evals.append((out.step, evaluate(model))); model.train()
-                    tracker.log(out.evals[-1][1], out.step)
+                if peak and hasattr(model, 'cfg'):
+                    out.mfu = flops_per_token(model, whole['targets'].shape[1]) * out.tokens_per_s / peak / world
+                out.peak_memory = max(out.peak_memory, most_memory(accelerator.device))
+                if evaluate and (last or cfg.eval_every and out.step % cfg.eval_every == 0): check()
                 if last or cfg.save_every and out.step % cfg.save_every == 0: save()
+            # a longer run had saved here, and stopped
+            if evaluate and (not out.evals or out.evals[-1][0] < out.step): check()
         finally: bar.close()
-    if peak := accelerator.device.type == 'cuda' and peak_flops(torch.cuda.get_device_name()):
-        out.mfu = flops_per_token(model, batch['ids'].shape[1]) * out.tokens_per_s / peak / world
-    out.peak_memory = peak_memory(accelerator.device)
-    tracker.summary({k: v
-                     for k, v in dict(tokens_per_s=out.tokens_per_s, mfu=out.mfu, peak_memory=out.peak_memory,
-                               seconds=out.seconds).items() if v is not None})
+    tracker.summary(out.summary())
     return out
 
 # %% ../../nbs/engine/05_train.ipynb #4ad63565
 @contextlib.contextmanager
-def _lock(folder):
+def _alone(folder):
     "Hold a run's folder, so that a second run in it is refused and not mixed in."
-    if folder is None: yield; return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder) / '.lock', 'w') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f'{folder}: another run is training in this folder; give each run its own') from None
+    with contextlib.ExitStack() as held:
+        if folder is not None:
+            try: held.enter_context(locked(Path(folder) / 'run', timeout=0))
+            except Timeout:
+                raise RuntimeError(f'{folder}: another run is training in this folder; give each run its own') from None
         yield
 
-# %% ../../nbs/engine/05_train.ipynb #50ed7ac4
-def _same(path, saved, mine):
-    "Refuse to go on with other settings; more steps are allowed."
-    for part, values in mine.items():
-        wrong = [k for k in values or {} if (saved[part] or {}).get(k) != values[k]]
-        if wrong:
-            raise ValueError(f'{path} was made with other settings: ' + ', '.join(f'{part}.{k} was {saved[part].get(k)!r}, now '
-                                                                                  f'{values[k]!r}' for k in wrong))
-
 # %% ../../nbs/engine/05_train.ipynb #bc56b61a
-def peak_memory(device:torch.device)->int:   # bytes
-    "Most memory held so far: of the GPU, or of the process."
+def most_memory(device:torch.device)->int:   # bytes
+    "Say how much memory was held at most so far, of the GPU or of the process."
     if device.type == 'cuda': return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
@@ -242,17 +301,20 @@ class Progress:
     "Show how a run goes."
     def __init__(self, n_step:int):
         self.n_step, self.last, self.handle = n_step, time.monotonic(), None
-        self.off = os.environ.get('PAPERS_PROGRESS') == 'off' or 'IN_TEST' in os.environ or 'PYTEST_CURRENT_TEST' in os.environ
-        self.live = 'IPython' in sys.modules and sys.modules['IPython'].get_ipython() is not None and os.environ.get('PAPERS_PROGRESS') != 'plain'
+        mode, ipython = os.environ.get('PAPERS_PROGRESS'), sys.modules.get('IPython')
+        self.off = mode == 'off' or bool({'IN_TEST', 'PYTEST_CURRENT_TEST'} & {*os.environ})
+        self.live = mode != 'plain' and ipython is not None and ipython.get_ipython() is not None
 
     def __call__(self, step:int, loss:float, tokens_per_s:float):
         if self.off or not self.live and time.monotonic() - self.last < 5: return
-        self.last, text = time.monotonic(), f'step {step}/{self.n_step}   loss {loss:.3f} nats a token   {tokens_per_s:,.0f} tokens/s'
-        if not self.live: print(text, file=sys.stderr, flush=True); return
+        self.last = time.monotonic()
+        text = f'step {step}/{self.n_step}   loss {loss:.3f} nats a token   {tokens_per_s:,.0f} tokens/s'
+        if not self.live:
+            print(text, file=sys.stderr, flush=True)
+            return
         from IPython.display import HTML, display
         content = HTML(f'<progress value={step} max={self.n_step}></progress> {text}')
         if self.handle: self.handle.update(content)
         else: self.handle = display(content, display_id=True)
 
-    def close(self):
-        if self.handle: self.handle = None
+    def close(self): self.handle = None

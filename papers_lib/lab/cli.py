@@ -4,52 +4,103 @@
 
 # %% ../../nbs/lab/14_cli.ipynb #5c1499bd
 from __future__ import annotations
-import json, signal, sys
+import json, sys, time
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 
 # %% auto #0
-__all__ = ['app', 'Json', 'TEMPLATE', 'list_papers', 'paper_function', 'run', 'publish', 'scoreboard', 'data', 'checks', 'doctor',
-           'bench', 'main', 'new']
+__all__ = ['app', 'machine_lines', 'main']
 
 # %% ../../nbs/lab/14_cli.ipynb #0f06c760
 app = typer.Typer(help='Reproduce papers: run their notebooks, publish and show the results.', no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False)
-Json = Annotated[bool, typer.Option('--json', help='print JSON')]
+_Json = Annotated[bool, typer.Option('--json', help='print JSON')]
 
-def _stop(message, code=2):
-    print(f'papers: {message}', file=sys.stderr); raise typer.Exit(code)
+def _stop(message, code:int=2):
+    "End with one line."
+    print('papers: ' + ' '.join(str(message).split()), file=sys.stderr)
+    raise typer.Exit(code)
 
-def _value(text):
+# %% ../../nbs/lab/14_cli.ipynb #9405b251
+_extras = dict(run=('papermill', 'nbclient', 'nbformat', 'nbconvert', 'jupyter_client', 'ipykernel', 'jupyterlab', 'wandb', 'matplotlib'),
+               dev=('nbdev', 'pytest', 'ruff', 'hypothesis'), eval=('lm_eval',))
+
+def _lacking(module:str)->str:
+    "Say how to get a module that is not installed."
+    extra = next((x for x, names in _extras.items() if module.split('.')[0] in names), '')
+    if not extra: return f'the Python package {module} is not installed'
+    return f"{module} is not installed; in a clone of the repository, `pip install -e '.[{extra}]'` or `make setup` does it"
+
+def _one_line(fn):
+    "Let what a command cannot do end in one line: a wrong request, no repository here, an extra that is not installed."
+    @wraps(fn)
+    def wrapped(*args, **kw):
+        from papers_lib.lab.runner import BadRequest
+        try: return fn(*args, **kw)
+        except (BadRequest, FileNotFoundError) as e: _stop(e)
+        except ModuleNotFoundError as e:
+            if (e.name or '').startswith('papers_lib'): raise
+            _stop(_lacking(e.name), 1)
+    return wrapped
+
+# %% ../../nbs/lab/14_cli.ipynb #aacb88c9
+def _value(text:str):
+    "Read a value as JSON, or in Python's spelling, or as it stands."
     try: return json.loads(text)
-    except json.JSONDecodeError: return {'True': True, 'False': False, 'None': None}.get(text, text)    # Python's spelling too
+    except json.JSONDecodeError: return {'True': True, 'False': False, 'None': None}.get(text, text)
 
 # %% ../../nbs/lab/14_cli.ipynb #f24fbf01
 @app.command('list')
-def list_papers(as_json:Json=False):
+@_one_line
+def _list(as_json:_Json=False):
     "List the papers."
-    from papers_lib.lab.scoreboard import papers, title
-    rows = [dict(name=n, notebook=f'nbs/{p.name}', title=title(p)[0]) for n, p in papers().items()]
-    print(json.dumps(rows, indent=1) if as_json else '\n'.join(f"{r['name']:14} {r['notebook']:28} {r['title']}" for r in rows))
+    from papers_lib.lab.results import paper_notebooks
+    from papers_lib.lab.scoreboard import title
+    rows = [dict(name=n, notebook=f'nbs/{p.name}', title=title(p)[0]) for n, p in paper_notebooks().items()]
+    line = lambda r: f"{r['name']:14} {r['notebook']:28} {r['title']}"
+    print(json.dumps(rows, indent=1) if as_json else '\n'.join(map(line, rows)))
 
-# %% ../../nbs/lab/14_cli.ipynb #38847e25
-def paper_function(
-    paper:str,
-    name:str,      # 'plan' or 'bench'
-):
-    "Give what a paper's module offers to the command line; one that does not is one line of error."
-    import importlib
+# %% ../../nbs/lab/14_cli.ipynb #db70c935
+def _paper(name:str):   # a Paper
+    "Find a paper by its name; one that does not exist, or that was not exported, is a line of error."
+    from papers_lib.lab.data import did_you_mean
+    from papers_lib.lab.presets import paper_of
+    from papers_lib.lab.results import paper_notebooks
     from papers_lib.lab.runner import BadRequest
-    try: return getattr(importlib.import_module(f'papers_lib.{paper}'), name)
-    except ModuleNotFoundError as e:
-        if e.name != f'papers_lib.{paper}': raise
-        raise BadRequest(f'papers_lib has no module {paper}: `make export` writes it from the notebook') from None
-    except AttributeError: raise BadRequest(f'{paper} has no `{name}`: its notebook exports no such function') from None
+    if name not in paper_notebooks(): raise BadRequest(f'unknown paper {name!r}' + did_you_mean(name, paper_notebooks()))
+    try: found = paper_of(name)
+    except ValueError as e: raise BadRequest(str(e)) from None
+    if found is None: raise BadRequest(f'papers_lib has no module {name}: `make export` writes it from the notebook')
+    return found
+
+# %% ../../nbs/lab/14_cli.ipynb #a035002e
+def _parameters(items:list[str])->dict:
+    "Sort what --set says into parameters and overrides."
+    parameters, overrides = {}, {}
+    for item in items:
+        key, eq, value = item.partition('=')
+        if not eq: _stop(f'--set {item!r}: write key=value')
+        if key == 'overrides': _stop('overrides is not set like a parameter: write the field itself, such as --set train.lr=3e-4')
+        if '.' in key: overrides[key] = _value(value)
+        else: parameters[key] = value if key == 'claims' else _value(value)
+    return parameters | (dict(overrides=json.dumps(overrides)) if overrides else {})
+
+def _dry_run(names, preset, parameters):
+    "Print what runs would take, as they would run."
+    from papers_lib.lab.presets import check_parameters, plan
+    from papers_lib.lab.runner import check_request
+    chosen, unfit = check_request(names, preset, parameters)
+    for name in chosen:
+        paper = _paper(name)
+        print(json.dumps({name: plan(paper, check_parameters(paper, parameters | dict(preset=preset)))}, indent=1))
+    if unfit: _stop('; '.join(unfit.values()), 1)
 
 # %% ../../nbs/lab/14_cli.ipynb #8e45d3a4
-@app.command()
-def run(
+@app.command('run')
+@_one_line
+def _run(
     names:Annotated[list[str], typer.Argument(help='papers, or all')],
     preset:Annotated[str, typer.Option(help='tiny, cpu, gpu or paper')]='tiny',
     jobs:Annotated[int, typer.Option(min=1, help='notebooks at a time')]=1,
@@ -58,156 +109,175 @@ def run(
     timeout:Annotated[int, typer.Option(min=1, help='seconds a cell may take')]=7200,
     out:Annotated[Optional[Path], typer.Option(help='folder of runs')]=None,
     dry_run:Annotated[bool, typer.Option('--dry-run', help='print what it would take, start nothing')]=False,
-    as_json:Json=False,
+    as_json:_Json=False,
 ):
     "Execute notebooks headless."
-    from papers_lib.lab.runner import BadRequest, check, run_notebooks
-    signal.signal(signal.SIGTERM, signal.default_int_handler)          # a service manager's stop is a Ctrl-C
-    parameters, overrides = {}, {}
-    for item in set_ or []:
-        key, eq, value = item.partition('=')
-        if not eq: _stop(f'--set {item!r}: write key=value')
-        if key == 'overrides': _stop('overrides is not set like a parameter: write the field itself, such as --set train.lr=3e-4')
-        if '.' in key: overrides[key] = _value(value)
-        else: parameters[key] = value if key == 'claims' else _value(value)
-    if overrides: parameters['overrides'] = json.dumps(overrides)
-    try:
-        if dry_run:
-            chosen = check(names, preset, parameters)
-            if overrides: print('papers: the plan is that of the preset, without what --set changes', file=sys.stderr)
-            for n in chosen: print(json.dumps({n: paper_function(n, 'plan')(preset)}, indent=1))
-            return
-        done = run_notebooks(names, preset, jobs, parameters, timeout, out,
-                             report=lambda line: print(line, file=sys.stderr, flush=True))
-    except (BadRequest, FileNotFoundError) as e: _stop(e)
-    except OSError as e: _stop(e, 1)
+    from papers_lib.lab.runner import run_notebooks, stops_like_ctrl_c
+    stops_like_ctrl_c()
+    parameters = _parameters(set_ or [])
+    if dry_run: return _dry_run(names, preset, parameters)
+    tell = lambda line: print(line, file=sys.stderr, flush=True)
+    try: done = run_notebooks(names, preset, jobs, parameters, timeout, out, report=tell)
+    except OSError as e: _stop(e, 2 if isinstance(e, FileNotFoundError) else 1)
     except KeyboardInterrupt: _stop('interrupted; finished runs are kept', 130)
     if as_json: print(json.dumps(done, indent=1))
     else: _show(done)
     if any(s['status'] != 'finished' for s in done): raise typer.Exit(1)
 
 # %% ../../nbs/lab/14_cli.ipynb #93fd1467
-def _show(done):
+def _show(done:list[dict]):
     "Print a table of runs."
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
     from papers_lib.lab.results import read_results
     from papers_lib.lab.scoreboard import verdicts
     table = Table('paper', 'preset', 'status', 'seconds', 'verdicts', 'folder')
     for s in done:
-        rows = read_results(Path(s['folder']) / 'results.json')[0] if s['status'] == 'finished' else []
-        table.add_row(s['paper'], s['preset'], s['status'], f"{s.get('seconds', 0):.0f}", verdicts(rows) or s.get('error', ''),
-                      s['folder'])
+        try: rows = read_results(Path(s['folder']) / 'results.json')[0] if s['status'] == 'finished' else []
+        except ValueError as e: rows, s = [], s | dict(error=str(e))
+        cells = (s['paper'], s['preset'], s['status'], f"{s.get('seconds', 0):.0f}", verdicts(rows) or s.get('error', ''), s['folder'])
+        table.add_row(*map(escape, cells))
     Console().print(table)
 
 # %% ../../nbs/lab/14_cli.ipynb #63d26bd0
-@app.command()
-def publish(paper:str, preset:Annotated[str, typer.Option(help='tiny, cpu, gpu, paper or bench')]='cpu'):
+@app.command('publish')
+@_one_line
+def _publish(paper:str, preset:Annotated[str, typer.Option(help='tiny, cpu, gpu, paper or bench')]='cpu'):
     "Copy the newest finished, unchanged run's rows to results/ and bring README's table up to date."
-    from papers_lib.lab.results import newest, publish as copy
-    from papers_lib.lab.runner import PRESETS, nearest, papers
+    from papers_lib.lab.data import did_you_mean
+    from papers_lib.lab.presets import PRESETS
+    from papers_lib.lab.results import newest, paper_notebooks, publish
     from papers_lib.lab.scoreboard import update_readme
-    if paper not in papers(): _stop(f'unknown paper {paper!r}' + nearest(paper, papers()))
-    if preset not in (*PRESETS, 'bench'): _stop(f'unknown preset {preset!r}' + nearest(preset, (*PRESETS, 'bench')))
-    try: print(copy(newest(paper, preset))); update_readme()
+    if paper not in paper_notebooks(): _stop(f'unknown paper {paper!r}' + did_you_mean(paper, paper_notebooks()))
+    if preset not in (*PRESETS, 'bench'): _stop(f'unknown preset {preset!r}' + did_you_mean(preset, (*PRESETS, 'bench')))
+    try: print(publish(newest(paper, preset)))
     except ValueError as e: _stop(e)
+    update_readme()
 
 # %% ../../nbs/lab/14_cli.ipynb #0f7e0a49
-@app.command()
-def scoreboard(out:Annotated[Optional[Path], typer.Option()]=None, as_json:Json=False):
+@app.command('scoreboard')
+@_one_line
+def _scoreboard(out:Annotated[Optional[Path], typer.Option(help='the page')]=None, as_json:_Json=False):
     "Write the page of all results and print its path, or print the rows as JSON."
-    from papers_lib.lab.scoreboard import rows_found, scoreboard as write
-    try: print(json.dumps(rows_found(), indent=1) if as_json else write(out))
-    except ValueError as e: _stop(e, 1)
+    from papers_lib.lab.scoreboard import rows_found, scoreboard
+    print(json.dumps(rows_found(), indent=1) if as_json else scoreboard(out))
 
 # %% ../../nbs/lab/14_cli.ipynb #e0deb773
-@app.command()
-def data(action:Annotated[str, typer.Argument(help='list, get or build')]='list', name:Annotated[str, typer.Argument()]='',
-         as_json:Json=False):
-    "List data sets, fetch one, or build one with data_prep."
-    import subprocess
-    from papers_lib.lab import data as sets
-    if action == 'build':
-        from papers_lib.lab.results import repo_root
-        if not (repo_root() / 'data_prep').is_dir():
-            _stop('data_prep/ is not here: it is part of the repository, not of the package')
-        raise typer.Exit(subprocess.run([sys.executable, '-m', 'data_prep', name], cwd=repo_root()).returncode)
-    try:
-        if action == 'get': print(sets.get(name).root)
-        elif action == 'list':
-            rows = sets.data_table()
-            wide = max(len(r['name']) for r in rows)
-            print(json.dumps(rows, indent=1) if as_json
-                  else '\n'.join(f"{r['name']:{wide}}  {'at hand' if r['at_hand'] else '-':9}{r['records']:>9,} records  "
-                                 f"{r['licence']}" for r in rows))
-        else: _stop(f'unknown action {action!r}: list, get or build')
+@app.command('data')
+@_one_line
+def _data(
+    action:Annotated[str, typer.Argument(help='list, get, build or prune')]='list',
+    name:Annotated[str, typer.Argument(help='of a data set')]='',
+    days:Annotated[float, typer.Option(min=0, help='prune: what was opened since stays')]=30.,
+    as_json:_Json=False,
+):
+    "List data sets, fetch one, build one with data_prep, or remove from the cache what was not opened for long."
+    from papers_lib.lab import data
+    from papers_lib.store.cache import prune
+    from papers_lib.store.files import CorruptFile
+    actions = dict(list=lambda: _list_data(as_json), get=lambda: print(data.get(name).root), build=lambda: _build_data(name),
+                   prune=lambda: print(f'{len(prune(days))} things removed from the cache'))
+    if action not in actions: _stop(f'unknown action {action!r}: {", ".join(actions)}')
+    try: actions[action]()
     except ValueError as e: _stop(e)
-    except (sets.NotFound, sets.CorruptFile) as e: _stop(e, 1)
+    except (data.NotFound, CorruptFile) as e: _stop(e, 1)
+
+def _list_data(as_json):
+    "Print the data sets."
+    from papers_lib.lab.data import data_table
+    rows = data_table()
+    wide = max(len(r['name']) for r in rows)
+    at_hand = lambda r: 'at hand' if r['at_hand'] else '-'
+    line = lambda r: f"{r['name']:{wide}}  {at_hand(r):9}{r['records']:>9,} records  {r['licence']}"
+    print(json.dumps(rows, indent=1) if as_json else '\n'.join(map(line, rows)))
+
+def _build_data(name):
+    "Run the pipeline of a corpus, which is part of the repository."
+    import subprocess
+    from papers_lib.lab.results import repo_root
+    if not (repo_root() / 'data_prep').is_dir(): _stop('data_prep/ is not here: it is part of the repository, not of the package')
+    raise typer.Exit(subprocess.run([sys.executable, '-m', 'data_prep', name], cwd=repo_root()).returncode)
 
 # %% ../../nbs/lab/14_cli.ipynb #331ef54a
-def checks()->list[tuple[str, str, str]]:   # (what, found, advice; empty if all is well)
+def _cache_line()->tuple[str, str, str]:
+    "Say where the cache is and how much it holds."
+    from papers_lib.store.cache import cache_dir, usage
+    try: held = usage()
+    except (ValueError, OSError) as e: return 'cache', 'none', str(e)
+    size = sum(u.bytes for u in held.values())
+    parts = ', '.join(f'{u.count} {kind}' for kind, u in held.items() if u.count)
+    return 'cache', f'{cache_dir()}: {size / 2**20:,.0f} MiB' + (f' ({parts})' if parts else ''), ''
+
+def _extra_lines()->list[tuple[str, str, str]]:
+    "Say which optional parts are installed."
+    from importlib.util import find_spec
+    absent = {extra: [n for n in names if find_spec(n) is None] for extra, names in _extras.items()}
+    return [(f'extra {x}', 'missing ' + ', '.join(names) if names else 'installed', _lacking(names[0]) if names else '')
+            for x, names in absent.items()]
+
+def _kernel_lines()->list[tuple[str, str, str]]:
+    "Say which kernels were found to be the fastest here."
+    from papers_lib.nn import linear
+    found = linear.kernel_choices() if hasattr(linear, 'kernel_choices') else {}
+    return [(f'kernel {what}', str(choice), '') for what, choice in found.items()]
+
+# %% ../../nbs/lab/14_cli.ipynb #c22b4034
+def machine_lines()->list[tuple[str, str, str]]:   # (what, found, advice; empty if all is well)
     "Look at everything that a run may need."
-    import importlib.util, os, platform, torch
-    from papers_lib.lab.data import cache_dir
-    from papers_lib.lab.results import machine
+    import os, platform, torch
+    from papers_lib.lab.results import bfloat16_units, machine
     from papers_lib.nn.linear import cpp_compiler
-    m, flags = machine(), Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
-    mirror = os.environ.get('PAPERS_MIRROR', '')
-    extra = lambda names: [n for n in names if importlib.util.find_spec(n) is None]
-    rows = [('python', platform.python_version(), ''), ('torch', torch.__version__, ''),
+    m, mirror, compiler = machine(), os.environ.get('PAPERS_MIRROR', ''), cpp_compiler()
+    return [('python', platform.python_version(), ''), ('torch', torch.__version__, ''),
             ('GPU', m['gpu'] or 'none', '' if m['gpu'] else 'presets tiny and cpu need none'),
             ('CPU', f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB", ''),
-            ('bfloat16 on the CPU', 'yes' if 'avx512_bf16' in flags or 'amx_bf16' in flags else 'no', ''),
-            ('C++ compiler', cpp_compiler() or 'none',
-             '' if cpp_compiler() else 'torch.compile and FlexAttention on the CPU need one: install g++'),
-            ('cache', str(cache_dir()), ''),
-            ('PAPERS_MIRROR', mirror or 'not set', '' if not mirror or Path(mirror).is_dir() else 'no such folder')]
-    for name, modules in dict(run=('papermill', 'jupyterlab', 'wandb', 'matplotlib'), dev=('nbdev', 'pytest', 'ruff')).items():
-        rows.append((f'extra {name}', 'installed' if not extra(modules) else 'missing ' + ', '.join(extra(modules)),
-                     '' if not extra(modules) else f"pip install 'papers-lib[{name}]'"))
-    return rows
+            ('multiplies with', ', '.join(m['instruction_sets']) or 'nothing special', ''),
+            ('bfloat16 on the CPU', 'yes' if bfloat16_units() else 'no', ''),
+            ('C++ compiler', compiler or 'none',
+             '' if compiler else 'torch.compile and FlexAttention on the CPU need one: install g++'),
+            _cache_line(),
+            ('PAPERS_MIRROR', mirror or 'not set', '' if not mirror or Path(mirror).is_dir() else 'no such folder'),
+            *_extra_lines(), *_kernel_lines()]
 
 # %% ../../nbs/lab/14_cli.ipynb #bcd7803c
-@app.command()
-def doctor(as_json:Json=False):
+@app.command('doctor')
+@_one_line
+def _doctor(as_json:_Json=False):
     "Say what this machine has and what it lacks."
-    rows = checks()
-    print(json.dumps(rows, indent=1) if as_json
-          else '\n'.join(f'{what:20} {found}' + (f'   -> {advice}' if advice else '') for what, found, advice in rows))
-
-# %% ../../nbs/lab/14_cli.ipynb #a8a59499
-def _prefixes(races)->list[str]:
-    "Beginnings of the ids of a paper's speed rows, as its `bench` names them."
-    return sorted({c for c in races.__code__.co_consts if isinstance(c, str) and c.startswith('S.')})
+    rows = machine_lines()
+    line = lambda what, found, advice: f'{what:20} {found}' + (f'   -> {advice}' if advice else '')
+    print(json.dumps(rows, indent=1) if as_json else '\n'.join(line(*r) for r in rows))
 
 # %% ../../nbs/lab/14_cli.ipynb #9ae8223b
-@app.command()
-def bench(paper:str, only:Annotated[Optional[str], typer.Option(help='part of a row id')]=None,
-          seed:Annotated[int, typer.Option(min=0)]=0):
+@app.command('bench')
+@_one_line
+def _bench(
+    paper:str,
+    only:Annotated[Optional[str], typer.Option(help='a race, such as S.train, or the id of a row')]=None,
+    seed:Annotated[int, typer.Option(min=0)]=0,
+    peer:Annotated[Optional[Path], typer.Option(help='a checkout of nanoGPT, raced beside transformers')]=None,
+):
     "Measure a paper's speed rows."
-    import time
-    from papers_lib.engine.stats import verdict
-    from papers_lib.lab.results import provenance, repo_root, write_results
-    from papers_lib.lab.runner import BadRequest, nearest, papers
-    from papers_lib.text.corpora import atomic_write
-    if paper not in papers(): _stop(f'unknown paper {paper!r}' + nearest(paper, papers()))
-    try: races = paper_function(paper, 'bench')
-    except BadRequest as e: _stop(e)
-    started, rows, folder = time.time(), [], repo_root() / 'runs' / paper / 'bench' / time.strftime('%Y%m%d-%H%M%S')
-    for row in races(only, seed):
-        if only and only not in row.id: continue                      # a race may give more rows than were asked for
-        row.verdict = verdict(row); rows.append(row)
-        print(f'{row.id:24} {row.ours:.3g} [{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]  bound {row.bound:.3g}  {row.verdict}',
-              flush=True)
-    if not rows:
-        _stop(f'no speed row of {paper} has {only!r} in its id; they begin with {", ".join(_prefixes(races))}' if only
-              else f'{paper} has no speed row that this machine can measure')
+    declared = _paper(paper)
+    from papers_lib.lab.bench import run_races
+    from papers_lib.lab.results import fresh_folder, provenance, repo_root, write_results
+    from papers_lib.lab.runner import stops_like_ctrl_c
+    from papers_lib.store.files import atomic_write
+    stops_like_ctrl_c()
+    started, rows = time.time(), []
+    try:
+        for row in run_races(declared, only, seed, peer):
+            rows.append(row)
+            interval = f'[{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]'
+            print(f'{row.id:24} {row.ours:.3g} {interval}  bound {row.bound:.3g}  {row.verdict}', flush=True)
+    except ValueError as e: _stop(e)
+    except KeyboardInterrupt: _stop('interrupted; nothing is written', 130)
+    if not rows: _stop(f'{paper}: this machine can measure no such speed row' if only else f'{paper} has no speed row that this machine can measure')
+    folder = fresh_folder(repo_root() / 'runs' / paper / 'bench')
     write_results(folder / 'results.json', rows, provenance('bench', [seed], started, claims='all' if only is None else only))
     atomic_write(folder / 'status.json', json.dumps(dict(paper=paper, preset='bench', status='finished')))
     print(folder)
-
-# %% ../../nbs/lab/14_cli.ipynb #f9dda1b7
-def main(): app()
 
 # %% ../../nbs/lab/14_cli.ipynb #a5818086
 def _unfit(name:str)->str:   # '' if it is a good name
@@ -220,145 +290,25 @@ def _unfit(name:str)->str:   # '' if it is a good name
     if name in (p.stem for p in Path(papers_lib.__file__).parent.iterdir()):
         return f'papers_lib.{name} is there already, as a room or a module'
     if name in sys.stdlib_module_names or hasattr(builtins, name): return 'Python itself has something of this name'
-    if importlib.util.find_spec(name): return f'an installed package is called {name}: its import would look like the paper\'s'
+    if importlib.util.find_spec(name): return f"an installed package is called {name}: its import would look like the paper's"
     return ''
 
 # %% ../../nbs/lab/14_cli.ipynb #98354471
-@app.command()
-def new(name:Annotated[str, typer.Argument(help='lower-case name of the module')]):
-    "Lay down a notebook in the house's cell order."
-    import nbformat
-    from papers_lib.lab.results import repo_root
-    from papers_lib.lab.runner import papers
-    if name in papers(): _stop(f'{name} is there already: {papers()[name].name}')
+@app.command('new')
+@_one_line
+def _new(name:Annotated[str, typer.Argument(help='lower-case name of the module')]):
+    "Lay down a notebook in the house's cell order: a small paper that runs."
+    from papers_lib.lab.results import paper_notebooks, repo_root
+    from papers_lib.store.files import atomic_write
+    there = paper_notebooks()
+    if name in there: _stop(f'{name} is there already: {there[name].name}')
     if why := _unfit(name): _stop(f'{name!r}: {why}')
-    number = max([int(p.name[:2]) for p in papers().values()], default=0) + 1
-    path = repo_root() / 'nbs' / f'{number:02d}_{name}.ipynb'
-    nb = nbformat.v4.new_notebook(cells=[_new_cell(nbformat.v4,
-                                                   c.replace('NAME', name)) for c in TEMPLATE.strip('\n').split('\n%%\n')],
-                                  metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
-    nbformat.write(nb, path); print(path)
+    number = max([int(p.name[:2]) for p in there.values()], default=0) + 1
+    text = (repo_root() / 'nbs/_template.ipynb').read_text(encoding='utf-8')
+    text = text.replace('NAME', name).replace('CLASS', name.capitalize())
+    print(atomic_write(repo_root() / f'nbs/{number:02d}_{name}.ipynb', text))
 
-# %% ../../nbs/lab/14_cli.ipynb #88b913cf
-def _new_cell(v4, text):
-    kind, _, body = text.partition('\n')
-    cell = v4.new_markdown_cell(body) if kind == 'md' else v4.new_code_cell(body)
-    if kind == 'parameters': cell.metadata['tags'] = ['parameters']
-    return cell
-
-# %% ../../nbs/lab/14_cli.ipynb #e3f79b3c
-TEMPLATE = '''
-md
-# NAME
-
-> Title of the paper, authors, year, arXiv id
-
-**The idea.** What the paper says, in three sentences.
-
-**At a glance**
-
-| what | paper | preset | minutes | peak memory | the number to expect |
-| --- | --- | --- | --- | --- | --- |
-| C1 | section, table or figure | cpu | | | |
-%%
-code
-#| default_exp NAME
-%%
-code
-#| export
-from __future__ import annotations
-from dataclasses import dataclass
-%%
-code
-#| export
-from papers_lib.engine.train import TrainConfig
-from papers_lib.lab.presets import RunSpec
-%%
-code
-from papers_lib.lab.results import published
-from papers_lib.lab.runner import start
-%%
-md
-## Parameters
-%%
-parameters
-preset = 'tiny'          # tiny | cpu | gpu | paper: see `runs` below
-seed = 0                 # first seed
-n_seeds = 0              # seeds for each claim; 0 takes the preset's number
-claims = 'all'           # 'all', 'none', or a list such as 'C1,C4'
-device = 'auto'          # auto | cpu | cuda
-wandb_mode = 'offline'   # offline | online | disabled
-out_dir = ''             # '' makes runs/NAME/<preset>/<time>
-overrides = '{}'         # JSON: {"model.d_model": 32, "train.lr": 3e-4}
-%%
-md
-## Symbols
-
-| paper | here | meaning |
-| --- | --- | --- |
-| $d$ | `d_model` | width |
-%%
-md
-## Data
-
-What the paper used, what we use, why they differ, licence and size; three real examples before any tensor.
-%%
-md
-## Model
-
-One section of the paper at a time: prose, equation, code, a value, a test.
-%%
-code
-#| export
-@dataclass(frozen=True)
-class Config:
-    "Sizes of the model."
-    d_model:int = 64   # width
-%%
-md
-## Same numbers as the reference
-%%
-md
-## Claims, declared
-
-Statement, rule and margin of each claim of the paper, before anything is measured.
-%%
-code
-#| export
-statements = {'C1': ('What the paper says', 'greater', 0.)}   # statement, rule, margin
-%%
-md
-## Train
-%%
-code
-#| export
-runs = {'tiny': RunSpec(model=Config(), train=TrainConfig(n_step=1, batch_size=1, lr=1e-3), data=Config(), claims=Config())}   # then cpu, gpu and paper
-
-def plan(preset:str)->dict:
-    "Estimate what a preset's main run takes."
-    return dict(tokens=runs[preset].train.n_step * runs[preset].train.batch_size)
-%%
-code
-run = start('NAME', runs, statements, preset=preset, seed=seed, n_seeds=n_seeds, claims=claims, device=device, wandb_mode=wandb_mode, out_dir=out_dir, overrides=overrides)
-%%
-md
-## Results
-%%
-code
-#| slow
-results = run.finish(why='not measured yet')
-results
-%%
-code
-published('NAME')
-%%
-md
-## Look inside
-%%
-md
-## Where we differ from the paper, and what it cost us
-%%
-code
-#| slow
-results.provenance
-'''
+# %% ../../nbs/lab/14_cli.ipynb #f9dda1b7
+def main():
+    "Run the command `papers`."
+    app()

@@ -4,24 +4,27 @@
 
 # %% ../../nbs/lab/08_results.ipynb #d77f3747
 from __future__ import annotations
-import datetime, hashlib, html, importlib.metadata, json, os, platform, re, resource, subprocess, sys, time
+import datetime, hashlib, html, importlib.metadata, importlib.util, json, os, platform, re, resource, subprocess, sys, time
 from collections import Counter
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['repo_root', 'results_dir', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks', 'dirty',
-           'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'high_water', 'peak_run_memory', 'provenance',
-           'write_results', 'read_json', 'read_results', 'read_those', 'number', 'interval', 'Table', 'published',
-           'publish', 'run_order', 'fresh_folder', 'finished_runs', 'newest']
+__all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks',
+           'dirty', 'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'high_water', 'peak_run_memory',
+           'provenance', 'write_results', 'read_json', 'read_results', 'read_those', 'number', 'interval', 'Table',
+           'published', 'publish', 'run_order', 'fresh_folder', 'finished_runs', 'newest']
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
-from ..engine.stats import Row, verdict
-from ..text.corpora import atomic_write
+from ..store.files import atomic_write
 
 # %% ../../nbs/lab/08_results.ipynb #6d46ae26
+def _installed()->Path:
+    "The folder that holds the package: the repository, where it was installed with `pip install -e`."
+    return Path(importlib.util.find_spec('papers_lib').origin).resolve().parents[1]
+
 def repo_root()->Path:
     "The folder with settings.ini and nbs/: here or above, else where this package was installed from."
-    for p in (Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]):
+    for p in (Path.cwd(), *Path.cwd().parents, _installed()):
         if (p / 'settings.ini').exists() and (p / 'nbs').is_dir(): return p
     raise FileNotFoundError('this needs the repository, and no folder here or above has its settings.ini and nbs/: '
                             'clone it with git, go there and run `make setup`')
@@ -29,6 +32,13 @@ def repo_root()->Path:
 def results_dir()->Path:
     "The folder of published results."
     return repo_root() / 'results'
+
+# %% ../../nbs/lab/08_results.ipynb #76692584
+def paper_notebooks(
+    root:Path|None=None,   # of a repository; None is this one
+)->dict[str, Path]:        # name -> path, in reading order
+    "Find the papers' notebooks: nbs/NN_name.ipynb."
+    return {p.stem.split('_', 1)[1]: p for p in sorted(((root or repo_root()) / 'nbs').glob('[0-9][0-9]_*.ipynb'))}
 
 # %% ../../nbs/lab/08_results.ipynb #31694450
 def _git(*args)->str|None:   # None where git cannot tell
@@ -93,7 +103,7 @@ def cpu_name()->str:
     "Name the model of this CPU."
     return _cpu_info('model name') or platform.processor() or platform.machine()
 
-# %% ../../nbs/lab/08_results.ipynb #74418a4f
+# %% ../../nbs/lab/08_results.ipynb #ef5b42b4
 def machine()->dict:
     "Describe this machine: CPU or GPU, what it multiplies with, cores, memory."
     import torch
@@ -143,6 +153,7 @@ def write_results(
     provenance:dict,   # of the run
 )->Path:
     "Judge the rows and write them."
+    from papers_lib.engine.stats import verdict          # loads scipy, which a runner can do without
     ids = Counter(r.id for r in rows)
     if twice := [i for i, n in ids.items() if n > 1]: raise ValueError(f'row(s) {", ".join(twice)} stand more than once')
     for r in rows: r.verdict = verdict(r)
@@ -161,6 +172,7 @@ def read_json(path:str|Path)->dict:
 
 def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
     "Read a results file; what does not agree with itself is refused."
+    from papers_lib.engine.stats import Row, verdict
     path = Path(path)
     d = read_json(path)
     if d.get('schema') != 1 or set(d) != {'schema', 'provenance', 'rows'}:
@@ -245,7 +257,7 @@ def _check_notebook(folder, paper, prov):
     ran, copy = prov.get('notebook', ''), folder / f'{paper}.ipynb'
     if not ran and copy.exists(): ran = notebook_hash(copy.read_text(encoding='utf-8'))
     if prov['preset'] == 'bench' and not ran: return                       # speed rows come from the module alone
-    path = next((f'nbs/{p.name}' for p in (repo_root() / 'nbs').glob(f'[0-9][0-9]_{paper}.ipynb')), f'nbs/{paper}.ipynb')
+    path = f'nbs/{paper_notebooks()[paper].name}' if paper in paper_notebooks() else f'nbs/{paper}.ipynb'
     commit = prov['commit'] if _git('cat-file', '-t', prov['commit']) else 'HEAD'
     if ran != committed_hash(path, commit):
         raise ValueError(f'{path} as it ran is not the one that is committed ({commit}): commit, run again, publish')
@@ -273,7 +285,7 @@ def publish(
     return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json",
                         (folder / 'results.json').read_text(encoding='utf-8'))
 
-# %% ../../nbs/lab/08_results.ipynb #569fc697
+# %% ../../nbs/lab/08_results.ipynb #23577a76
 def run_order(folder:Path)->tuple[int, ...]:
     "Give the numbers in the name of a run's folder, by which runs are ordered."
     return tuple(map(int, re.findall(r'\d+', folder.name)))

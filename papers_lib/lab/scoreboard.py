@@ -4,8 +4,9 @@
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #6ea79d2a
 from __future__ import annotations
-import html, json, os
+import os, sys
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 # %% auto #0
@@ -13,46 +14,72 @@ __all__ = ['published_files', 'local_runs', 'verdicts', 'title', 'readme_table',
            'scoreboard']
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #67ef9ab1
+from ..store.files import atomic_write
 from ..engine.stats import Row
-from .results import interval, number, read_results, repo_root, results_dir
-from .runner import papers
-from ..text.corpora import atomic_write
+from .results import (
+    cpu_name, finished_runs, interval, number, paper_notebooks, read_json, read_results, repo_root, results_dir)
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #8825cb6c
-def published_files()->list[tuple[str, list[Row], dict]]:   # paper, rows, provenance
-    "Read all published results."
-    return [(p.name.split('.')[0], *read_results(p)) for p in sorted(results_dir().glob('*.json'))]
+def _readable(paths, problems:list[str])->list[tuple]:   # path, rows, provenance
+    "Read results files; one that cannot be read is named, here and on the page."
+    found = []
+    for path in paths:
+        try: found.append((path, *read_results(path)))
+        except ValueError as e:
+            if str(e) not in problems: print(f'papers: {e}; passed over', file=sys.stderr)
+            problems.append(str(e))
+    return found
 
-def local_runs(runs:str|Path|None=None)->list[tuple[str, list[Row], dict, Path]]:   # paper, rows, provenance, folder
+def published_files(
+    problems:list[str]|None=None,   # gets a line a file that is passed over
+)->list[tuple[str, list[Row], dict]]:   # paper, rows, provenance
+    "Read all published results."
+    files = _readable(sorted(results_dir().glob('*.json')), [] if problems is None else problems)
+    return [(path.name.split('.')[0], rows, prov) for path, rows, prov in files]
+
+def local_runs(
+    runs:str|Path|None=None,        # folder of runs; None is runs/ in the repository
+    problems:list[str]|None=None,   # as in `published_files`
+)->list[tuple[str, list[Row], dict, Path]]:   # paper, rows, provenance, folder
     "Read the newest finished run of each paper and preset."
-    newest = {}
-    for status in sorted(Path(runs or repo_root() / 'runs').glob('*/*/*/status.json')):
-        d = json.loads(status.read_text())
-        if d['status'] == 'finished': newest[d['paper'], d['preset']] = status.parent
-    return [(paper, *read_results(folder / 'results.json'), folder) for (paper, _), folder in sorted(newest.items())]
+    problems = [] if problems is None else problems
+    base = Path(runs or repo_root() / 'runs')
+    newest = {folder.parent: folder for folder in finished_runs(base.glob('*/*/*'))}
+    files = _readable([folder / 'results.json' for folder in newest.values()], problems)
+    return sorted(((path.parents[2].name, rows, prov, path.parent) for path, rows, prov in files),
+                  key=lambda run: (run[0], run[2]['preset']))
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #5ec1a9b4
 def verdicts(rows:list[Row])->str:
     "Sum up the verdicts of the claims, then of the other rows."
     kinds = {'claims': [r for r in rows if r.kind == 'claim'], 'other rows': [r for r in rows if r.kind != 'claim']}
-    return '; '.join(f'{k}: ' + ', '.join(f'{n} {v}' for v, n in Counter(r.verdict for r in part).most_common())
-                     for k, part in kinds.items() if part)
+    count = lambda part: ', '.join(f'{n} {v}' for v, n in Counter(r.verdict for r in part).most_common())
+    return '; '.join(f'{kind}: {count(part)}' for kind, part in kinds.items() if part)
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #8e333c63
-def title(notebook:Path)->tuple[str, str]:   # the first heading, the line under it
+def title(
+    notebook:Path,
+)->tuple[str, str]:   # the first heading, the line under it; the file's name and '' where it cannot be read
     "Read a notebook's title and subtitle."
-    lines = ''.join(json.loads(notebook.read_text(encoding='utf-8'))['cells'][0]['source']).splitlines()
-    return lines[0].lstrip('# '), next((l.lstrip('> ') for l in lines[1:] if l.startswith('>')), '')
+    try: lines = ''.join(read_json(notebook)['cells'][0]['source']).splitlines()
+    except (ValueError, LookupError, TypeError) as e:
+        print(f'papers: {notebook.name} has no title that can be read ({e})', file=sys.stderr)
+        return notebook.name, ''
+    heading = lines[0].lstrip('# ') if lines else notebook.name
+    return heading, next((line.lstrip('> ') for line in lines[1:] if line.startswith('>')), '')
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #62332b97
+def _run_name(prov)->str:
+    "Name a published run; a speed is one of its machine."
+    return f"{prov['preset']} ({prov['machine']['cpu']})" if prov['preset'] == 'bench' else prov['preset']
+
 def readme_table()->str:
     "List the papers, with their published verdicts, as Markdown."
     out, files = ['| paper | published run | verdicts |', '| --- | --- | --- |'], published_files()
-    for name, path in papers().items():
-        mine = [(rows, p) for paper, rows, p in files if paper == name] or [([], {})]
-        for i, (rows, p) in enumerate(mine):
-            out.append(f"| {f'[{title(path)[0]}](nbs/{path.name})' if not i else ''} | {p.get('preset', 'none yet')} | "
-                       f"{verdicts(rows)} |")
+    for name, path in paper_notebooks().items():
+        mine = [(verdicts(rows), _run_name(p)) for paper, rows, p in files if paper == name] or [('', 'none yet')]
+        names = [f'[{title(path)[0]}](nbs/{path.name})'] + [''] * len(mine)
+        out += [f'| {link} | {run} | {summed} |' for link, (summed, run) in zip(names, mine)]
     claims = [(paper, p['preset'], r)
               for paper, rows, p in files for r in rows if r.kind == 'claim' and r.verdict != 'not attempted']
     if claims:
@@ -62,114 +89,100 @@ def readme_table()->str:
     return '\n'.join(out)
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #f13f4a1b
-def update_readme(path:str|Path|None=None)->Path:
+def update_readme(
+    path:str|Path|None=None,   # None is README.md of the repository
+)->Path:
     "Put the table between the two markers of README.md."
-    path = Path(path or repo_root() / 'README.md'); begin, end = '<!-- papers:begin -->', '<!-- papers:end -->'
+    path, begin, end = Path(path or repo_root() / 'README.md'), '<!-- papers:begin -->', '<!-- papers:end -->'
     text = path.read_text(encoding='utf-8')
     if begin not in text or end not in text: raise ValueError(f'{path.name}: the markers {begin} and {end} are missing')
     return atomic_write(path, text[:text.index(begin) + len(begin)] + '\n' + readme_table() + '\n' + text[text.index(end):])
 
-# %% ../../nbs/lab/11_scoreboard.ipynb #cdad2165
-_style = '''
-:root{color-scheme:light dark;--ink:#1a1c1f;--dim:#5c6470;--line:#d9dde3;--paper:#fff;--soft:#f5f6f8;--good:#0a6b4d;--bad:#b3390b;--mid:#7a5c00}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--dim:#9aa3ae;--line:#343a42;--paper:#14171a;--soft:#1c2025;--good:#4cc79a;--bad:#ff8a5c;--mid:#d9b64a}}
-body{font:15px/1.45 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:2rem auto;max-width:1500px;padding:0 1.2rem}
-h1{font-size:1.5rem;margin:0 0 .2rem}p{color:var(--dim);margin:.2rem 0 1.2rem;max-width:75ch}
-.bar{display:flex;gap:.6rem;flex-wrap:wrap;margin:1rem 0}input,select{font:inherit;color:inherit;background:var(--soft);border:1px solid var(--line);border-radius:6px;padding:.35rem .6rem}
-.box{overflow-x:auto;border:1px solid var(--line);border-radius:8px}table{border-collapse:collapse;width:100%}
-th{position:sticky;top:0;background:var(--soft);text-align:left;font-weight:600;white-space:nowrap;padding:0}th button{all:unset;cursor:pointer;padding:.5rem .7rem;display:block}
-th button:focus-visible,a:focus-visible{outline:2px solid var(--mid)}th[aria-sort=ascending] button::after{content:" \\2191"}th[aria-sort=descending] button::after{content:" \\2193"}
-td{padding:.5rem .7rem;border-top:1px solid var(--line);vertical-align:top}td.n{font-variant-numeric:tabular-nums;white-space:nowrap}td small{color:var(--dim);display:block}
-.v{font-weight:600;white-space:nowrap}.holds,.reproduced{color:var(--good)}.fails,.not-reproduced{color:var(--bad)}.inconclusive{color:var(--mid)}.not-attempted,.scaled-down{color:var(--dim)}
-svg{display:block;margin-top:.2rem}details{color:var(--dim)}a{color:inherit}td.s{min-width:22rem;max-width:38rem}
-'''
-_script = '''
-const body=document.querySelector('tbody'),rows=[...body.rows],count=document.getElementById('count');
-const f=['q','paper','kind','verdict'].map(i=>document.getElementById(i));
-function show(){const q=f[0].value.toLowerCase();let n=0;for(const r of rows){const ok=(!q||r.textContent.toLowerCase().includes(q))&&f.slice(1).every(s=>!s.value||(r.dataset[s.id]||'').split('|').includes(s.value));r.hidden=!ok;n+=ok}count.textContent=n+' of '+rows.length+' rows'}
-f.forEach(x=>x.addEventListener('input',show));show();
-document.querySelectorAll('th button').forEach((b,i)=>b.addEventListener('click',()=>{const th=b.parentElement,up=th.getAttribute('aria-sort')!=='ascending';
-document.querySelectorAll('th').forEach(t=>t.removeAttribute('aria-sort'));th.setAttribute('aria-sort',up?'ascending':'descending');
-const key=r=>{const c=r.cells[i],v=c.dataset.v;return v===undefined?c.textContent.trim():v===''?(up?Infinity:-Infinity):+v};
-rows.sort((a,b)=>{const x=key(a),y=key(b);return(typeof x==='number'?x-y:x.localeCompare(y,undefined,{numeric:true}))*(up?1:-1)}).forEach(r=>body.append(r))}));
-'''
-
 # %% ../../nbs/lab/11_scoreboard.ipynb #bd0a34dd
-def _cell(row, prov, link=''):
+def _picture(row:Row)->list[str]|None:   # where the interval begins, the effect, where it ends; the margin is at 60
+    "Place a claim's interval on a strip 120 wide."
+    if not row.ci95 or row.kind != 'claim' or row.ci95[0] >= row.ci95[1]: return None
+    at = row.margin or 0.
+    reach = max(abs(x - at) for x in row.ci95) or 1.
+    return [f'{60 + 55 * (x - at) / reach:.1f}' for x in (row.ci95[0], row.ours, row.ci95[1])]
+
+def _facts(row:Row, prov:dict)->str:
+    "Say by which run a number was found."
+    machine = prov.get('machine') or {}
+    where = machine.get('gpu') or machine.get('cpu') or 'unknown machine'
+    return (f"{prov['preset']}, {row.n_seeds or 1} seed(s), {where}, {prov.get('date', 'no date')}, "
+            f"commit {prov.get('commit', 'unknown')}")
+
+def _number_cell(row:Row, prov:dict, links:list)->dict:
     "One number with its interval, a small picture of it, and where it comes from."
-    if row is None: return '<td data-v=""></td><td></td>'
-    slug = row.verdict.replace(' ', '-')
-    picture = ''
-    if row.ci95 and row.kind == 'claim' and row.ci95[0] < row.ci95[1]:
-        at = row.margin or 0.; reach = max(abs(x - at) for x in row.ci95) or 1.
-        lo, mid, hi = (60 + 55 * (x - at) / reach for x in (row.ci95[0], row.ours, row.ci95[1]))
-        picture = (f'<svg width=120 height=12 role=img aria-label="interval"><line x1=60 x2=60 y1=0 y2=12 stroke="currentColor" '
-                   f'opacity=.4 />'
-                   f'<line x1={lo:.1f} x2={hi:.1f} y1=6 y2=6 stroke="currentColor" stroke-width=2 /><circle cx={mid:.1f} cy=6 '
-                   f'r=3 fill="currentColor" /></svg>')
-    facts = f"{prov['preset']}, {row.n_seeds or 1} seed(s), {prov['machine']['gpu'] or prov['machine']['cpu']}, {prov['date']}, commit {prov['commit']}"
-    return (f'<td class=n data-v="{"" if row.ours is None else row.ours}"><span '
-            f'class="{slug}">{html.escape(interval(row))}{picture}</span><small>{html.escape(row.unit)}</small></td>'
-            f'<td><span class="v '
-            f'{slug}">{html.escape(row.verdict)}</span><small>{html.escape(row.why)}</small><details><summary>run</summary>{html.escape(facts)}{link}</details></td>')
+    cpu = (prov.get('machine') or {}).get('cpu', '')
+    return dict(value='' if row.ours is None else row.ours, slug=row.verdict.replace(' ', '-'), interval=interval(row),
+                picture=_picture(row), unit=row.unit, verdict=row.verdict, why=row.why, facts=_facts(row, prov), links=links,
+                other_cpu=cpu if row.kind == 'speed' and cpu != cpu_name() else '')
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #7085bc2f
-def _links(files, page):
-    "Link what exists, by its path from the page."
-    return ''.join(f' <a href="{html.escape(Path(os.path.relpath(path, page.parent)).as_posix())}">{what}</a>'
-                   for what, path in files if path.exists())
+def _links(files, page:Path)->list[tuple[str, str]]:   # what, address from the page
+    "Link what exists."
+    return [(what, Path(os.path.relpath(path, page.parent)).as_posix()) for what, path in files if path.exists()]
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #3a74cdb6
-def _line(paper, id, preset, pub, loc, page):
+def _page_row(paper:str, id:str, preset:str, pub, loc, page:Path)->dict:
     "One row of the page: the same result as published and as found here."
-    row, prov = (pub or loc)[:2]
-    ran = _links([('page', loc[2] / f'{paper}.html'), ('notebook', loc[2] / f'{paper}.ipynb')], page) if loc else ''
+    row = (pub or loc)[0]
+    ran = _links([('page', loc[2] / f'{paper}.html'), ('notebook', loc[2] / f'{paper}.ipynb')], page) if loc else []
     # of a published run the repository has the notebook, and its page where the site was built
-    source = papers().get(paper)
-    read = _links([('page', repo_root() / f'_site/{source.stem}.html'), ('notebook', source)], page) if source else ''
-    how = ' · '.join(filter(None, (row.dataset, row.protocol)))
-    verdict_names = '|'.join({x[0].verdict for x in (pub, loc) if x})
-    return (f'<tr data-paper="{html.escape(paper)}" data-kind="{row.kind}" '
-            f'data-verdict="{html.escape(verdict_names)}"><td>{html.escape(paper)}</td><td>{html.escape(id)}</td><td>{preset}</td>'
-            f'<td class=s>{html.escape(row.statement or row.metric)}<small>{html.escape(row.metric if row.statement else "")}</small><small>{html.escape(how)}</small></td>'
-            f'<td class=n data-v="{"" if row.paper_value is None else row.paper_value}">{number(row.paper_value)}<small>{html.escape(row.paper_ref)}</small></td>'
-            + (_cell(*pub, read) if pub else _cell(None, None)) + (_cell(loc[0], loc[1], ran) if loc else _cell(None,
-                None)) + '</tr>')
+    source = paper_notebooks().get(paper)
+    read = _links([('page', repo_root() / f'_site/{source.stem}.html'), ('notebook', source)], page) if source else []
+    return dict(paper=paper, id=id, preset=preset, kind=row.kind, verdicts='|'.join({x[0].verdict for x in (pub, loc) if x}),
+                title=row.statement or row.metric, measured=row.metric if row.statement else '',
+                how=' · '.join(filter(None, (row.dataset, row.protocol))),
+                paper_value='' if row.paper_value is None else row.paper_value, paper_number=number(row.paper_value),
+                paper_ref=row.paper_ref, published=_number_cell(*pub, read) if pub else None,
+                here=_number_cell(*loc[:2], ran) if loc else None)
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #1babb27d
-def side_by_side(runs:str|Path|None=None)->dict:   # (paper, row, preset) -> [published: row, provenance; here: row, provenance, folder]
+def side_by_side(
+    runs:str|Path|None=None,        # folder of runs; None is runs/ in the repository
+    problems:list[str]|None=None,   # as in `published_files`
+)->dict:   # (paper, row, preset) -> [published: row, provenance; here: row, provenance, folder]
     "Bring together the same rows as published and as found on this machine; None where there is none."
     found = {}
-    for paper, rows, prov in published_files():
+    for paper, rows, prov in published_files(problems):
         for r in rows: found.setdefault((paper, r.id, prov['preset']), [None, None])[0] = r, prov
-    for paper, rows, prov, folder in local_runs(runs):
+    for paper, rows, prov, folder in local_runs(runs, problems):
         for r in rows: found.setdefault((paper, r.id, prov['preset']), [None, None])[1] = r, prov, folder
     return found
 
-def rows_found(runs:str|Path|None=None)->list[dict]:
+def rows_found(
+    runs:str|Path|None=None,   # as in `side_by_side`
+)->list[dict]:
     "Give the page's rows as plain values, for a program."
     return [dict(paper=paper, id=id, preset=preset, published=pub and pub[0].to_dict(), local=loc and loc[0].to_dict())
             for (paper, id, preset), (pub, loc) in sorted(side_by_side(runs).items())]
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #579e41ae
+_heads = ('paper', 'row', 'preset', 'what is held against the paper', "paper's value", 'published', 'verdict', 'this machine',
+          'verdict')
+_order = {kind: i for i, kind in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
+
+@lru_cache
+def _page_template():
+    "The page's template, out of this package."
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    return Environment(loader=PackageLoader('papers_lib.lab', 'templates'), autoescape=True, undefined=StrictUndefined,
+                       trim_blocks=True).get_template('scoreboard.html')
+
 def scoreboard(
     out:str|Path|None=None,     # the page; None is runs/scoreboard.html in the repository
     runs:str|Path|None=None,    # folder of local runs
 )->Path:
     "Write the page of all results."
-    out, found = Path(out or repo_root() / 'runs/scoreboard.html').resolve(), side_by_side(runs)
-    order = {k: i for i, k in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
-    keys = sorted(found, key=lambda k: (k[0], order[(found[k][0] or found[k][1])[0].kind], k[1], k[2]))
-    options = lambda values: '<option value="">all</option>' + ''.join(f'<option>{html.escape(v)}</option>'
-        for v in sorted(set(values)))
-    rows = [(found[k][0] or found[k][1])[0] for k in keys]
-    heads = ('paper', 'row', 'preset', 'what is held against the paper', "paper's value", 'published', 'verdict', 'this machine',
-             'verdict')
-    page = f'''<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width"><title>Scoreboard</title><style>{_style}</style>
-<h1>Scoreboard</h1><p>Every number of a paper that was tried here, with its interval and the verdict that one function computes from it. Published rows and this machine's newest runs stand side by side.</p>
-<div class=bar><input id=q type=search placeholder="filter by any word" aria-label="filter by any word"><label>paper <select id=paper>{options(k[0] for k in keys)}</select></label>
-<label>kind <select id=kind>{options(r.kind for r in rows)}</select></label><label>verdict <select id=verdict>{options(x[0].verdict for k in keys for x in found[k] if x)}</select></label><span id=count></span></div>
-<div class=box><table><thead><tr>{''.join(f'<th><button>{h}</button></th>' for h in heads)}</tr></thead><tbody>
-{chr(10).join(_line(*k, *found[k], out) for k in keys)}
-</tbody></table></div><script>{_script}</script></html>'''
+    problems = []
+    out, found = Path(out or repo_root() / 'runs/scoreboard.html').resolve(), side_by_side(runs, problems)
+    row_of = lambda key: (found[key][0] or found[key][1])[0]
+    keys = sorted(found, key=lambda k: (k[0], _order[row_of(k).kind], k[1], k[2]))
+    page = _page_template().render(
+        heads=_heads, problems=problems, rows=[_page_row(*k, *found[k], out) for k in keys],
+        papers=sorted({k[0] for k in keys}), kinds=sorted({row_of(k).kind for k in keys}),
+        verdicts=sorted({x[0].verdict for k in keys for x in found[k] if x}))
     return atomic_write(out, page)

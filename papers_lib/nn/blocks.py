@@ -104,8 +104,6 @@ class Decoder(nn.Module):
         placed = self.positions.embed(positions)
         return x if placed is None else x + placed.to(x.dtype)
 
-    def turns(self, positions): return None  # transitional
-
     def hidden(self,
         ids:Int[Tensor, 'b t'],             # tokens
         *,
@@ -123,9 +121,7 @@ class Decoder(nn.Module):
         masks = {w: _settle(_within(mask, w, past, positions, real), real, past, t, ids.device) for w in widths}
         if positions is None: positions = _count(real, past, t, ids.device)
         x = self.embed(ids, positions)                                          # (b, t, d)
-        where = getattr(self, 'positions', None)  # transitional
-        turns = self.turns(positions) if where is None else where.turn(positions)
-        bias = None if where is None else _bias(where, real, past, positions)
+        turns, bias = self.positions.turn(positions), _bias(self.positions, real, past, positions)
         for i, block in enumerate(self.blocks):
             x = block(x, masks[self.windows[i] if self.windows else None], cache, i, turns, bias)
         if cache is not None: cache.advance(t)

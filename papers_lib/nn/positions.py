@@ -59,8 +59,6 @@ class LearnedPositions(Positions):
                              f'the position table has ctx_len={n} rows')
         return F.embedding(positions, self.weight)
 
-    forward = embed  # transitional
-
     def extra_repr(self): return f'ctx_len={self.ctx_len}, d={self.weight.shape[1]}'
 
 # %% ../../nbs/nn/04_positions.ipynb #c02a685a

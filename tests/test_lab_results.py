@@ -1,0 +1,204 @@
+"Rows in files: what is written, what is read with suspicion, what may be published."
+import json, subprocess, sys
+
+import pytest
+
+from papers_lib.engine.stats import Row
+from papers_lib.lab import results
+from papers_lib.lab.results import (
+    dirty, fresh_folder, newest, paper_notebooks, publish, published, read_results, repo_root, run_order, write_results)
+from repos import add_run, change, claim, git, toy_repo
+
+OTHERS = ['', '{', '[]', '3', '{"schema": 2}', '{"schema": 1, "provenance": {}, "rows": []}', '[' * 100_000,
+          '{"schema": 1, "provenance": {"preset": "cpu"}, "rows": 3}', '{"schema": 1, "provenance": {"preset": "cpu"}, "rows": [3]}',
+          '{"schema": 1, "provenance": [], "rows": []}', '{"version": "1.0", "results": {}}']
+
+
+@pytest.fixture
+def repo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return toy_repo(tmp_path)
+
+
+# the notebook belongs to the code
+
+def test_a_notebook_is_changed_by_its_code_and_by_nothing_else(repo, tmp_path):
+    notebook = tmp_path / 'nbs/01_toy.ipynb'
+    printed = [dict(output_type='stream', name='stdout', text='1')]
+    assert dirty() is False
+    change(notebook, lambda d: d['cells'][1].update(outputs=printed, execution_count=7))
+    change(notebook, lambda d: (d['metadata'].update(kernel='x'), d['cells'][0].update(source='# Toy paper, better said')))
+    assert dirty() is False
+    change(notebook, lambda d: d['cells'][1].update(source='effect = 2.'))
+    assert dirty() is True
+    with pytest.raises(ValueError, match='the notebooks.*commit'): publish(repo)
+    git(tmp_path, 'commit', '-qam', 'y')
+    assert dirty() is False
+    (tmp_path / 'nbs/02_new.ipynb').write_text(notebook.read_text())
+    assert dirty() is True
+
+
+def test_a_run_is_published_with_the_notebook_of_its_commit_only(repo):
+    def ran(hash): change(repo / 'results.json', lambda d: d['provenance'].update(notebook=hash))
+    right = json.loads((repo / 'results.json').read_text())['provenance']['notebook']
+    ran('0' * 64)
+    with pytest.raises(ValueError, match='nbs/01_toy.ipynb as it ran is not the one that is committed'): publish(repo)
+    change(repo / 'results.json', lambda d: d['provenance'].pop('notebook'))
+    publish(repo)                                                                     # an older run: its executed copy tells
+    injected = dict(cell_type='code', source='seed = 3', metadata=dict(tags=['injected-parameters']))
+    change(repo / 'toy.ipynb', lambda d: d['cells'].insert(0, injected))
+    publish(repo)
+    change(repo / 'toy.ipynb', lambda d: d['cells'][2].update(source='effect = 3.'))
+    with pytest.raises(ValueError, match='as it ran'): publish(repo)
+    ran(right)
+    publish(repo)
+
+
+# what git cannot tell is unknown, never clean
+
+@pytest.mark.parametrize('place', ['no repository', 'inside another', 'no git', 'no commit'])
+def test_a_commit_that_nobody_can_name_is_unknown_and_is_not_published(tmp_path, monkeypatch, place):
+    root = tmp_path / 'clone'
+    root.mkdir()
+    monkeypatch.chdir(root)
+    if place == 'inside another':
+        git(tmp_path, 'init', '-q')
+        (tmp_path / 'other.txt').write_text('x')
+        git(tmp_path, 'add', 'other.txt')
+        git(tmp_path, 'commit', '-qm', 'of something else')
+    if place == 'no commit': git(root, 'init', '-q')
+    if place == 'no git': monkeypatch.setenv('PATH', str(tmp_path / 'nothing'))
+    folder = toy_repo(root, commit=False)
+    prov = read_results(folder / 'results.json')[1]
+    assert prov['commit'] == prov['dirty'] == 'unknown' and dirty() is None
+    with pytest.raises(ValueError, match='the commit is unknown'): publish(folder)
+    assert not (root / 'results').exists()
+
+
+def test_a_run_of_an_unknown_commit_is_not_published_from_a_clean_clone(repo):
+    change(repo / 'results.json', lambda d: d['provenance'].update(commit='unknown', dirty='unknown'))
+    with pytest.raises(ValueError, match='the commit is unknown'): publish(repo)
+
+
+# order of runs
+
+def test_runs_are_ordered_by_number(tmp_path):
+    names = ['20200101-000000', '20200101-000000-2', '20200101-000000-9', '20200101-000000-11', '20200101-000001']
+    assert [n for n in sorted(names[::-1], key=lambda n: run_order(tmp_path / n))] == names
+
+
+def test_a_clock_that_was_set_back_does_not_publish_an_older_run(repo, tmp_path, monkeypatch):
+    base = repo.parent
+    stamp = dict(at='20300101-000000')
+    monkeypatch.setattr(results.time, 'strftime', lambda form, *a: stamp['at'])
+    for _ in range(12): first = fresh_folder(base)
+    assert first.name == '20300101-000000-11'
+    stamp['at'] = '20250101-000000'
+    later = fresh_folder(base)
+    assert later.name == '20300101-000000-12'
+    for folder in (first, later): add_run(tmp_path, folder.name)
+    assert newest('toy', 'cpu') == later
+    stamp['at'] = '20300101-000001'
+    assert fresh_folder(base).name == '20300101-000001'
+
+
+def test_the_newest_run_that_may_be_published_is_taken(repo, tmp_path):
+    later = add_run(tmp_path, '20200101-000000-2')
+    assert newest('toy', 'cpu') == later
+    change(later / 'results.json', lambda d: d['provenance'].update(overrides='{"train.lr": 1}'))
+    assert newest('toy', 'cpu') == repo
+    change(repo / 'status.json', lambda d: d.update(status='failed'))
+    assert newest('toy', 'cpu') == later                                 # publish then says what is wrong with it
+    with pytest.raises(ValueError, match='no finished run of preset gpu'): newest('toy', 'gpu')
+
+
+# files of others
+
+@pytest.mark.parametrize('text', OTHERS)
+def test_a_file_of_something_else_is_one_sentence_that_names_it(tmp_path, text):
+    (tmp_path / 'odd.json').write_text(text)
+    with pytest.raises(ValueError, match=r'^odd\.json: .') as told: read_results(tmp_path / 'odd.json')
+    assert '\n' not in str(told.value)
+
+
+@pytest.mark.parametrize('text', OTHERS)
+def test_a_foreign_file_beside_the_others_is_named_and_passed_over(repo, tmp_path, capsys, text):
+    good = publish(repo)
+    (tmp_path / 'results/toy.tiny.json').write_text(text)
+    half = tmp_path / 'runs/toy/cpu/20300101-000000'
+    half.mkdir()
+    (half / 'status.json').write_text(text)
+    assert [r.id for r in published('toy').rows] == ['C1', 'T1'] and newest('toy', 'cpu') == repo
+    told = capsys.readouterr().err
+    assert 'toy.tiny.json' in told and 'passed over' in told
+    assert publish(newest('toy', 'cpu')) == good
+
+
+def test_a_verdict_that_was_edited_by_hand_is_refused(repo, capsys):
+    path = publish(repo)
+    path.write_text(path.read_text().replace('"holds"', '"fails"'))
+    words = "toy.cpu.json: row C1 says 'fails', its numbers say 'holds'"
+    with pytest.raises(ValueError, match=words): read_results(path)
+    assert published('toy').rows == [] and words in capsys.readouterr().err
+    path.write_text(path.read_text().replace('"fails"', '"holds"').replace('"margin"', '"margins"'))
+    with pytest.raises(ValueError, match="row 'C1': field"): read_results(path)
+
+
+@pytest.mark.parametrize('harm, words', [(dict(overrides='{"train.lr": 1}'), 'overridden'), (dict(claims='C1'), 'only'),
+                                         (dict(dirty=True), 'commit')])
+def test_what_must_not_be_published(repo, tmp_path, harm, words):
+    change(repo / 'results.json', lambda d: d['provenance'].update(harm))
+    with pytest.raises(ValueError, match=words): publish(repo)
+    assert not (tmp_path / 'results').exists()
+
+
+def test_a_failed_run_and_a_dirty_tree_are_not_published(repo, tmp_path):
+    change(repo / 'status.json', lambda d: d.update(status='failed'))
+    with pytest.raises(ValueError, match='only a finished one'): publish(repo)
+    change(repo / 'status.json', lambda d: d.update(status='finished'))
+    (tmp_path / 'settings.ini').write_text('x')
+    with pytest.raises(ValueError, match='commit, run again'): publish(repo)
+
+
+def test_rows_that_stand_twice_or_are_no_number(tmp_path):
+    with pytest.raises(ValueError, match='C1 stand more than once'): write_results(tmp_path / 'r', [claim(), claim()], {})
+    with pytest.raises(ValueError, match='ci95'): write_results(tmp_path / 'r', [claim(ci95=[0, float('nan')])], {})
+    assert not (tmp_path / 'r').exists()
+
+
+def test_published_rows_come_back_as_they_were_written(repo):
+    path = publish(repo)
+    assert path.name == 'toy.cpu.json' and published('toy').rows[0].verdict == 'holds'
+    assert 'not attempted: no data' in str(published('toy')) and '<script>' not in published('toy')._repr_html_()
+
+
+# where, and with what
+
+def test_the_machine_is_told_down_to_what_it_multiplies_with(repo):
+    machine = read_results(repo / 'results.json')[1]['machine']
+    assert machine['cpu'] and machine['threads'] >= 1 and isinstance(machine['instruction_sets'], list) and machine['blas']
+
+
+def test_peak_memory_counts_the_processes_of_a_run_and_not_the_one_that_started_it():
+    ballast = bytearray(900 * 2**20)
+    code = ("import subprocess, sys\nfrom papers_lib.lab.results import peak_run_memory\nbefore = peak_run_memory()\n"
+            "subprocess.run([sys.executable, '-c', 'x = bytearray(700 * 2**20)'])\nprint(before, peak_run_memory())")
+    told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    before, after = map(int, told.split())
+    assert len(ballast) > 600 * 2**20 > before * 2**20 and after >= 700
+
+
+def test_outside_a_clone_one_sentence_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(results, '_installed', lambda: tmp_path)
+    with pytest.raises(FileNotFoundError, match='settings.ini and nbs/: clone it'): repo_root()
+
+
+def test_only_numbered_notebooks_are_papers(repo, tmp_path):
+    for name in ('_template.ipynb', 'notes.ipynb', '02_other.txt', '3_odd.ipynb', '02_two_words.ipynb'): (tmp_path / 'nbs' / name).touch()
+    assert {n: p.name for n, p in paper_notebooks().items()} == dict(toy='01_toy.ipynb', two_words='02_two_words.ipynb')
+
+
+def test_a_runners_process_loads_nothing_heavy():
+    code = "import papers_lib.lab.runner, sys; print([m for m in ('torch', 'scipy', 'numpy', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
