@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields, replace
 import pytest
 from torch import nn
 
-from papers_lib.lab.presets import (Claim, DataConfig, Paper, RunSpec, apply_overrides, check_parameters, measured_claims,
+from papers_lib.lab.presets import (Claim, DataConfig, Paper, RunSpec, apply_overrides, check_parameters,
+                                    measured_claims,
                                     missing_data, paper_of, plan)
 from papers_lib.lab.run import start
 
@@ -75,10 +76,14 @@ def test_overrides_that_need_each_other_are_applied_together():
 
 
 @pytest.mark.parametrize('text, words', [
-    ('{', 'not JSON'), ('[1]', 'must be an object'), ('{"lr": 1}', "override 'lr': must be model.X"), ('{"train.lrr": 1}', "did you mean 'lr'"),
-    ('{"train.lr": Infinity}', 'train.lr=inf: must be a finite number'), ('{"claims.widths": [1, NaN]}', 'a list of finite'),
-    ('{"model.n": "x"}', "model.n='x': must be a whole number"), ('{"data.name": "boks"}', "data.name='boks': must be a data set, did you mean 'books'"),
-    ('{"model.name": 3}', 'must be text or null'), ('{"modle.n": 3}', "did you mean 'model'"), ('{"model.n": 1.5}', 'must be'),
+    ('{', 'not JSON'), ('[1]', 'must be an object'), ('{"lr": 1}', "override 'lr': must be model.X"),
+    ('{"train.lrr": 1}', "did you mean 'lr'"),
+    ('{"train.lr": Infinity}', 'train.lr=inf: must be a finite number'),
+    ('{"claims.widths": [1, NaN]}', 'a list of finite'),
+    ('{"model.n": "x"}', "model.n='x': must be a whole number"),
+    ('{"data.name": "boks"}', "data.name='boks': must be a data set, did you mean 'books'"),
+    ('{"model.name": 3}', 'must be text or null'), ('{"modle.n": 3}', "did you mean 'model'"),
+    ('{"model.n": 1.5}', 'must be'),
     ('{"model.n": true}', 'must be'), ('{"model.n": 0}', 'Toy.n=0'), ('{"optimizer.lr": 1}', 'must be model.X')])
 def test_bad_overrides_name_the_field(text, words):
     with pytest.raises(ValueError, match=words): apply_overrides(spec, text)
@@ -127,23 +132,29 @@ def test_every_field_acts_or_is_refused(part):
 # parameters
 
 @pytest.mark.parametrize('parameters, words', [
-    (dict(seed='abc'), "seed='abc': must be a whole number from 0"), (dict(seed=-1), 'seed=-1'), (dict(seed=True), 'seed=True'),
-    (dict(n_seeds=-1), 'n_seeds=-1: must be'), (dict(n_seeds=1.5), 'n_seeds=1.5'), (dict(wandb_mode='ofline'), "did you mean 'offline'"),
-    (dict(device='gpu'), "device='gpu': must be 'auto', 'cpu' or 'cuda', did you mean 'cuda'"), (dict(preset='tinny'), "did you mean 'tiny'"),
+    (dict(seed='abc'), "seed='abc': must be a whole number from 0"), (dict(seed=-1), 'seed=-1'),
+    (dict(seed=True), 'seed=True'),
+    (dict(n_seeds=-1), 'n_seeds=-1: must be'), (dict(n_seeds=1.5), 'n_seeds=1.5'),
+    (dict(wandb_mode='ofline'), "did you mean 'offline'"),
+    (dict(device='gpu'), "device='gpu': must be 'auto', 'cpu' or 'cuda', did you mean 'cuda'"),
+    (dict(preset='tinny'), "did you mean 'tiny'"),
     (dict(claims='C7'), "no claim 'C7'"), (dict(claims=3), 'claims=3: must be'), (dict(out_dir=3), 'out_dir=3'),
     (dict(overrides='{"train.lrr": 1}'), "did you mean 'lr'"),
     # what would be known after minutes only
     (dict(claims='C1'), "claims='C1': preset tiny leaves C1 out; set claims.widths, or take preset cpu"),
-    (dict(claims='C2,C3'), "leaves C3 out; set claims.n_step_sums, or take"), (dict(preset='cpu', overrides='{"claims.widths": []}', claims='C1'), 'leaves C1 out'),
+    (dict(claims='C2,C3'), "leaves C3 out; set claims.n_step_sums, or take"),
+    (dict(preset='cpu', overrides='{"claims.widths": []}', claims='C1'), 'leaves C1 out'),
     (dict(preset='cpu', n_seeds=1), 'n_seeds=1: C1, C3 is judged by an interval over seeds'),
-    (dict(preset='cpu', n_seeds=1, claims='C1'), 'n_seeds=1: C1 is judged'), (dict(overrides='{"model.name": "foo"}'), "Net cannot be built.*KeyError: 'foo'")])
+    (dict(preset='cpu', n_seeds=1, claims='C1'), 'n_seeds=1: C1 is judged'),
+    (dict(overrides='{"model.name": "foo"}'), "Net cannot be built.*KeyError: 'foo'")])
 def test_one_check_of_parameters_for_the_runner_and_the_notebook(parameters, words):
     with pytest.raises(ValueError, match=words): check_parameters(toy, parameters)
     with pytest.raises(ValueError, match=words): start(toy, **parameters)
 
 
 @pytest.mark.parametrize('parameters', [
-    dict(), dict(claims='none'), dict(n_seeds=1), dict(claims='C2'), dict(preset='cpu'), dict(preset='cpu', n_seeds=1, claims='C2,C4'),
+    dict(), dict(claims='none'), dict(n_seeds=1), dict(claims='C2'), dict(preset='cpu'),
+    dict(preset='cpu', n_seeds=1, claims='C2,C4'),
     dict(preset='cpu', n_seeds=1, claims='none'), dict(claims='C1', n_seeds=2, overrides='{"claims.widths": [3]}')])
 def test_what_can_be_measured_is_let_through(parameters):
     assert isinstance(check_parameters(toy, parameters), RunSpec)
@@ -151,7 +162,8 @@ def test_what_can_be_measured_is_let_through(parameters):
 
 def test_a_paper_without_a_module_is_checked_as_far_as_it_goes():
     assert check_parameters('draft', dict(preset='cpu', seed=3)) is None
-    with pytest.raises(ValueError, match="draft: unknown preset 'cpuu', did you mean 'cpu'"): check_parameters('draft', dict(preset='cpuu'))
+    with pytest.raises(ValueError, match="draft: unknown preset 'cpuu', did you mean 'cpu'"):
+        check_parameters('draft', dict(preset='cpuu'))
 
 
 def test_which_claims_a_run_measures():
@@ -165,9 +177,12 @@ def test_which_claims_a_run_measures():
 # declarations
 
 @pytest.mark.parametrize('make, words', [
-    (lambda: Claim('x', 'bigger'), "Claim.rule='bigger'"), (lambda: Claim('x', 'equal'), 'a margin above 0'), (lambda: Claim('x', 'less', float('nan')), 'must be finite'),
-    (lambda: Claim('x', 'less', over='users'), "Claim.over='users'"), (lambda: Paper('t', Net, dict(tinny=spec), {}), "did you mean 'tiny'"),
-    (lambda: Paper('t', Net, dict(tiny=spec), dict(C1=Claim('x', 'less', needs=('width',)))), "C1.needs: Grids has no field 'width'"),
+    (lambda: Claim('x', 'bigger'), "Claim.rule='bigger'"), (lambda: Claim('x', 'equal'), 'a margin above 0'),
+    (lambda: Claim('x', 'less', float('nan')), 'must be finite'),
+    (lambda: Claim('x', 'less', over='users'), "Claim.over='users'"),
+    (lambda: Paper('t', Net, dict(tinny=spec), {}), "did you mean 'tiny'"),
+    (lambda: Paper('t', Net, dict(tiny=spec), dict(C1=Claim('x', 'less', needs=('width',)))),
+     "C1.needs: Grids has no field 'width'"),
     (lambda: DataConfig(n_vocab=256), 'must be at least 257'), (lambda: replace(spec, n_seeds=0), 'n_seeds=0')])
 def test_a_wrong_declaration_is_refused_where_it_stands(make, words):
     with pytest.raises(ValueError, match=words): make()

@@ -13,7 +13,8 @@ from papers_lib.lab.presets import DataConfig, RunSpec
 from papers_lib.lab.pretrain import pretrained_folder
 from papers_lib.store.cache import reading
 
-spec = RunSpec(GPT2Config(n_vocab=300, ctx_len=16, d_model=16, n_layer=1, n_head=1), TrainConfig(n_step=2, batch_size=2, lr=1e-2),
+spec = RunSpec(GPT2Config(n_vocab=300, ctx_len=16, d_model=16, n_layer=1, n_head=1),
+               TrainConfig(n_step=2, batch_size=2, lr=1e-2),
                DataConfig('books', 300), None)
 
 
@@ -22,14 +23,18 @@ def trainings(tmp_path, monkeypatch):
     "An empty cache, and the seeds that were trained."
     seeds = []
     monkeypatch.setenv('PAPERS_CACHE', str(tmp_path))
-    monkeypatch.setattr(pretrain, 'train_lm', lambda *args, **kw: (seeds.append(kw['seed']), recipe.train_lm(*args, **kw))[1])
+    def counted(*args, **kw):
+        seeds.append(kw['seed'])
+        return recipe.train_lm(*args, **kw)
+    monkeypatch.setattr(pretrain, 'train_lm', counted)
     return seeds
 
 
 def test_a_model_is_trained_once_and_another_for_whatever_is_other(trainings):
     first = pretrained_folder(GPT2, spec, 0)
     assert pretrained_folder(GPT2, spec, 0) == first and trainings == [0]
-    others = [pretrained_folder(GPT2, spec, 1), pretrained_folder(GPT2, replace(spec, train=replace(spec.train, lr=1e-3)), 0),
+    others = [pretrained_folder(GPT2, spec, 1),
+              pretrained_folder(GPT2, replace(spec, train=replace(spec.train, lr=1e-3)), 0),
               pretrained_folder(GPT2, replace(spec, model=replace(spec.model, n_layer=2)), 0)]
     assert len({first, *others}) == 4 and trainings == [0, 1, 0, 0]
 
@@ -41,7 +46,8 @@ def test_a_found_model_is_the_trained_one_and_its_text_is_noted(trainings):
         notes.append(noted)
     assert notes == [dict(books=data.known('books').hash)] * 2
     model = load_model(folder, GPT2, GPT2Config)
-    again, _ = recipe.train_lm(lambda n_vocab: GPT2(replace(spec.model, n_vocab=n_vocab)), data.lm_corpus('books', 300), spec.train, seed=0)
+    again, _ = recipe.train_lm(lambda n_vocab: GPT2(replace(spec.model, n_vocab=n_vocab)),
+                               data.lm_corpus('books', 300), spec.train, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
 
 

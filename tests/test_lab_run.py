@@ -24,7 +24,8 @@ class Grids:
 
 spec = RunSpec(Toy(), Toy(), DataConfig(), Grids())
 toy = Paper('toy', Toy, {'tiny': spec, 'cpu': replace(spec, claims=Grids((1, 2)), n_seeds=3)},
-            dict(C1=Claim('One is more than none', 'greater', 0.25, needs=('widths',)), C2=Claim('Alike to within 0.1', 'equal', 0.1),
+            dict(C1=Claim('One is more than none', 'greater', 0.25, needs=('widths',)),
+                 C2=Claim('Alike to within 0.1', 'equal', 0.1),
                  C3=Claim('Every string comes back', 'exact', bound=1.)))
 
 
@@ -59,8 +60,10 @@ def test_a_claim_is_what_was_declared_with_a_number_or_without(root):
     rows = {r.id: r for r in run.finish('not measured').rows}
     for id, claim in toy.claims.items():
         r = rows[id]
-        assert (r.kind, r.statement, r.rule, r.margin, r.bound) == ('claim', claim.statement, claim.rule, claim.margin, claim.bound)
-    assert rows['C2'].why == 'no minimum inside the grid' and rows['C2'].dataset == 'books@embedded' and rows['C3'].why == 'not measured'
+        declared = ('claim', claim.statement, claim.rule, claim.margin, claim.bound)
+        assert (r.kind, r.statement, r.rule, r.margin, r.bound) == declared
+    assert rows['C2'].why == 'no minimum inside the grid' and rows['C2'].dataset == 'books@embedded'
+    assert rows['C3'].why == 'not measured'
     assert [r.id for r in read_results(run.out / 'results.json')[0]] == ['C1', 'C2', 'C3', 'C1.size']
 
 
@@ -86,7 +89,8 @@ def test_a_grid_has_the_shape_of_its_axes(root):
     out = run.grid(line, dict(width=(1, 2), seed=run.seeds), slope=10., size=Toy())
     assert out.shape == (2, 3) and run.seeds == [5, 6, 7]
     assert [[r['y'] for r in row] for row in out] == [[16., 17., 18.], [26., 27., 28.]]
-    assert np.array_equal(out.ravel(), run.map(line, [dict(width=w, seed=s, slope=10., size=Toy()) for w in (1, 2) for s in run.seeds]))
+    listed = [dict(width=w, seed=s, slope=10., size=Toy()) for w in (1, 2) for s in run.seeds]
+    assert np.array_equal(out.ravel(), run.map(line, listed))
     assert run.grid(line, dict(width=(), seed=run.seeds), slope=1., size=Toy()).shape == (0, 3)
     assert run.grid(line, dict(seed=(1,)), width=1, slope=1., size=Toy()).shape == (1,)
 
