@@ -48,13 +48,13 @@ class Size:
     "Sizes."
     width:int = 4      # of it
 
+class Other:
+    def run(self): return 1
+
 class Model:
     "A model."
     def __init__(self, size:Size): self.size = size
     def run(self): return self.twice() + START[0]
-
-class Other:
-    def run(self): return 1
 
 @patch
 def twice(self:Model):
@@ -472,7 +472,7 @@ CELLS = [
     '@patch\ndef out(self:Net): return 10 * self.size.width',
     'def helper(net): return net.out() + len(widths) + kinds["a"](-1)',
     'def net_run(*, width, seed): return dict(y=helper(Net(Size(width))) + seed)',
-    'print(json.dumps([definitions_hash(net_run), map_variants(net_run, [dict(width=w, seed=0) for w in (1, 2)], workers=2)]))']
+    'print()']
 
 
 def executed(tmp_path, *cells):
@@ -486,17 +486,18 @@ def executed(tmp_path, *cells):
 
 
 def test_a_notebooks_own_functions_are_hashed_and_shipped(tmp_path):
-    key, results = executed(tmp_path, *CELLS)
+    changes = [(1, '(1, 2)', '(1, 2, 3)'), (1, 'abs', 'round'), (2, 'width:int = 2', 'width:int = 3'), (4, '10 *', '11 *'),
+               (5, 'net.out() +', 'net.out() -')]
+    cells = [*CELLS[:-1], 'keys = {}', 'results = map_variants(net_run, [dict(width=w, seed=0) for w in (1, 2)], workers=2)']
+    note = lambda name: f'keys[{name!r}] = definitions_hash(net_run)'
+    cells += [note('first'), CELLS[4].replace(': return', ':\n    "Ten times."\n    return'), note('better said'), CELLS[3], CELLS[4], note('again')]
+    for i, old, new in changes:
+        assert old in CELLS[i]
+        cells += [CELLS[i].replace(old, new), note(new), CELLS[i], note(f'back from {new}')]
+    cells += ['raise_later = 1\ndef helper(net): return 1 / 0', CELLS[5]]
+    keys, results = executed(tmp_path, *cells, note('last'), 'print(json.dumps([keys, results]))')
     assert results == [dict(y=13), dict(y=23)]
-    # cells that are executed again, or said better, are the same definitions
-    again = [*CELLS[:4], CELLS[4].replace('return', '"Ten times."\n    return'), CELLS[3], CELLS[4], *CELLS[5:]]
-    assert executed(tmp_path, *again)[0] == key
-    for i, old, new in ((1, '(1, 2)', '(1, 2, 3)'), (1, 'abs', 'round'), (2, 'width:int = 2', 'width:int = 3'), (4, '10 *', '11 *'),
-                        (5, 'net.out() +', 'net.out() -')):
-        cells = list(CELLS)
-        assert old in cells[i]
-        cells[i] = cells[i].replace(old, new)
-        assert executed(tmp_path, *cells[:-1], CELLS[-1].replace(', map_variants', ', lambda *a, **k: 0 and map_variants'))[0] != key
+    for name, key in keys.items(): assert (key == keys['first']) == (name not in {new for *_, new in changes}), name
 
 
 def test_a_cached_helper_of_a_notebook_is_refused(tmp_path):

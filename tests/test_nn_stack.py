@@ -36,15 +36,12 @@ def lively(model):
     return model
 
 
-def renamed(state): return {k.replace('pos_emb', 'positions'): v for k, v in state.items()}
-
-
 # ---- the papers' classes
 
 def test_gpt2s_parts_give_gpt2s_logits(ids):
     paper = lively(GPT2(GPT2Config(n_vocab=50, ctx_len=24, d_model=32, n_layer=3, n_head=4)).eval())
     ours = model(Parts(), dataclasses.replace(SIZES, d_ff=None))
-    ours.load_state_dict(renamed(paper.state_dict()))
+    ours.load_state_dict(paper.state_dict())
     close(ours(ids), paper(ids), atol=1e-5, rtol=1e-5)
     assert paper(ids).std() > .5
 
@@ -65,7 +62,7 @@ def test_a_pattern_of_windows_gives_gpt3s_logits(ids):
     paper = lively(GPT3(GPT3Config(n_vocab=50, ctx_len=24, d_model=32, n_layer=3, n_head=4, window=5)).eval())
     sizes = dataclasses.replace(SIZES, d_ff=None)
     ours = model(Parts(windows=(None, 5)), sizes)
-    ours.load_state_dict(renamed(paper.state_dict()))
+    ours.load_state_dict(paper.state_dict())
     assert ours.windows == paper.windows == (None, 5, None)
     close(ours(ids), paper(ids), atol=1e-5, rtol=1e-5)
     dense = model(Parts(), sizes)
