@@ -6,7 +6,7 @@
 from __future__ import annotations
 import json, math, re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import numpy as np, torch

@@ -1,13 +1,20 @@
 "A small repository with a finished run, for tests of what is written, published and shown."
+
 import json, subprocess, time
 
 from papers_lib.engine.stats import Row
 from papers_lib.lab import results
 from papers_lib.lab.results import notebook_hash, write_results
 
-NOTEBOOK = dict(cells=[dict(cell_type='markdown', source='# Toy paper\n\n> Nobody, 2020', metadata={}),
-                       dict(cell_type='code', source='effect = 1.', metadata={}, outputs=[], execution_count=None)],
-                metadata={}, nbformat=4, nbformat_minor=5)
+NOTEBOOK = dict(
+    cells=[
+        dict(cell_type='markdown', source='# Toy paper\n\n> Nobody, 2020', metadata={}),
+        dict(cell_type='code', source='effect = 1.', metadata={}, outputs=[], execution_count=None),
+    ],
+    metadata={},
+    nbformat=4,
+    nbformat_minor=5,
+)
 README = '# x\n<!-- papers:begin -->\nOUTDATED\n<!-- papers:end -->\nend\n'
 
 
@@ -46,7 +53,8 @@ def speed(**kw):
     return Row(**fields | kw)
 
 
-def git(root, *args): subprocess.run(['git', '-c', 'user.name=t', '-c', 'user.email=t@t', *args], cwd=root, check=True)
+def git(root, *args):
+    subprocess.run(['git', '-c', 'user.name=t', '-c', 'user.email=t@t', *args], cwd=root, check=True)
 
 
 def toy_repo(root, commit=True):
