@@ -35,6 +35,7 @@ PEER = '''
 from dataclasses import dataclass
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+CONV = ('c_attn.weight', 'c_proj.weight', 'c_fc.weight')
 @dataclass
 class GPTConfig:
     block_size:int; vocab_size:int; n_layer:int; n_head:int; n_embd:int; dropout:float; bias:bool
@@ -42,16 +43,18 @@ class GPT(torch.nn.Module):
     def __init__(self, c):
         super().__init__()
         print('number of parameters')
-        inner = GPT2LMHeadModel(GPT2Config(vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
-                                           n_head=c.n_head, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0.))
+        inner = GPT2LMHeadModel(GPT2Config(vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd,
+                                           n_layer=c.n_layer, n_head=c.n_head, resid_pdrop=0., embd_pdrop=0.,
+                                           attn_pdrop=0.))
         self.transformer, self.lm_head = inner.transformer, inner.lm_head
         self.inner = [inner]
         for name, p in self.named_parameters():
-            if name.endswith(('c_attn.weight', 'c_proj.weight', 'c_fc.weight')): p.data = p.data.T.contiguous()
+            if name.endswith(CONV): p.data = p.data.T.contiguous()
     def forward(self, ids, targets=None):
-        turned = {k: v.T if k.endswith(('c_attn.weight', 'c_proj.weight', 'c_fc.weight')) else v for k, v in self.named_parameters()}
+        turned = {k: v.T if k.endswith(CONV) else v for k, v in self.named_parameters()}
         logits = torch.func.functional_call(self.inner[0], turned, (ids,)).logits SLIP
-        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()) if targets is not None else None
+        if targets is None: return logits, None
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
     def generate(self, ids, n, temperature=1., top_k=None):
         for _ in range(n): ids = torch.cat([ids, self(ids)[0][:, -1:].argmax(-1)], 1)
         return ids

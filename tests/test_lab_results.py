@@ -3,7 +3,6 @@ import json, subprocess, sys
 
 import pytest
 
-from papers_lib.engine.stats import Row
 from papers_lib.lab import results
 from papers_lib.lab.results import (
     dirty, fresh_folder, newest, paper_notebooks, publish, published, read_results, repo_root, run_order, write_results)
@@ -216,7 +215,8 @@ def test_only_numbered_notebooks_are_papers(repo, tmp_path):
 
 
 def test_a_runners_process_loads_nothing_heavy():
-    code = "import papers_lib.lab.runner, sys; print([m for m in ('torch', 'scipy', 'numpy', 'transformers') if m in sys.modules])"
+    heavy = ('torch', 'scipy', 'numpy', 'transformers')
+    code = f'import papers_lib.lab.runner, sys; print([m for m in {heavy} if m in sys.modules])'
     assert (
         subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
     )

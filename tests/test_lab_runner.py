@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from papers_lib.lab.results import notebook_hash, read_json
+from papers_lib.lab.results import notebook_hash, read_object
 from papers_lib.lab.runner import BadRequest, check_request, run_notebooks
 
 PARAMETERS = """preset = 'tiny'
@@ -26,7 +26,8 @@ from papers_lib.lab.run import start
 @dataclass(frozen=True)
 class Toy:
     lr:float = 1.
-toy = Paper('toy', Toy, {'tiny': RunSpec(Toy(), Toy(), Toy(), Toy())}, {'C1': Claim('One is more than none', 'greater')})
+one = {'C1': Claim('One is more than none', 'greater')}
+toy = Paper('toy', Toy, {'tiny': RunSpec(Toy(), Toy(), Toy(), Toy())}, one)
 run = start(toy, preset=preset, seed=seed, n_seeds=n_seeds, claims=claims, device=device, wandb_mode=wandb_mode,
             out_dir=out_dir, overrides=overrides)
 '''
@@ -91,7 +92,7 @@ def test_a_failing_notebook_is_marked_and_the_others_finish(repo):
         folder = Path(s['folder'])
         # a lesson that fails does not remove the rows before it
         assert (folder / 'results.json').exists() == (name in ('good', 'lesson')) and (folder / 'run.log').exists()
-        assert read_json(folder / 'status.json')['status'] == s['status']
+        assert read_object(folder / 'status.json')['status'] == s['status']
 
 
 def test_a_cell_that_takes_too_long_is_given_up_before_it_is_told(repo):
@@ -99,7 +100,7 @@ def test_a_cell_that_takes_too_long_is_given_up_before_it_is_told(repo):
     s = run(repo, timeout=4)['deaf']
     assert (s['status'], s['cell']) == ('failed', 2) and 'longer than 4 s' in s['error']
     assert (
-        read_json(Path(s['folder']) / 'seen.json')['status'] == 'failed'
+        read_object(Path(s['folder']) / 'seen.json')['status'] == 'failed'
     )  # by which `finish` knows that it must not write
 
 
@@ -112,9 +113,9 @@ def test_a_run_that_fails_says_so_to_its_tracker_and_writes_no_rows(repo):
         folder = Path(s['folder'])
         assert (folder / 'results.json').exists() == (name == 'toy')
         assert wandb_exits(folder) == ([0] if name == 'toy' else [1]), name
-    rows = read_json(Path(done['toy']['folder']) / 'results.json')['rows']
+    rows = read_object(Path(done['toy']['folder']) / 'results.json')['rows']
     assert [(r['id'], r['verdict'], r['why'], r['rule']) for r in rows] == [('C1', 'not attempted', 'tiny', 'greater')]
-    ran = read_json(Path(done['toy']['folder']) / 'provenance.json')['notebook']
+    ran = read_object(Path(done['toy']['folder']) / 'provenance.json')['notebook']
     notebook = repo.root / 'nbs/02_toy.ipynb'
     assert (
         ran
@@ -283,7 +284,7 @@ def test_a_stop_keeps_what_is_finished_and_leaves_no_variant_behind(repo):
     _, err = p.communicate(timeout=60)
     assert p.returncode == 130 and 'finished runs are kept' in err
     assert list(repo.root.glob('runs/good/tiny/*/results.json'))
-    assert read_json(next(repo.root.glob('runs/long/tiny/*/status.json')))['status'] == 'interrupted'
+    assert read_object(next(repo.root.glob('runs/long/tiny/*/status.json')))['status'] == 'interrupted'
     assert all(map(gone, pids))
 
 
@@ -292,12 +293,12 @@ def test_no_kernel_outlives_papers_and_no_status_says_running(repo, sign):
     repo('long', SLEEP)
     p = papers_run(repo.root)
     pid_file, = found(repo.root, 'pid', 1)
-    worker = read_json(pid_file.parent / 'status.json')['pid']
+    worker = read_object(pid_file.parent / 'status.json')['pid']
     p.send_signal(sign)
     _, err = p.communicate(timeout=60)
     assert p.returncode == (-sign if sign == signal.SIGKILL else 130)
     assert gone(worker) and gone(int(pid_file.read_text()))
-    assert read_json(pid_file.parent / 'status.json')['status'] == 'interrupted'
+    assert read_object(pid_file.parent / 'status.json')['status'] == 'interrupted'
 
 
 def test_a_run_whose_process_is_gone_is_closed_by_the_next(repo):
@@ -310,4 +311,4 @@ def test_a_run_whose_process_is_gone_is_closed_by_the_next(repo):
     (mine := lost.parent.with_name('20200101-000001') / 'status.json').parent.mkdir()
     mine.write_text(json.dumps(dict(paper='toy', preset='tiny', status='running', pid=os.getpid())))
     run(repo)
-    assert read_json(lost)['status'] == 'interrupted' and read_json(mine)['status'] == 'running'
+    assert read_object(lost)['status'] == 'interrupted' and read_object(mine)['status'] == 'running'

@@ -23,7 +23,7 @@ def _stop(message, code:int=2):
     print('papers: ' + ' '.join(str(message).split()), file=sys.stderr)
     raise typer.Exit(code)
 
-# %% ../../nbs/lab/14_cli.ipynb #a0f331c1
+# %% ../../nbs/lab/14_cli.ipynb #38c2f468
 _extras = dict(run=('papermill', 'nbclient', 'nbformat', 'nbconvert', 'jupyter_client', 'ipykernel', 'jupyterlab',
                     'wandb', 'matplotlib'),
                dev=('nbdev', 'pytest', 'ruff', 'hypothesis'), eval=('lm_eval',))
@@ -47,7 +47,7 @@ def _one_line(fn):
             _stop(_lacking(e.name), 1)
     return wrapped
 
-# %% ../../nbs/lab/14_cli.ipynb #57d34565
+# %% ../../nbs/lab/14_cli.ipynb #b2ba2c45
 def _value(text:str):
     "Read a value as JSON, or in Python's spelling, or as it stands."
     try: return json.loads(text)
@@ -64,7 +64,7 @@ def _list(as_json:_Json=False):
     line = lambda r: f"{r['name']:14} {r['notebook']:28} {r['title']}"
     print(json.dumps(rows, indent=1) if as_json else '\n'.join(map(line, rows)))
 
-# %% ../../nbs/lab/14_cli.ipynb #543e39ff
+# %% ../../nbs/lab/14_cli.ipynb #8acdee77
 def _paper(name:str):   # a Paper
     "Find a paper by its name; one that does not exist, or that was not exported, is a line of error."
     from papers_lib.lab.data import did_you_mean
@@ -78,7 +78,7 @@ def _paper(name:str):   # a Paper
     if found is None: raise BadRequest(f'papers_lib has no module {name}: `make export` writes it from the notebook')
     return found
 
-# %% ../../nbs/lab/14_cli.ipynb #55053393
+# %% ../../nbs/lab/14_cli.ipynb #13f17d50
 def _parameters(items:list[str])->dict:
     "Sort what --set says into parameters and overrides."
     parameters, overrides = {}, {}
@@ -226,11 +226,12 @@ def _extra_lines()->list[tuple[str, str, str]]:
 
 def _kernel_lines()->list[tuple[str, str, str]]:
     "Say which kernels were found to be the fastest here."
-    from papers_lib.nn import linear
-    found = linear.kernel_choices() if hasattr(linear, 'kernel_choices') else {}
-    return [(f'kernel {what}', str(choice), '') for what, choice in found.items()]
+    from papers_lib.nn.linear import kernel_choices
+    took = lambda c: ', '.join(f'{kernel} {t:.0f}' for kernel, t in c.microseconds.items())
+    return [('kernel', f'{c.kernel}: {c.product}, {c.rows} x {c.n_in} -> {c.n_out}, {c.threads} thread(s); µs: {took(c)}', '')
+            for c in kernel_choices()]
 
-# %% ../../nbs/lab/14_cli.ipynb #25f6fdeb
+# %% ../../nbs/lab/14_cli.ipynb #60b7bd24
 def machine_lines()->list[tuple[str, str, str]]:   # (what, found, advice; empty if all is well)
     "Look at everything that a run may need."
     import os, platform, torch

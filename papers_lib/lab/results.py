@@ -12,7 +12,7 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks',
            'dirty', 'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'high_water', 'peak_run_memory',
-           'provenance', 'write_results', 'read_json', 'read_results', 'read_those', 'number', 'interval', 'Table',
+           'provenance', 'write_results', 'read_object', 'read_results', 'read_those', 'number', 'interval', 'Table',
            'published', 'publish', 'run_order', 'fresh_folder', 'finished_runs', 'newest']
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
@@ -34,7 +34,7 @@ def results_dir()->Path:
     "The folder of published results."
     return repo_root() / 'results'
 
-# %% ../../nbs/lab/08_results.ipynb #44d8aecb
+# %% ../../nbs/lab/08_results.ipynb #016f4356
 def paper_notebooks(
     root:Path|None=None,   # of a repository; None is this one
 )->dict[str, Path]:        # name -> path, in reading order
@@ -104,7 +104,7 @@ def cpu_name()->str:
     "Name the model of this CPU."
     return _cpu_info('model name') or platform.processor() or platform.machine()
 
-# %% ../../nbs/lab/08_results.ipynb #60f37705
+# %% ../../nbs/lab/08_results.ipynb #8324840a
 def machine()->dict:
     "Describe this machine: CPU or GPU, what it multiplies with, cores, memory."
     import torch
@@ -166,7 +166,7 @@ def write_results(
     return atomic_write(path, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
 
 # %% ../../nbs/lab/08_results.ipynb #21a350be
-def read_json(path:str|Path)->dict:
+def read_object(path:str|Path)->dict:
     "Read a JSON object; anything else is an error that names the file."
     path = Path(path)
     try: d = json.loads(path.read_text(encoding='utf-8'))
@@ -179,7 +179,7 @@ def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
     "Read a results file; what does not agree with itself is refused."
     from papers_lib.engine.stats import Row, verdict
     path = Path(path)
-    d = read_json(path)
+    d = read_object(path)
     if d.get('schema') != 1 or set(d) != {'schema', 'provenance', 'rows'}:
         raise ValueError(f'{path.name}: not a results file of schema 1')
     prov, rows = d['provenance'], d['rows']
@@ -275,7 +275,7 @@ def publish(
 )->Path:               # the file in results/
     "Copy a finished run's rows to results/."
     folder = Path(folder)
-    status = read_json(folder / 'status.json')
+    status = read_object(folder / 'status.json')
     if status['status'] != 'finished':
         raise ValueError(f"this run {status['status']}: only a finished one is published")
     _, prov = read_results(folder / 'results.json')
@@ -294,7 +294,7 @@ def publish(
     return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json",
                         (folder / 'results.json').read_text(encoding='utf-8'))
 
-# %% ../../nbs/lab/08_results.ipynb #10d860de
+# %% ../../nbs/lab/08_results.ipynb #4fed0b6d
 def run_order(folder:Path)->tuple[int, ...]:
     "Give the numbers in the name of a run's folder, by which runs are ordered."
     return tuple(map(int, re.findall(r'\d+', folder.name)))
@@ -322,7 +322,7 @@ def finished_runs(
     "Find the runs that finished; a folder whose status cannot be read is named and passed over."
     found = []
     for folder in sorted((f for f in folders if (f / 'status.json').exists()), key=run_order):
-        try: status = read_json(folder / 'status.json')
+        try: status = read_object(folder / 'status.json')
         except ValueError as e:
             print(f'papers: {folder}: {e}; passed over', file=sys.stderr)
             continue

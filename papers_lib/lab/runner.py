@@ -12,7 +12,7 @@ from pathlib import Path
 __all__ = ['BadRequest', 'check_request', 'execute', 'stops_like_ctrl_c', 'run_notebooks']
 
 # %% ../../nbs/lab/07_runner.ipynb #10f71e0a
-from .results import fresh_folder, paper_notebooks, read_json, repo_root
+from .results import fresh_folder, paper_notebooks, read_object, repo_root
 from ..store.files import atomic_write
 
 # %% ../../nbs/lab/07_runner.ipynb #a16144c0
@@ -21,7 +21,7 @@ class BadRequest(ValueError):
 
 _set_by_options = {'preset': '--preset (preset= in Python)', 'out_dir': '--out (out= in Python)'}
 
-# %% ../../nbs/lab/07_runner.ipynb #005d53a9
+# %% ../../nbs/lab/07_runner.ipynb #7cc8b5ce
 def _parameters_of(notebook:Path)->list[str]:
     "Name the parameters that a notebook takes."
     import papermill
@@ -70,7 +70,7 @@ def check_request(
         if spec and (note := missing_data(spec)): print(f'{n}: {note}', file=sys.stderr)
     return {n: found[n] for n in chosen if n not in unfit}, unfit
 
-# %% ../../nbs/lab/07_runner.ipynb #c859e43f
+# %% ../../nbs/lab/07_runner.ipynb #b716cab2
 def _kernel_of_this_python():
     "Make a kernel manager whose kernel is this interpreter, whatever kernels are installed under its name."
     from ipykernel.kernelspec import get_kernel_dict
@@ -138,7 +138,7 @@ def execute(
     atomic_write(out / 'status.json', json.dumps(status, indent=1))
     return status
 
-# %% ../../nbs/lab/07_runner.ipynb #cd694b9c
+# %% ../../nbs/lab/07_runner.ipynb #619d016c
 def _run_cells(paper, notebook, out, parameters, timeout, status)->dict:   # what became of it
     "Run a notebook's cells; whatever happens, say it."
     import papermill
@@ -238,7 +238,7 @@ def run_notebooks(
         raise
     return done
 
-# %% ../../nbs/lab/07_runner.ipynb #4ac4b928
+# %% ../../nbs/lab/07_runner.ipynb #255fcc7a
 def _launch(name, notebook, base, common)->tuple[subprocess.Popen, Path]:
     "Start the process of one notebook in a folder of its own."
     _close(base)
@@ -253,7 +253,7 @@ def _launch(name, notebook, base, common)->tuple[subprocess.Popen, Path]:
 def _close(base:Path)->None:
     "Mark runs whose process is gone, such as after a power cut, as interrupted."
     for path in base.glob('*/status.json'):
-        try: status = read_json(path)
+        try: status = read_object(path)
         except ValueError: continue
         if status.get('status') != 'running' or not isinstance(status.get('pid'), int): continue
         try: os.kill(status['pid'], 0)
@@ -289,7 +289,7 @@ def _say(report, status)->None:
 
 def _outcome(preset, name, folder)->dict:
     "Status of an ended process; one that did not get to write it has failed."
-    try: status = read_json(folder / 'status.json')
+    try: status = read_object(folder / 'status.json')
     except ValueError: status = dict(paper=name, preset=preset, status='running')
     if status['status'] == 'running':
         log = (folder / 'run.log').read_text(encoding='utf-8', errors='replace').strip().splitlines()

@@ -17,7 +17,7 @@ __all__ = ['published_files', 'local_runs', 'verdicts', 'title', 'readme_table',
 from ..store.files import atomic_write
 from ..engine.stats import Row
 from .results import (
-    cpu_name, finished_runs, interval, number, paper_notebooks, read_json, read_results, repo_root, results_dir)
+    cpu_name, finished_runs, interval, number, paper_notebooks, read_object, read_results, repo_root, results_dir)
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #8825cb6c
 def _readable(paths, problems:list[str])->list[tuple]:   # path, rows, provenance
@@ -61,7 +61,7 @@ def title(
     notebook:Path,
 )->tuple[str, str]:   # the first heading, the line under it; the file's name and '' where it cannot be read
     "Read a notebook's title and subtitle."
-    try: lines = ''.join(read_json(notebook)['cells'][0]['source']).splitlines()
+    try: lines = ''.join(read_object(notebook)['cells'][0]['source']).splitlines()
     except (ValueError, LookupError, TypeError) as e:
         print(f'papers: {notebook.name} has no title that can be read ({e})', file=sys.stderr)
         return notebook.name, ''
