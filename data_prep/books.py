@@ -1,8 +1,10 @@
-"""The embedded `books` text, from two Debian packages: r-cran-janeaustenr (six novels) and bible-kjv (King James Bible).
+"""The embedded `books` text, from two Debian packages: r-cran-janeaustenr (six novels), bible-kjv (King James Bible).
 
 Needs apt-get (to download), the program `bible` of the package bible-kjv, and the Python package rdata (extra `data`).
-A document is a chapter; hard line ends inside a paragraph are joined; one chapter in twenty, chosen by its hash, is held out.
+A document is a chapter; hard line ends inside a paragraph are joined.
+One chapter in twenty, chosen by its hash, is held out.
 """
+
 import gzip, hashlib, lzma, re, shutil, subprocess, tempfile, zlib
 from pathlib import Path
 
@@ -10,20 +12,32 @@ from papers_lib.text.corpora import SEPARATOR, clean, is_held_out
 
 target = Path(__file__).resolve().parents[1] / 'papers_lib/lab/books'
 packages = {'r-cran-janeaustenr': '1.0.0-1'}
-titles = dict(sensesensibility='Sense and Sensibility', prideprejudice='Pride and Prejudice', mansfieldpark='Mansfield Park', emma='Emma',
-              northangerabbey='Northanger Abbey', persuasion='Persuasion')
-limit = 2_000_000   # bytes, compressed
+titles = dict(
+    sensesensibility='Sense and Sensibility',
+    prideprejudice='Pride and Prejudice',
+    mansfieldpark='Mansfield Park',
+    emma='Emma',
+    northangerabbey='Northanger Abbey',
+    persuasion='Persuasion',
+)
+limit = 2_000_000  # bytes, compressed
 
 
 def austen(root):
     "Read the novels from R's lazy-loading database: an index, and zlib chunks after a four-byte length."
     import rdata
+
     base = root / 'usr/lib/R/site-library/janeaustenr/data'
     parse = lambda raw: rdata.conversion.convert(rdata.parser.parse_data(raw))
     index, raw = parse(gzip.decompress((base / 'Rdata.rdx').read_bytes())), (base / 'Rdata.rdb').read_bytes()
     for name in titles:
         start, size = index['variables'][name]
-        yield name, '\n'.join('' if line is None else str(line) for line in parse(zlib.decompress(raw[start + 4:start + size])))
+        yield (
+            name,
+            '\n'.join(
+                '' if line is None else str(line) for line in parse(zlib.decompress(raw[start + 4 : start + size]))
+            ),
+        )
 
 
 def unwrap(text):
@@ -41,26 +55,38 @@ def bible(text):
     "Join the verses of each chapter, their numbers left out."
     out = {}
     for line in text.splitlines():
-        if m := re.match(r'(\S+?)(\d+):\d+ (.*)', line): out.setdefault((m[1], m[2]), []).append(m[3])
+        if m := re.match(r'(\S+?)(\d+):\d+ (.*)', line):
+            out.setdefault((m[1], m[2]), []).append(m[3])
     return [clean('\n'.join(verses)) for verses in out.values()]
 
 
 def main():
-    if not shutil.which('bible'): raise RuntimeError('the program `bible` is missing: apt-get install bible-kjv')
+    if not shutil.which('bible'):
+        raise RuntimeError('the program `bible` is missing: apt-get install bible-kjv')
     with tempfile.TemporaryDirectory() as tmp:
         for name, version in packages.items():
             subprocess.run(['apt-get', 'download', '-qq', f'{name}={version}'], cwd=tmp, check=True)
             subprocess.run(['dpkg', '-x', *Path(tmp).glob(f'{name}_*.deb'), tmp], check=True)
         docs = [c for _, text in austen(Path(tmp)) for c in chapters(text)]
     n_austen = len(docs)
-    docs += bible(subprocess.run(['bible', '-f', 'Gen1:1-Rev22:21'], stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout)
+    docs += bible(
+        subprocess.run(
+            ['bible', '-f', 'Gen1:1-Rev22:21'], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        ).stdout
+    )
     splits = {'train': [d for d in docs if not is_held_out(d)], 'valid': [d for d in docs if is_held_out(d)]}
-    target.mkdir(parents=True, exist_ok=True); size = 0
+    target.mkdir(parents=True, exist_ok=True)
+    size = 0
     for split, part in splits.items():
         text = f'\n{SEPARATOR}\n'.join(part) + '\n'
-        packed = lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME); size += len(packed)
+        packed = lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
+        size += len(packed)
         (target / f'{split}.txt.xz').write_bytes(packed)
-        print(f'{split}: {len(part)} documents, {len(text.split()):,} words, {len(text.encode()):,} bytes, {len(packed):,} compressed, '
-              f'sha256 of the text {hashlib.sha256(text.encode()).hexdigest()}')
+        print(
+            f'{split}: {len(part)} documents, {len(text.split()):,} words, {len(text.encode()):,} bytes, '
+            f'{len(packed):,} compressed, '
+            f'sha256 of the text {hashlib.sha256(text.encode()).hexdigest()}'
+        )
     print(f'{n_austen} chapters of Austen, {len(docs) - n_austen} of the Bible; {size:,} of {limit:,} bytes')
-    if size > limit: raise RuntimeError(f'{size:,} bytes compressed: more than {limit:,}')
+    if size > limit:
+        raise RuntimeError(f'{size:,} bytes compressed: more than {limit:,}')

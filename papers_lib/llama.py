@@ -539,9 +539,9 @@ class WeightsRace:
         ratio = median_interval(full / light)
         return _speed(f'S.decode.{self.weights}',
                       f'A token is decoded faster from {self.weights} weights than from float32 ones',
-                      f'time of float32 / time of {self.weights}', ratio, 'at_least', 1., unit='ratio', values=ratio.values,
-                      n=len(ratio.values), baseline_name='float32, ms a token', dataset='random prompt',
-                      baseline_value=1000 * float(np.median(full)),
+                      f'time of float32 / time of {self.weights}', ratio, 'at_least', 1., unit='ratio',
+                      values=ratio.values, n=len(ratio.values), baseline_name='float32, ms a token',
+                      baseline_value=1000 * float(np.median(full)), dataset='random prompt',
                       protocol=f'SmolLM2-135M, batch 1, {self.n_new} tokens after 32, {how} beforehand, in turn; '
                                f'{1000 * np.median(light):.1f} ms a token')
 

@@ -1,29 +1,60 @@
 "A small repository with a finished run, for tests of what is written, published and shown."
+
 import json, subprocess, time
 
 from papers_lib.engine.stats import Row
 from papers_lib.lab import results
 from papers_lib.lab.results import notebook_hash, write_results
 
-NOTEBOOK = dict(cells=[dict(cell_type='markdown', source='# Toy paper\n\n> Nobody, 2020', metadata={}),
-                       dict(cell_type='code', source='effect = 1.', metadata={}, outputs=[], execution_count=None)],
-                metadata={}, nbformat=4, nbformat_minor=5)
+NOTEBOOK = dict(
+    cells=[
+        dict(cell_type='markdown', source='# Toy paper\n\n> Nobody, 2020', metadata={}),
+        dict(cell_type='code', source='effect = 1.', metadata={}, outputs=[], execution_count=None),
+    ],
+    metadata={},
+    nbformat=4,
+    nbformat_minor=5,
+)
 README = '# x\n<!-- papers:begin -->\nOUTDATED\n<!-- papers:end -->\nend\n'
 
 
 def claim(**kw):
-    fields = dict(paper='toy', kind='claim', id='C1', statement='A < B & "C" <script>', metric='gain', ours=1., ci95=[.5, 1.5],
-                  values=[1.], n_seeds=3, rule='greater', margin=0.)
+    fields = dict(
+        paper='toy',
+        kind='claim',
+        id='C1',
+        statement='A < B & "C" <script>',
+        metric='gain',
+        ours=1.0,
+        ci95=[0.5, 1.5],
+        values=[1.0],
+        n_seeds=3,
+        rule='greater',
+        margin=0.0,
+    )
     return Row(**fields | kw)
 
 
 def speed(**kw):
-    fields = dict(paper='toy', kind='speed', id='S.step', statement='It is fast', metric='time', unit='ratio', ours=2., ci95=[1.9, 2.1],
-                  values=[2.], n_seeds=1, rule='at_least', bound=1.)
+    fields = dict(
+        paper='toy',
+        kind='speed',
+        id='S.step',
+        statement='It is fast',
+        metric='time',
+        unit='ratio',
+        ours=2.0,
+        ci95=[1.9, 2.1],
+        values=[2.0],
+        n_seeds=1,
+        rule='at_least',
+        bound=1.0,
+    )
     return Row(**fields | kw)
 
 
-def git(root, *args): subprocess.run(['git', '-c', 'user.name=t', '-c', 'user.email=t@t', *args], cwd=root, check=True)
+def git(root, *args):
+    subprocess.run(['git', '-c', 'user.name=t', '-c', 'user.email=t@t', *args], cwd=root, check=True)
 
 
 def toy_repo(root, commit=True):

@@ -1,4 +1,5 @@
-"The rules of the house that no single room can keep: who may import whom, one meaning a name, what a public function says."
+"Rules of the house that no single room can keep: who may import whom, one meaning a name, what a function says."
+
 import ast, json, re, subprocess
 from collections import defaultdict
 from pathlib import Path
@@ -7,9 +8,18 @@ import pytest
 
 root = Path(__file__).resolve().parents[1]
 package = root / 'papers_lib'
-ROOMS = ('store', 'nn', 'text', 'engine', 'rec', 'lab', '')          # '' is the papers
+ROOMS = ('store', 'nn', 'text', 'engine', 'rec', 'lab', '')  # '' is the papers
 BACKBONES = {'gpt2', 'bert', 't5', 'glm', 'llama', 'gpt1'}
-PER_PAPER = {'sizes', 'runs', 'claims', 'races', 'paper', 'pretrained', 'Claims', 'recipe'}   # every paper declares its own
+PER_PAPER = {
+    'sizes',
+    'runs',
+    'claims',
+    'races',
+    'paper',
+    'pretrained',
+    'Claims',
+    'recipe',
+}  # every paper declares its own
 modules = [p for p in sorted(package.rglob('*.py')) if p.name not in ('__init__.py', '_modidx.py')]
 papers = [p for p in modules if p.parent == package]
 room_of = lambda path: '' if path.parent == package else path.parent.name
@@ -22,13 +32,20 @@ def imported(path):
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom):
             module = (node.module or '').split('.')
-            if node.level: where = [*path.parent.relative_to(package).parts][:len(path.parent.relative_to(package).parts) - node.level + 1] + module
-            elif module[0] == 'papers_lib': where = module[1:]
-            else: continue
+            if node.level:
+                where = [*path.parent.relative_to(package).parts][
+                    : len(path.parent.relative_to(package).parts) - node.level + 1
+                ] + module
+            elif module[0] == 'papers_lib':
+                where = module[1:]
+            else:
+                continue
             where = tuple(p for p in where if p)
             names = [a.name for a in node.names]
-            if (package.joinpath(*where)).is_dir(): yield from ((*where, n) for n in names)
-            else: yield where
+            if (package.joinpath(*where)).is_dir():
+                yield from ((*where, n) for n in names)
+            else:
+                yield where
 
 
 @pytest.mark.parametrize('path', modules, ids=name_of)
@@ -50,7 +67,8 @@ def test_no_two_modules_import_each_other():
 @pytest.mark.parametrize('path', papers, ids=name_of)
 def test_a_paper_takes_only_a_backbone_from_another(path):
     for target in imported(path):
-        if len(target) == 1: assert target[0] in BACKBONES, f'{path.name} imports {target[0]}'
+        if len(target) == 1:
+            assert target[0] in BACKBONES, f'{path.name} imports {target[0]}'
 
 
 @pytest.mark.parametrize('path', papers, ids=name_of)
@@ -61,14 +79,16 @@ def test_a_papers_module_is_short(path):
 def exported(path):
     "Public names that a module lists."
     for node in tree_of(path).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__': return ast.literal_eval(node.value)
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__':
+            return ast.literal_eval(node.value)
     return []
 
 
 def test_a_public_name_has_one_meaning():
     where = defaultdict(list)
     for path in modules:
-        for name in exported(path): where[name].append(name_of(path))
+        for name in exported(path):
+            where[name].append(name_of(path))
     assert {n: ps for n, ps in where.items() if len(ps) > 1 and n not in PER_PAPER} == {}
 
 
@@ -77,15 +97,18 @@ def test_no_method_is_put_onto_its_class_from_outside(path):
     for node in tree_of(path).body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         flat = [t for x in targets for t in (x.elts if isinstance(x, ast.Tuple) else [x])]
-        assert not [t for t in flat if isinstance(t, ast.Attribute) and getattr(t.value, 'id', 'a')[0].isupper()], f'line {node.lineno}: use @patch'
+        assert not [t for t in flat if isinstance(t, ast.Attribute) and getattr(t.value, 'id', 'a')[0].isupper()], (
+            f'line {node.lineno}: use @patch'
+        )
 
 
 def undocumented(path):
     "Public functions and methods without a docstring, or with a parameter that no comment explains."
-    text = path.read_text(encoding='utf-8').splitlines()
     for node in tree_of(path).body:
-        if not isinstance(node, ast.FunctionDef) or node.name.startswith('_') or node.name not in exported(path): continue
-        if not ast.get_docstring(node): yield f'{name_of(path)}: {node.name} has no docstring'
+        if not isinstance(node, ast.FunctionDef) or node.name.startswith('_') or node.name not in exported(path):
+            continue
+        if not ast.get_docstring(node):
+            yield f'{name_of(path)}: {node.name} has no docstring'
 
 
 def test_public_functions_say_what_they_do():
@@ -93,10 +116,25 @@ def test_public_functions_say_what_they_do():
 
 
 def test_nothing_stands_at_the_root_that_the_design_does_not_list():
-    listed = {'.ci', '.gitignore', 'LICENSE', 'Makefile', 'README.md', 'constraints.txt', 'data_prep', 'nbs', 'papers_lib', 'pyproject.toml',
-              'results', 'settings.ini', 'setup.py', 'tests'}
+    listed = {
+        '.ci',
+        '.gitignore',
+        'LICENSE',
+        'Makefile',
+        'README.md',
+        'constraints.txt',
+        'data_prep',
+        'nbs',
+        'papers_lib',
+        'pyproject.toml',
+        'results',
+        'settings.ini',
+        'setup.py',
+        'tests',
+    }
     told = subprocess.run(['git', 'ls-files'], cwd=root, capture_output=True, text=True).stdout.split()
-    if told: assert {t.split('/')[0] for t in told} <= listed
+    if told:
+        assert {t.split('/')[0] for t in told} <= listed
 
 
 def test_links_between_notebooks_lead_somewhere():

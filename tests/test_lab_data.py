@@ -193,13 +193,17 @@ def test_a_registry_is_read():
 
 
 @pytest.mark.parametrize('old, new, words', [
-    ('licence = "CC0"', '', 'toy: .*licence'), ('licence =', 'license =', "license: no such field, did you mean 'licence'"),
-    ('records = 2', 'records = "2"', 'toy.a.txt.records=.*must be of type int'), ('records = 2', 'records = true', 'records=True'),
+    ('licence = "CC0"', '', 'toy: .*licence'),
+    ('licence =', 'license =', "license: no such field, did you mean 'licence'"),
+    ('records = 2', 'records = "2"', 'toy.a.txt.records=.*must be of type int'),
+    ('records = 2', 'records = true', 'records=True'),
     ('records = 2', 'records = 0', 'at least 1'), ('0000', 'xyz', 'must be 64 hexadecimal digits'),
     (', mirror = "a.gz"', '', 'a.txt: no source'), ('"a.txt"', '"../a.txt"', 'must be a plain file name'),
     ('[toy]', '["a/b"]\nlicence="x"\nfiles={}\n[toy]', 'plain file name|no files'),
-    ('mirror = "a.gz"', 'official = "ftp://x"', 'must begin with http'), ('mirror = "a.gz"', 'package = "x"', 'must be .name==version'),
-    ('mirror = "a.gz"', 'mirror = "a", adapt = "unx"', "no such adapter, did you mean 'unix'"), ('[toy]', '[toy', 'sets.toml: ')])
+    ('mirror = "a.gz"', 'official = "ftp://x"', 'must begin with http'),
+    ('mirror = "a.gz"', 'package = "x"', 'must be .name==version'),
+    ('mirror = "a.gz"', 'mirror = "a", adapt = "unx"', "no such adapter, did you mean 'unix'"),
+    ('[toy]', '[toy', 'sets.toml: ')])
 def test_a_mistake_in_the_registry_is_named(old, new, words):
     assert old in GOOD
     with pytest.raises(ValueError, match=words): data.read_sets(GOOD.replace(old, new))

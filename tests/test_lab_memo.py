@@ -48,13 +48,13 @@ class Size:
     "Sizes."
     width:int = 4      # of it
 
+class Other:
+    def run(self): return 1
+
 class Model:
     "A model."
     def __init__(self, size:Size): self.size = size
     def run(self): return self.twice() + START[0]
-
-class Other:
-    def run(self): return 1
 
 @patch
 def twice(self:Model):
@@ -125,23 +125,32 @@ def house(folder, **changed):
 
 SAME = [
     ('room', '"Help."', '"Help, better said."'), ('room', '# of it', '# of the whole'), ('room', 'x:int)->int', 'x)'),
-    ('room', 'is too small', 'must not be negative'), ('room', 'unused = 5', 'unused = 6'), ('room', 'unused = 5\n', ''),
-    ('room', 'def noise(x): return x', 'def noise(x): return x + 1'), ('room', 'def area(self:Other): return 3', 'def area(self:Other): return 4'),
-    ('room', '"A room."', '"Another room."'), ('room', 'unused = 5', 'new = 1'), ('room', 'START = (1, 2)', 'START = (1,\n         2)'),
-    ('paper', 'as the paper writes it', 'better said'), ('paper', 'as fast as before', 'faster'), ('paper', '"Measure."\n', '"Measure well."\n'),
-    ('paper', "def rows(): return table['T1']", "def rows(): return table['T1'].upper()"), ('far', 'OTHER = 8', 'OTHER = 9')]
+    ('room', 'is too small', 'must not be negative'), ('room', 'unused = 5', 'unused = 6'),
+    ('room', 'unused = 5\n', ''),
+    ('room', 'def noise(x): return x', 'def noise(x): return x + 1'),
+    ('room', 'def area(self:Other): return 3', 'def area(self:Other): return 4'),
+    ('room', '"A room."', '"Another room."'), ('room', 'unused = 5', 'new = 1'),
+    ('room', 'START = (1, 2)', 'START = (1,\n         2)'),
+    ('paper', 'as the paper writes it', 'better said'), ('paper', 'as fast as before', 'faster'),
+    ('paper', '"Measure."\n', '"Measure well."\n'),
+    ('paper', "def rows(): return table['T1']", "def rows(): return table['T1'].upper()"),
+    ('far', 'OTHER = 8', 'OTHER = 9')]
 OTHERWISE = [
-    ('room', 'return x + math', 'return x - math'), ('room', 'math.floor', 'math.ceil'), ('room', 'START = (1, 2)', 'START = (3, 2)'),
-    ('room', 'width:int = 4', 'width:int = 5'), ('room', 'return 2 * helper', 'return 3 * helper'), ('room', 'dict(b=max)', 'dict(b=min)'),
-    ('room', 'kinds |= dict(b=max)', 'kinds |= dict(b=max)\nkinds["c"] = min'), ('room', 'kinds |= dict(b=max)', 'kinds |= dict(b=max)\nkinds.update(b=min)'),
+    ('room', 'return x + math', 'return x - math'), ('room', 'math.floor', 'math.ceil'),
+    ('room', 'START = (1, 2)', 'START = (3, 2)'),
+    ('room', 'width:int = 4', 'width:int = 5'), ('room', 'return 2 * helper', 'return 3 * helper'),
+    ('room', 'dict(b=max)', 'dict(b=min)'),
+    ('room', 'kinds |= dict(b=max)', 'kinds |= dict(b=max)\nkinds["c"] = min'),
+    ('room', 'kinds |= dict(b=max)', 'kinds |= dict(b=max)\nkinds.update(b=min)'),
     ('room', 'import math', 'import cmath as math'), ('room', 'import numpy as array', 'import torch as array'),
-    ('paper', 'Model.factor = 3', 'Model.factor = 4'), ('paper', 'def more(self:Model): return 4', 'def more(self:Model): return 5'),
+    ('paper', 'Model.factor = 3', 'Model.factor = 4'),
+    ('paper', 'def more(self:Model): return 4', 'def more(self:Model): return 5'),
     ('paper', 'noise=1', 'noise=2'), ('far', 'DEEP = 7', 'DEEP = 8'), ('room', 'class Model:', 'class Model(Other):'),
     ('paper', 'from .room import Model, Size, kinds', 'from .room import Other as Model, Size, kinds')]
 
 
-@pytest.fixture
-def plain_key(tmp_path): return house(tmp_path / 'plain')
+@pytest.fixture(scope='module')
+def plain_key(tmp_path_factory): return house(tmp_path_factory.mktemp('plain'))
 
 
 @pytest.mark.parametrize('file, old, new', SAME)
@@ -166,7 +175,8 @@ def test_a_helper_that_moves_into_a_room_keeps_every_result(tmp_path, plain_key)
 
 def test_definitions_that_use_each_other(tmp_path):
     far = 'def distant(): return again(3)\ndef again(n): return distant() if n else {}\n'
-    assert house(tmp_path / 'a', far=far.format(1)) == house(tmp_path / 'b', far=far.format(1)) != house(tmp_path / 'c', far=far.format(2))
+    a, b, c = (house(tmp_path / name, far=far.format(n)) for name, n in (('a', 1), ('b', 1), ('c', 2)))
+    assert a == b != c
 
 
 def test_two_helpers_that_change_places_change_the_key(tmp_path):
@@ -184,7 +194,8 @@ def test_what_runs_is_what_is_hashed(tmp_path, monkeypatch):
     memo._source_of.cache_clear()
     memo._hashed_once.cache_clear()
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ValueError, match=r'toyhouse.room was changed after it was imported \(helper differs\): restart'):
+    words = r'toyhouse.room was changed after it was imported \(helper differs\): restart'
+    with pytest.raises(ValueError, match=words):
         definitions_hash(fn)
 
 
@@ -241,9 +252,11 @@ def test_of_the_real_library_only_what_is_reached_counts(tmp_path):
 
 
 def test_keys_are_the_same_in_every_process_and_quick():
-    ask = ('import time\nfrom papers_lib import gpt2\nfrom papers_lib.engine.train import fit\nfrom papers_lib.lab.memo import definitions_hash\n'
-           'began = time.process_time()\nprint(definitions_hash(fit), definitions_hash(gpt2.GPT2), time.process_time() - began)')
-    told = [subprocess.run([sys.executable, '-c', ask], env=os.environ | dict(PYTHONHASHSEED=str(i)), capture_output=True,
+    ask = ('import time\nfrom papers_lib import gpt2\nfrom papers_lib.engine.train import fit\n'
+           'from papers_lib.lab.memo import definitions_hash\nbegan = time.process_time()\n'
+           'print(definitions_hash(fit), definitions_hash(gpt2.GPT2), time.process_time() - began)')
+    told = [subprocess.run([sys.executable, '-c', ask], env=os.environ | dict(PYTHONHASHSEED=str(i)),
+                           capture_output=True,
                            text=True, check=True).stdout.split() for i in (1, 2)]
     assert told[0][:2] == told[1][:2]
     assert min(float(t[2]) for t in told) < 0.8
@@ -278,7 +291,8 @@ def test_a_variant_is_computed_once_numbers_that_are_none_included(tmp_path):
 def record(cache): return sorted(cache.glob('variants/counted-*/record.json'))
 
 
-@pytest.mark.parametrize('harm', [lambda text: text[:20], lambda text: '', lambda text: text.replace('"n": 1', '"n": 2'),
+@pytest.mark.parametrize('harm', [lambda text: text[:20], lambda text: '',
+                                  lambda text: text.replace('"n": 1', '"n": 2'),
                                   lambda text: '{}', lambda text: 'null'])
 def test_a_damaged_record_is_said_and_computed_again(tmp_path, cache, capsys, harm):
     log = str(tmp_path / 'log')
@@ -291,7 +305,8 @@ def test_a_damaged_record_is_said_and_computed_again(tmp_path, cache, capsys, ha
     assert marks(log) == 2
 
 
-@pytest.mark.parametrize('field, value', [('config', dict(path='elsewhere')), ('fn', 'another'), ('definitions', '0' * 64)])
+@pytest.mark.parametrize('field, value', [('config', dict(path='elsewhere')), ('fn', 'another'),
+                                          ('definitions', '0' * 64)])
 def test_a_record_of_something_else_is_not_taken(tmp_path, cache, capsys, field, value):
     "Even where its seal is right: another's record under this one's name."
     log = str(tmp_path / 'log')
@@ -317,7 +332,8 @@ def odd(*, what): return dict(a=object()) if what == 'object' else {'$float': 1}
 
 @pytest.mark.parametrize('what', ['object', 'key'])
 def test_what_cannot_be_kept_is_named(what):
-    with pytest.raises(ValueError, match='result of odd: must be plain values|cannot be a key'): variant(odd, dict(what=what))
+    with pytest.raises(ValueError, match='result of odd: must be plain values|cannot be a key'):
+        variant(odd, dict(what=what))
 
 
 def test_a_configuration_is_the_same_however_it_is_written(tmp_path):
@@ -392,7 +408,8 @@ def test_many_at_once_come_in_order_each_computed_once(tmp_path):
     assert all(m.result['torch'] == 1 and m.result['omp'] == '1' and m.result['pid'] != os.getpid() for m in first)
     again = measure(threads, configs, workers=2)
     assert all(m.carried for m in again) and not any(m.carried for m in first)
-    assert [m.result for m in again] == [m.result for m in first] and [marks(f'{log}{n}') for n in (1, 2, 3)] == [1, 1, 1]
+    assert [m.result for m in again] == [m.result for m in first]
+    assert [marks(f'{log}{n}') for n in (1, 2, 3)] == [1, 1, 1]
     assert map_variants(threads, []) == []
 
 
@@ -412,7 +429,8 @@ def test_a_failing_variant_is_named_and_the_finished_are_kept(tmp_path):
     assert map_variants(fails, [dict(n=0, log=log)]) == [dict(n=0)] and marks(f'{log}0') <= 2
 
 
-@pytest.mark.parametrize('where, words', [('many', "PAPERS_WORKERS='many': must be"), ('ray://', 'must be'), ('ftp://x', 'must be')])
+@pytest.mark.parametrize('where, words', [('many', "PAPERS_WORKERS='many': must be"), ('ray://', 'must be'),
+                                          ('ftp://x', 'must be')])
 def test_a_cluster_that_is_none_is_refused(monkeypatch, tmp_path, where, words):
     monkeypatch.setenv('PAPERS_WORKERS', where)
     with pytest.raises(ValueError, match=words): map_variants(counted, [dict(path=str(tmp_path / 'log'))])
@@ -427,7 +445,8 @@ def nap(*, n, seconds, out):
     open(f'{out}/pid{n}', 'w').write(str(os.getpid()))
     time.sleep(seconds)
     return dict(y=helper(n))
-print(map_variants(nap, [dict(n=n, seconds=float(sys.argv[1]), out=sys.argv[2]) for n in (1, 2)], workers=2), flush=True)
+configs = [dict(n=n, seconds=float(sys.argv[1]), out=sys.argv[2]) for n in (1, 2)]
+print(map_variants(nap, configs, workers=2), flush=True)
 '''
 
 
@@ -471,8 +490,7 @@ CELLS = [
     'class Net:\n    def __init__(self, size): self.size = size',
     '@patch\ndef out(self:Net): return 10 * self.size.width',
     'def helper(net): return net.out() + len(widths) + kinds["a"](-1)',
-    'def net_run(*, width, seed): return dict(y=helper(Net(Size(width))) + seed)',
-    'print(json.dumps([definitions_hash(net_run), map_variants(net_run, [dict(width=w, seed=0) for w in (1, 2)], workers=2)]))']
+    'def net_run(*, width, seed): return dict(y=helper(Net(Size(width))) + seed)']
 
 
 def executed(tmp_path, *cells):
@@ -481,22 +499,27 @@ def executed(tmp_path, *cells):
     nb = new_notebook(cells=[new_code_cell(c) for c in cells],
                       metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
     nbformat.write(nb, tmp_path / 'nb.ipynb')
-    done = papermill.execute_notebook(str(tmp_path / 'nb.ipynb'), str(tmp_path / 'out.ipynb'), kernel_name='python3', progress_bar=False)
-    return json.loads(''.join(o.text for o in done.cells[-1].outputs if o.output_type == 'stream' and o.name == 'stdout'))
+    done = papermill.execute_notebook(str(tmp_path / 'nb.ipynb'), str(tmp_path / 'out.ipynb'), kernel_name='python3',
+                                      progress_bar=False)
+    printed = [o.text for o in done.cells[-1].outputs if o.output_type == 'stream' and o.name == 'stdout']
+    return json.loads(''.join(printed))
 
 
 def test_a_notebooks_own_functions_are_hashed_and_shipped(tmp_path):
-    key, results = executed(tmp_path, *CELLS)
+    changes = [(1, '(1, 2)', '(1, 2, 3)'), (1, 'abs', 'round'), (2, 'width:int = 2', 'width:int = 3'),
+               (4, '10 *', '11 *'),
+               (5, 'net.out() +', 'net.out() -')]
+    cells = [*CELLS, 'keys = {}', 'results = map_variants(net_run, [dict(width=w, seed=0) for w in (1, 2)], workers=2)']
+    note = lambda name: f'keys[{name!r}] = definitions_hash(net_run)'
+    cells += [note('first'), CELLS[4].replace(': return', ':\n    "Ten times."\n    return'), note('better said'),
+              CELLS[3], CELLS[4], note('again')]
+    for i, old, new in changes:
+        assert old in CELLS[i]
+        cells += [CELLS[i].replace(old, new), note(new), CELLS[i], note(f'back from {new}')]
+    cells += ['raise_later = 1\ndef helper(net): return 1 / 0', CELLS[5]]
+    keys, results = executed(tmp_path, *cells, note('last'), 'print(json.dumps([keys, results]))')
     assert results == [dict(y=13), dict(y=23)]
-    # cells that are executed again, or said better, are the same definitions
-    again = [*CELLS[:4], CELLS[4].replace('return', '"Ten times."\n    return'), CELLS[3], CELLS[4], *CELLS[5:]]
-    assert executed(tmp_path, *again)[0] == key
-    for i, old, new in ((1, '(1, 2)', '(1, 2, 3)'), (1, 'abs', 'round'), (2, 'width:int = 2', 'width:int = 3'), (4, '10 *', '11 *'),
-                        (5, 'net.out() +', 'net.out() -')):
-        cells = list(CELLS)
-        assert old in cells[i]
-        cells[i] = cells[i].replace(old, new)
-        assert executed(tmp_path, *cells[:-1], CELLS[-1].replace(', map_variants', ', lambda *a, **k: 0 and map_variants'))[0] != key
+    for name, key in keys.items(): assert (key == keys['first']) == (name not in {new for *_, new in changes}), name
 
 
 def test_a_cached_helper_of_a_notebook_is_refused(tmp_path):
@@ -529,7 +552,8 @@ def test_two_ray_workers_give_the_same_results(tmp_path, monkeypatch):
         print(json.dumps([far, near]))
     ''')
     (tmp_path / 'cluster.py').write_text(code, encoding='utf-8')
-    told = subprocess.run([sys.executable, str(tmp_path / 'cluster.py'), str(tmp_path)], capture_output=True, text=True, timeout=300)
+    told = subprocess.run([sys.executable, str(tmp_path / 'cluster.py'), str(tmp_path)], capture_output=True,
+                          text=True, timeout=300)
     assert told.returncode == 0, told.stderr
     far, near = json.loads(told.stdout.strip().splitlines()[-1])
     assert far == near and [r['y'] for r in far] == [0, 1, 4, 9, 16, 25] and all(r['threads'] == 1 for r in far)

@@ -190,7 +190,7 @@ def test_peak_memory_counts_the_processes_of_a_run_and_not_the_one_that_started_
 
 def test_outside_a_clone_one_sentence_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(results.importlib.util, 'find_spec', lambda name: type('Spec', (), dict(origin=str(tmp_path / 'a/b/__init__.py'))))
+    monkeypatch.setattr(results, '_installed', lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match='settings.ini and nbs/: clone it'): repo_root()
 
 

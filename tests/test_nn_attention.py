@@ -51,11 +51,13 @@ def test_flex_says_what_it_cannot_do():
     with pytest.raises(ValueError, match="impl='magic'"): attend(*qkv(), impl='magic')
 
 
-@pytest.mark.parametrize('dtype,tol', [(torch.float64, 1e-12), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])   # half types: about two ulps at 1
+# half types: about two ulps at 1
+@pytest.mark.parametrize('dtype,tol', [(torch.float64, 1e-12), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
 def test_attention_keeps_the_dtype(dtype, tol):
     exact = attend(*[x.to(dtype).double() for x in qkv()], causal(), impl='plain')
     for impl in ('plain', 'sdpa'):
-        y = attend(*qkv(dtype=torch.float64) if dtype == torch.float64 else [x.to(dtype) for x in qkv()], causal(), impl=impl)
+        inputs = qkv(dtype=torch.float64) if dtype == torch.float64 else [x.to(dtype) for x in qkv()]
+        y = attend(*inputs, causal(), impl=impl)
         assert y.dtype == dtype
         if dtype == torch.float64: exact = attend(*qkv(dtype=dtype), causal(), impl='plain')
         close(y.double(), exact, atol=tol, rtol=tol)
@@ -80,7 +82,10 @@ def test_weights_sum_to_one_or_to_zero():
 def test_single_causal_query_and_square_causal_make_no_dense_mask(monkeypatch):
     seen = []
     original = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, 'scaled_dot_product_attention', lambda q, k, v, m=None, p=0., c=False, **kw: (seen.append((m is None, c)), original(q, k, v, m, p, c, **kw))[1])
+    def watched(q, k, v, mask=None, dropout=0., is_causal=False, **kw):
+        seen.append((mask is None, is_causal))
+        return original(q, k, v, mask, dropout, is_causal, **kw)
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', watched)
     for t, s in ((9, 9), (1, 9), (4, 9), (1, 1)): attend(*qkv(t, s), causal())
     assert seen == [(True, True), (True, False), (False, False), (True, False)]
 
@@ -113,11 +118,13 @@ def test_cache_writes_in_place_and_grows_rarely():
 
 def test_cache_reorder_and_expand_move_rows_and_padding():
     pad = torch.tensor([[True, True], [False, True]])
-    cache, new = KVCache(2, pad), torch.arange(2.)[:, None, None, None].expand(2, 1, 2, 3)
+    cache = KVCache(2, pad)
+    new = torch.arange(2.)[:, None, None, None].expand(2, 1, 2, 3)
     for layer in range(2): cache.update(layer, new, new)
     cache.advance(2)
     wide = cache.expand(3)
-    assert wide.update(0, new[:1, :, :0].expand(6, 1, 0, 3), new[:1, :, :0].expand(6, 1, 0, 3))[0][:, 0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    nothing = new[:1, :, :0].expand(6, 1, 0, 3)
+    assert wide.update(0, nothing, nothing)[0][:, 0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
     assert wide.pad[:, 0].tolist() == [True] * 3 + [False] * 3 and wide.length == 2
     cache.reorder(torch.tensor([1, 1, 0]))
     assert cache.v[1][:, 0, 1, 2].tolist() == [1, 1, 0] and cache.pad[:, 0].tolist() == [False, False, True]

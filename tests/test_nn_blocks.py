@@ -9,7 +9,7 @@ from papers_lib.nn import attention
 from papers_lib.nn.activations import gates
 from papers_lib.nn.attention import SelfAttention, available
 from papers_lib.nn.blocks import MLP, Block, Decoder
-from papers_lib.nn.masks import causal, documents, full
+from papers_lib.nn.masks import causal, full, same_document
 from papers_lib.nn.norms import LayerNorm
 from papers_lib.nn.positions import Positions, position_kinds
 
@@ -59,7 +59,7 @@ def test_gated_mlp_is_gate_then_up(act):
 def test_documents_do_not_see_each_other():
     torch.manual_seed(0)
     block, x = Block(32, 4, 64), torch.randn(1, 10, 32)
-    packed = block(x, causal() & documents(torch.tensor([[0] * 4 + [1] * 6])))
+    packed = block(x, causal() & same_document(torch.tensor([[0] * 4 + [1] * 6])))
     close(packed[:, :4], block(x[:, :4], causal())); close(packed[:, 4:], block(x[:, 4:], causal()))
 
 

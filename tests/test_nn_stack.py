@@ -31,11 +31,9 @@ def lively(model):
     gen = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=gen) * .2 if p.ndim > 1 else p + torch.randn(p.shape, generator=gen) * .3)
+            drawn = torch.randn(p.shape, generator=gen)
+            p.copy_(drawn * .2 if p.ndim > 1 else p + drawn * .3)
     return model
-
-
-def renamed(state): return {k.replace('pos_emb', 'positions'): v for k, v in state.items()}
 
 
 # ---- the papers' classes
@@ -43,7 +41,7 @@ def renamed(state): return {k.replace('pos_emb', 'positions'): v for k, v in sta
 def test_gpt2s_parts_give_gpt2s_logits(ids):
     paper = lively(GPT2(GPT2Config(n_vocab=50, ctx_len=24, d_model=32, n_layer=3, n_head=4)).eval())
     ours = model(Parts(), dataclasses.replace(SIZES, d_ff=None))
-    ours.load_state_dict(renamed(paper.state_dict()))
+    ours.load_state_dict(paper.state_dict())
     close(ours(ids), paper(ids), atol=1e-5, rtol=1e-5)
     assert paper(ids).std() > .5
 
@@ -64,7 +62,7 @@ def test_a_pattern_of_windows_gives_gpt3s_logits(ids):
     paper = lively(GPT3(GPT3Config(n_vocab=50, ctx_len=24, d_model=32, n_layer=3, n_head=4, window=5)).eval())
     sizes = dataclasses.replace(SIZES, d_ff=None)
     ours = model(Parts(windows=(None, 5)), sizes)
-    ours.load_state_dict(renamed(paper.state_dict()))
+    ours.load_state_dict(paper.state_dict())
     assert ours.windows == paper.windows == (None, 5, None)
     close(ours(ids), paper(ids), atol=1e-5, rtol=1e-5)
     dense = model(Parts(), sizes)
@@ -105,8 +103,8 @@ def test_every_kind_but_none_tells_places_apart(name, ids):
     stack = lively(model(Parts(positions=name)))
     swapped = ids.clone()
     swapped[:, [3, 4]] = ids[:, [4, 3]]
-    same = stack(ids, mask=torch.ones(20, 20).bool())[:, -1].allclose(
-        stack(swapped, mask=torch.ones(20, 20).bool())[:, -1], atol=1e-4)
+    last = lambda x: stack(x, mask=torch.ones(20, 20).bool())[:, -1]
+    same = last(ids).allclose(last(swapped), atol=1e-4)
     assert same == (name == 'none')
 
 
@@ -117,10 +115,12 @@ def test_a_sequence_longer_than_the_context_is_refused_for_every_kind():
 
 
 @pytest.mark.parametrize('field,value', [
-    *itertools.product(['n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head', 'n_kv_head', 'd_ff'], [0, -1, 2.5, '4', True]),
+    *itertools.product(['n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head', 'n_kv_head', 'd_ff'],
+                       [0, -1, 2.5, '4', True]),
     ('n_vocab', None), ('n_head', 5), ('n_kv_head', 3), ('dropout', 1.), ('dropout', -.1), ('eps', 0.)])
 def test_bad_sizes_are_named_with_their_value_and_rule(field, value):
-    with pytest.raises(ValueError, match=f'^Sizes.{field}={value!r}: must '): dataclasses.replace(SIZES, **{field: value})
+    with pytest.raises(ValueError) as e: dataclasses.replace(SIZES, **{field: value})
+    assert str(e.value).startswith(f'Sizes.{field}={value!r}: must ')
 
 
 @pytest.mark.parametrize('field,value', [
@@ -204,8 +204,9 @@ def test_widened_comes_nearest(parts, n):
     state = torch.get_rng_state()
     twin = widened(SIZES, parts, n)
     assert torch.get_rng_state().equal(state) and dataclasses.replace(twin, d_ff=48) == SIZES
-    off = abs(count(twin) - n)
-    assert all(off <= abs(count(dataclasses.replace(twin, d_ff=twin.d_ff + i)) - n) for i in (-1, 1) if twin.d_ff + i > 0)
+    off = lambda sizes: abs(count(sizes) - n)
+    near = [dataclasses.replace(twin, d_ff=twin.d_ff + i) for i in (-1, 1) if twin.d_ff + i > 0]
+    assert all(off(twin) <= off(other) for other in near)
 
 
 def test_widened_says_when_there_are_too_few():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # %% auto #0
-__all__ = ['choice_rules', 'RULES', 'Question', 'Schema', 'few_shot', 'draw_shots', 'choose', 'ask', 'within_budget', 'loose',
+__all__ = ['choice_rules', 'Question', 'Schema', 'few_shot', 'draw_shots', 'choose', 'ask', 'within_budget', 'loose',
            'ask_written']
 
 # %% ../../nbs/engine/10_choices.ipynb #8661b7d0
@@ -80,7 +80,6 @@ def draw_shots(
 
 # %% ../../nbs/engine/10_choices.ipynb #073ddd14
 choice_rules = ('sum', 'token', 'char', 'answer')
-RULES = choice_rules      # transitional
 
 # %% ../../nbs/engine/10_choices.ipynb #30b94a1d
 def choose(

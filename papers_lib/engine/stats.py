@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 # %% auto #0
-__all__ = ['verdict_rules', 'RULES', 'Effect', 'mean_t', 'paired_t', 'slope', 'trends', 'rank_skill', 'bootstrap', 'over_units',
+__all__ = ['verdict_rules', 'Effect', 'mean_t', 'paired_t', 'slope', 'trends', 'rank_skill', 'bootstrap', 'over_units',
            'round_robin', 'median_interval', 'time_ratio', 'Row', 'verdict']
 
 # %% ../../nbs/engine/12_stats.ipynb #e46f5b14
@@ -186,7 +186,6 @@ _bounds = ('at_least', 'at_most')
 
 verdict_rules = dict(claim=('greater', 'less', 'trend', 'equal', 'exact'), table=('paper', 'scaled'),
                      parity=_bounds, speed=_bounds, leak=_bounds)
-RULES = verdict_rules      # transitional
 
 # %% ../../nbs/engine/12_stats.ipynb #e7cf351f
 def verdict(

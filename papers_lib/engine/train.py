@@ -118,7 +118,7 @@ def flops_per_token(
     ctx_len:int,        # tokens a sequence
 )->float:               # FLOP
     "FLOPs of training on one token, attention included; learned position tables only look up."
-    looked_up = {'positions', 'pos_emb'}
+    looked_up = {'positions'}
     n = sum(p.numel() for k, p in model.named_parameters() if not looked_up & {*k.split('.')})
     return 6 * n + 12 * model.cfg.n_layer * model.cfg.d_model * ctx_len
 

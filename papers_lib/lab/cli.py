@@ -23,7 +23,7 @@ def _stop(message, code:int=2):
     print('papers: ' + ' '.join(str(message).split()), file=sys.stderr)
     raise typer.Exit(code)
 
-# %% ../../nbs/lab/14_cli.ipynb #8b5c2008
+# %% ../../nbs/lab/14_cli.ipynb #9405b251
 _extras = dict(run=('papermill', 'nbclient', 'nbformat', 'nbconvert', 'jupyter_client', 'ipykernel', 'jupyterlab', 'wandb', 'matplotlib'),
                dev=('nbdev', 'pytest', 'ruff', 'hypothesis'), eval=('lm_eval',))
 
@@ -45,7 +45,7 @@ def _one_line(fn):
             _stop(_lacking(e.name), 1)
     return wrapped
 
-# %% ../../nbs/lab/14_cli.ipynb #a94bd0d6
+# %% ../../nbs/lab/14_cli.ipynb #aacb88c9
 def _value(text:str):
     "Read a value as JSON, or in Python's spelling, or as it stands."
     try: return json.loads(text)
@@ -62,7 +62,7 @@ def _list(as_json:_Json=False):
     line = lambda r: f"{r['name']:14} {r['notebook']:28} {r['title']}"
     print(json.dumps(rows, indent=1) if as_json else '\n'.join(map(line, rows)))
 
-# %% ../../nbs/lab/14_cli.ipynb #ef9ae5a6
+# %% ../../nbs/lab/14_cli.ipynb #db70c935
 def _paper(name:str):   # a Paper
     "Find a paper by its name; one that does not exist, or that was not exported, is a line of error."
     from papers_lib.lab.data import did_you_mean
@@ -75,7 +75,7 @@ def _paper(name:str):   # a Paper
     if found is None: raise BadRequest(f'papers_lib has no module {name}: `make export` writes it from the notebook')
     return found
 
-# %% ../../nbs/lab/14_cli.ipynb #3633123f
+# %% ../../nbs/lab/14_cli.ipynb #a035002e
 def _parameters(items:list[str])->dict:
     "Sort what --set says into parameters and overrides."
     parameters, overrides = {}, {}
@@ -222,7 +222,7 @@ def _kernel_lines()->list[tuple[str, str, str]]:
     found = linear.kernel_choices() if hasattr(linear, 'kernel_choices') else {}
     return [(f'kernel {what}', str(choice), '') for what, choice in found.items()]
 
-# %% ../../nbs/lab/14_cli.ipynb #4ada221f
+# %% ../../nbs/lab/14_cli.ipynb #c22b4034
 def machine_lines()->list[tuple[str, str, str]]:   # (what, found, advice; empty if all is well)
     "Look at everything that a run may need."
     import os, platform, torch
@@ -259,12 +259,13 @@ def _bench(
     peer:Annotated[Optional[Path], typer.Option(help='a checkout of nanoGPT, raced beside transformers')]=None,
 ):
     "Measure a paper's speed rows."
+    declared = _paper(paper)
     from papers_lib.lab.bench import run_races
     from papers_lib.lab.results import fresh_folder, provenance, repo_root, write_results
     from papers_lib.lab.runner import stops_like_ctrl_c
     from papers_lib.store.files import atomic_write
     stops_like_ctrl_c()
-    started, rows, declared = time.time(), [], _paper(paper)
+    started, rows = time.time(), []
     try:
         for row in run_races(declared, only, seed, peer):
             rows.append(row)

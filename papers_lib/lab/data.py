@@ -11,16 +11,14 @@ from importlib import resources
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['adapters', 'nearest', 'registry', 'FileSpec', 'SetSpec', 'did_you_mean', 'read_sets', 'known', 'Dataset', 'get',
-           'available', 'documents', 'data_table', 'LMCorpus', 'lm_corpus', 'hf_checkpoint']
+__all__ = ['adapters', 'registry', 'FileSpec', 'SetSpec', 'did_you_mean', 'read_sets', 'known', 'Dataset', 'get', 'available',
+           'documents', 'data_table', 'LMCorpus', 'lm_corpus']
 
 # %% ../../nbs/lab/01_data.ipynb #63a862e3
 from .memo import definitions_hash, finders
 from ..store.cache import cache_dir, kept, note_read
 from ..store.fetch import NotFound, download, hub_folder, wheel_member
-from ..store.fetch import TIMEOUT, unreachable   # transitional
 from ..store.files import CorruptFile, seal, unseal
-from ..store.files import locked   # transitional
 from ..text.corpora import Shards, read_documents, write_shards
 from ..text.tokenizers import FastBPE, train_fast_bpe
 
@@ -61,8 +59,6 @@ def did_you_mean(
     "Suggest what may have been meant."
     near = difflib.get_close_matches(name, list(names), 1)
     return f', did you mean {near[0]!r}?' if near else f'; there are {", ".join(names)}'
-
-nearest = did_you_mean   # transitional
 
 # %% ../../nbs/lab/01_data.ipynb #c96bf626
 def _entry(kind, told, where):
@@ -286,22 +282,3 @@ def lm_corpus(
     folder = kept('corpora', f'{name}-{n_vocab}-{hash[:16]}', lambda tmp: _tokenise(name, n_vocab, tmp))
     return LMCorpus(name, hash, FastBPE.load(folder / 'tokenizer'), Shards.open(folder / 'train'),
                     Shards.open(folder / 'valid'))
-
-# %% ../../nbs/lab/01_data.ipynb #76b123bf
-def hf_checkpoint(   # transitional
-    source:str|Path,   # a folder with config.json and model.safetensors, or a name on the Hugging Face hub
-)->tuple[dict, dict]:  # the configuration, tensors by name
-    "Read a checkpoint in the public layout; safetensors only, no code."
-    from safetensors.torch import load_file
-    folder = Path(source) if Path(source).is_dir() else hub_folder(str(source))
-    files = sorted(folder.glob('*.safetensors'))
-    if not files or not (folder / 'config.json').exists():
-        raise NotFound(f'{source}: config.json or a safetensors file is missing')
-    tensors = {}
-    for f in files: tensors |= load_file(f)
-    return json.loads((folder / 'config.json').read_text(encoding='utf-8')), tensors
-
-def __getattr__(name):   # transitional
-    if name not in ('questions', 'question_sets'): raise AttributeError(f'{__name__} has no attribute {name!r}')
-    from papers_lib.lab import questions as moved
-    return getattr(moved, name)

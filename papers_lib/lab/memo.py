@@ -664,9 +664,15 @@ def _follow(parent:int)->None:
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
-def _work(fn, config, name, definitions, parent:int)->Measured:   # parent: 0 on another machine
+def _settings()->dict:
+    "What workers of this machine are told: whom they follow, and where cache and mirror are."
+    return dict(parent=os.getpid(), env={k: v for k, v in os.environ.items() if k.startswith('PAPERS_')})
+
+def _work(fn, config, name, definitions, told:dict|None)->Measured:   # told: `_settings`; None on another machine
     "Body of a worker: one variant, one thread."
-    if parent: _follow(parent)
+    if told:
+        _follow(told['parent'])
+        os.environ.update(told['env'])                        # workers are used again, and may be older than a setting
     os.environ['PAPERS_PROGRESS'] = 'off'
     if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(1)
     try: return _measure(fn, config, name, definitions)
@@ -705,7 +711,7 @@ def _fan_out(fn, configs, definitions, workers)->list[Measured]:
     where, name = os.environ.get('PAPERS_WORKERS', ''), fn.__qualname__
     call = joblib.delayed(_work)
     if where and not where.isdigit():
-        with _cluster(where): done = joblib.Parallel(batch_size=1)(call(fn, c, name, definitions, 0) for c in configs)
+        with _cluster(where): done = joblib.Parallel(batch_size=1)(call(fn, c, name, definitions, None) for c in configs)
         for found in done: _keep(found)                       # the machines may have a cache of their own
         return done
     workers = min(workers or int(where or 0) or len(os.sched_getaffinity(0)), len(configs))
@@ -713,7 +719,7 @@ def _fan_out(fn, configs, definitions, workers)->list[Measured]:
     with joblib.parallel_config(backend='loky', inner_max_num_threads=1):
         try:
             return joblib.Parallel(n_jobs=workers, batch_size=1, max_nbytes=None)(
-                call(fn, c, name, definitions, os.getpid()) for c in configs)
+                call(fn, c, name, definitions, _settings()) for c in configs)
         except TerminatedWorkerError:
             raise RuntimeError(f'{name}: a worker process ended, killed or out of memory; finished variants are '
                                f'kept') from None

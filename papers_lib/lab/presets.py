@@ -15,7 +15,6 @@ __all__ = ['PRESETS', 'rules', 'DataConfig', 'RunSpec', 'finite', 'Claim', 'Pape
 
 # %% ../../nbs/lab/03_presets.ipynb #019070ba
 from .data import did_you_mean, registry
-from .data import nearest   # transitional
 
 # %% ../../nbs/lab/03_presets.ipynb #8168aedb
 PRESETS = ('tiny', 'cpu', 'gpu', 'paper')
@@ -255,14 +254,8 @@ def _check_model(paper, spec):
 def check_parameters(
     paper:Paper|str,               # or the name of one that has no module yet
     parameters:dict,               # of the notebook: preset, seed, ..., overrides
-    runs:dict|None=None,           # transitional
-    statements:dict|None=None,     # transitional
 )->RunSpec|None:                   # the preset's run with its overrides; None for a paper without a module
     "Refuse a value that breaks its rule; the error names the parameter, the value, the rule and the nearest name."
-    if runs and isinstance(paper, str):   # transitional
-        claims = {id: c if isinstance(c, Claim) else Claim(*(c or ('', 'greater')), over='units')
-                  for id, c in (statements or {}).items()}
-        paper = Paper(paper, dict, runs, claims)
     known = paper.runs if isinstance(paper, Paper) else PRESETS
     preset = parameters.get('preset', 'tiny')
     if preset not in known:

@@ -18,10 +18,13 @@ __all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'noteboo
 from ..store.files import atomic_write
 
 # %% ../../nbs/lab/08_results.ipynb #6d46ae26
+def _installed()->Path:
+    "The folder that holds the package: the repository, where it was installed with `pip install -e`."
+    return Path(importlib.util.find_spec('papers_lib').origin).resolve().parents[1]
+
 def repo_root()->Path:
     "The folder with settings.ini and nbs/: here or above, else where this package was installed from."
-    installed = Path(importlib.util.find_spec('papers_lib').origin).resolve().parents[1]
-    for p in (Path.cwd(), *Path.cwd().parents, installed):
+    for p in (Path.cwd(), *Path.cwd().parents, _installed()):
         if (p / 'settings.ini').exists() and (p / 'nbs').is_dir(): return p
     raise FileNotFoundError('this needs the repository, and no folder here or above has its settings.ini and nbs/: '
                             'clone it with git, go there and run `make setup`')
@@ -30,7 +33,7 @@ def results_dir()->Path:
     "The folder of published results."
     return repo_root() / 'results'
 
-# %% ../../nbs/lab/08_results.ipynb #8dfbcf53
+# %% ../../nbs/lab/08_results.ipynb #76692584
 def paper_notebooks(
     root:Path|None=None,   # of a repository; None is this one
 )->dict[str, Path]:        # name -> path, in reading order
@@ -100,7 +103,7 @@ def cpu_name()->str:
     "Name the model of this CPU."
     return _cpu_info('model name') or platform.processor() or platform.machine()
 
-# %% ../../nbs/lab/08_results.ipynb #0e32fd35
+# %% ../../nbs/lab/08_results.ipynb #ef5b42b4
 def machine()->dict:
     "Describe this machine: CPU or GPU, what it multiplies with, cores, memory."
     import torch
@@ -282,7 +285,7 @@ def publish(
     return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json",
                         (folder / 'results.json').read_text(encoding='utf-8'))
 
-# %% ../../nbs/lab/08_results.ipynb #a95fe363
+# %% ../../nbs/lab/08_results.ipynb #23577a76
 def run_order(folder:Path)->tuple[int, ...]:
     "Give the numbers in the name of a run's folder, by which runs are ordered."
     return tuple(map(int, re.findall(r'\d+', folder.name)))

@@ -155,8 +155,9 @@ class Run:
             if id not in done: self.not_attempted(id, why)
         order = {k: i for i, k in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
         self.rows.sort(key=lambda r: (order[r.kind], r.id))
-        told = provenance(self.preset, self.seeds, self.started, self.overrides, self.selected, _running(self))
-        told |= _origins(self.variants)
+        data = {name: hash for m in self.variants for name, hash in m.reads.items()}
+        told = provenance(self.preset, self.seeds, self.started, self.overrides, self.selected, _running(self), data)
+        told |= dict(variants=_origins(self.variants))
         write_results(self.out / 'results.json', self.rows, told)
         atomic_write(self.out / 'provenance.json', json.dumps(told, indent=1))
         for t in self.trackers: t.finish()
@@ -165,12 +166,10 @@ class Run:
 
 # %% ../../nbs/lab/06_run.ipynb #b72ac092
 def _origins(variants:list[Measured])->dict:
-    "Tell the data and the origin of variants."
-    data = {name: hash for m in variants for name, hash in m.reads.items()}
+    "Tell how many variants were computed, and where the others came from."
     carried = Counter((m.commit, m.machine) for m in variants if m.carried)
-    return dict(data=data, variants=dict(
-        computed=sum(not m.carried for m in variants),
-        carried=[dict(n=n, commit=commit, machine=machine) for (commit, machine), n in sorted(carried.items())]))
+    return dict(computed=sum(not m.carried for m in variants),
+                carried=[dict(n=n, commit=commit, machine=machine) for (commit, machine), n in sorted(carried.items())])
 
 # %% ../../nbs/lab/06_run.ipynb #d689aa2e
 def _running(run)->str:

@@ -21,7 +21,7 @@ class BadRequest(ValueError):
 
 _set_by_options = {'preset': '--preset (preset= in Python)', 'out_dir': '--out (out= in Python)'}
 
-# %% ../../nbs/lab/07_runner.ipynb #3f46db5c
+# %% ../../nbs/lab/07_runner.ipynb #ac81f124
 def _parameters_of(notebook:Path)->list[str]:
     "Name the parameters that a notebook takes."
     import papermill
@@ -69,7 +69,7 @@ def check_request(
         if spec and (note := missing_data(spec)): print(f'{n}: {note}', file=sys.stderr)
     return {n: found[n] for n in chosen if n not in unfit}, unfit
 
-# %% ../../nbs/lab/07_runner.ipynb #d9d17c54
+# %% ../../nbs/lab/07_runner.ipynb #e9c0d4e5
 def _kernel_of_this_python():
     "Make a kernel manager whose kernel is this interpreter, whatever kernels are installed under its name."
     from ipykernel.kernelspec import get_kernel_dict
@@ -137,7 +137,7 @@ def execute(
     atomic_write(out / 'status.json', json.dumps(status, indent=1))
     return status
 
-# %% ../../nbs/lab/07_runner.ipynb #fb8f7e2e
+# %% ../../nbs/lab/07_runner.ipynb #1afb61ef
 def _run_cells(paper, notebook, out, parameters, timeout, status)->dict:   # what became of it
     "Run a notebook's cells; whatever happens, say it."
     import papermill
@@ -235,7 +235,7 @@ def run_notebooks(
         raise
     return done
 
-# %% ../../nbs/lab/07_runner.ipynb #4776a57c
+# %% ../../nbs/lab/07_runner.ipynb #3fcdefbb
 def _launch(name, notebook, base, common)->tuple[subprocess.Popen, Path]:
     "Start the process of one notebook in a folder of its own."
     _close(base)
@@ -291,10 +291,3 @@ def _outcome(preset, name, folder)->dict:
         try: atomic_write(folder / 'status.json', json.dumps(status))
         except OSError as e: status['error'] += f'; {e}'                     # a full disk: the report is all there is
     return status | dict(folder=str(folder))
-
-# %% ../../nbs/lab/07_runner.ipynb #ea72316d
-def __getattr__(name):   # transitional
-    from papers_lib.lab import run, memo
-    for module in (run, memo):
-        if hasattr(module, name): return getattr(module, name)
-    raise AttributeError(name)

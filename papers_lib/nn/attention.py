@@ -22,7 +22,7 @@ from .positions import rotate
 # %% ../../nbs/nn/06_attention.ipynb #cae5ec52
 def _bool_mask(mask, t, s, device):
     "A mask of any kind as a bool tensor that broadcasts to (b, h, t, s), or None."
-    if isinstance(mask, Mask): mask = mask.dense(t, s, max(s - t, 0), device)    # queries are the last t of the s places
+    if isinstance(mask, Mask): mask = mask.dense(t, s, max(s - t, 0), device)    # queries are the last t of s places
     return mask[:, None] if mask is not None and mask.ndim == 3 else mask        # (b, t, s) -> (b, 1, t, s)
 
 # %% ../../nbs/nn/06_attention.ipynb #9940b56a
@@ -49,14 +49,16 @@ def _plain(q, k, v, mask, bias, scale, dropout):
 
 # %% ../../nbs/nn/06_attention.ipynb #7e0c0cee
 def _sdpa(q, k, v, mask, bias, scale, dropout):
-    t, s, is_causal = q.shape[2], k.shape[2], False
+    t, s = q.shape[2], k.shape[2]
+    is_causal = False
+    grouped = q.shape[1] != k.shape[1]
     earlier, width = mask.local if bias is None and isinstance(mask, Mask) and mask.local else (False, None)
     if earlier and (width is None or width >= s) and t in (1, s): mask, is_causal = None, t > 1
     elif earlier and t == 1: mask, k, v = None, k[:, :, -width:], v[:, :, -width:]
     elif earlier and t == s >= max(1024, 4 * width): return _by_blocks(q, k, v, width, scale, dropout)
     elif mask is not None: mask = _bool_mask(mask, t, s, q.device)
     if bias is not None: mask = _as_bias(mask, bias, q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, scale=scale, enable_gqa=grouped)
 
 # %% ../../nbs/nn/06_attention.ipynb #0f05f4da
 def _as_bias(mask, bias, dtype):
@@ -74,21 +76,22 @@ def _blocks_mask(n, w, device):   # (n, w, 2w) bool
 # %% ../../nbs/nn/06_attention.ipynb #bc4b08b2
 def _by_blocks(q, k, v, w, scale, dropout):
     "Attend within a causal window of w tokens, a block of w queries at a time."
-    b, _, t, _ = q.shape; n = -(-t // w)
-    # each block with the one before it: (b n, g, 2w, k)
-    def near(x):
+    b, _, t, _ = q.shape
+    n = -(-t // w)
+    def near(x):                                     # each block with the one before it: (b n, g, 2w, k)
         x = F.pad(x, (0, 0, w, n * w - t)).unflatten(2, (n + 1, w))
         return torch.cat([x[:, :, :-1], x[:, :, 1:]], 3).transpose(1, 2).flatten(0, 1)
     Q = F.pad(q, (0, 0, 0, n * w - t)).unflatten(2, (n, w)).transpose(1, 2).flatten(0, 1)       # (b n, h, w, k)
     mask = _blocks_mask(n, w, q.device).repeat(b, 1, 1)[:, None]
-    y = F.scaled_dot_product_attention(Q, near(k), near(v), mask, dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    grouped = q.shape[1] != k.shape[1]
+    y = F.scaled_dot_product_attention(Q, near(k), near(v), mask, dropout, scale=scale, enable_gqa=grouped)
     return y.unflatten(0, (b, n)).transpose(1, 2).flatten(2, 3)[:, :, :t]
 
 # %% ../../nbs/nn/06_attention.ipynb #c2cfde07
 @lru_cache(maxsize=2)
 def _compiled_flex(device):
     from torch.nn.attention.flex_attention import flex_attention
-    return torch.compile(flex_attention, dynamic=False if device == 'cpu' else None)   # torch 2.13: dynamic C++ does not build
+    return torch.compile(flex_attention, dynamic=False if device == 'cpu' else None)   # dynamic C++ does not build
 
 # %% ../../nbs/nn/06_attention.ipynb #1c986bd8
 def _block_mask(mask, b, h, t, s, device):
@@ -107,11 +110,13 @@ def _flex(q, k, v, mask, bias, scale, dropout):
     if dropout: raise ValueError(f"dropout={dropout}: impl='flex' has none, use 'sdpa' or 'plain'")
     if q.device.type == 'cpu' and any(x.requires_grad for x in (q, k, v)):
         raise ValueError("impl='flex' has no backward pass on a CPU: detach the inputs or use 'sdpa'")
-    (b, h, t, _), s = q.shape, k.shape[2]
+    b, h, t, _ = q.shape
+    s = k.shape[2]
     blocks = None if mask is None else _block_mask(mask, b, h, t, s, q.device)
     table = None if bias is None else bias.expand(b, h, t, s)
     add = None if bias is None else lambda score, b, h, i, j: score + table[b, h, i, j]
-    return _compiled_flex(q.device.type)(q, k, v, score_mod=add, block_mask=blocks, scale=scale, enable_gqa=h != k.shape[1])
+    attention = _compiled_flex(q.device.type)
+    return attention(q, k, v, score_mod=add, block_mask=blocks, scale=scale, enable_gqa=h != k.shape[1])
 
 # %% ../../nbs/nn/06_attention.ipynb #08c2b4ef
 _impls = {'auto': _sdpa, 'sdpa': _sdpa, 'plain': _plain, 'flex': _flex}
@@ -121,7 +126,7 @@ def attend(
     q:Float[Tensor, 'b h t k'],   # queries
     k:Float[Tensor, 'b g s k'],   # keys, g divides h
     v:Float[Tensor, 'b g s k'],   # values
-    mask:Mask|Bool[Tensor, '*b t s']|None=None,   # True = may attend; with a `Mask` and s > t the queries are the last t places
+    mask:Mask|Bool[Tensor, '*b t s']|None=None,   # True = may attend; with a `Mask` queries are the last t of s places
     bias:Float[Tensor, '*h t s']|None=None,       # added to the scores, broadcasts to (b, h, t, s)
     scale:float|None=None,        # of the scores, 1/sqrt(k) if not given
     dropout:float=0.,             # probability of dropping a weight, in [0, 1)
@@ -143,7 +148,7 @@ class KVCache:
     "Keep the keys and values of the tokens read so far, for every layer."
     def __init__(self,
         n_layer:int,                            # layers that will write
-        pad:Bool[Tensor, 'b t']|None=None,      # True = real token, for prompts padded on the left; None if nothing is padded
+        pad:Bool[Tensor, 'b t']|None=None,      # True = real token, of prompts padded on the left; None: no padding
     ):
         self.k = [None] * n_layer       # each (b, g, capacity, k)
         self.v = [None] * n_layer
@@ -154,7 +159,7 @@ class KVCache:
         layer:int,                      # which layer writes
         k:Float[Tensor, 'b g t k'],     # keys of the new tokens
         v:Float[Tensor, 'b g t k'],     # values of the new tokens
-    )->tuple[Float[Tensor, 'b g s k'], Float[Tensor, 'b g s k']]:   # all so far, s = length + t; views, until the next update
+    )->tuple[Float[Tensor, 'b g s k'], Float[Tensor, 'b g s k']]:   # all so far, s = length + t; views for now
         "Write the keys and values of new tokens."
         t = k.shape[2]
         end = self.length + t

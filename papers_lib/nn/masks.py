@@ -6,11 +6,12 @@
 from __future__ import annotations
 from collections.abc import Callable
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from jaxtyping import Bool, Int
 
 # %% auto #0
-__all__ = ['Mask', 'dense', 'flex', 'show', 'full', 'causal', 'banded', 'prefix', 'padding', 'documents']
+__all__ = ['Mask', 'full', 'causal', 'banded', 'prefix', 'padding', 'same_document']
 
 # %% ../../nbs/nn/05_masks.ipynb #fda0ffa4
 class Mask:
@@ -21,16 +22,21 @@ class Mask:
         n_batch:int|None=None,       # rows of the batch that the rule depends on, None if it is the same for all
         device:torch.device|None=None,   # where the rule's own tensors live
     ):
-        self.rule, self.name, self.n_batch, self.device = rule, name, n_batch, device
+        self.rule = rule
+        self.name = name
+        self.n_batch = n_batch
+        self.device = device
         # (earlier only?, width or None) of `causal()`, `banded(w)` and their `&`: lets attention take its fast paths
         self.local = None
         self._blocks = {}            # block masks already built for FlexAttention, by shape
 
     def __repr__(self): return self.name
+
     def __and__(self, other):
         both = _join(self, other, lambda x, y: x & y, '&')
         if both is not NotImplemented and self.local and other.local: both.local = _narrower(self.local, other.local)
         return both
+
     def __or__(self, other): return _join(self, other, lambda x, y: x | y, '|')
     def __invert__(self): return Mask(lambda b, h, q, k: ~self.rule(b, h, q, k), f'~{self}', self.n_batch, self.device)
 
@@ -38,7 +44,8 @@ class Mask:
 def _join(x, y, op, sign):
     if not isinstance(y, Mask): return NotImplemented
     sizes = {m.n_batch for m in (x, y)} - {None}
-    if len(sizes) > 1: raise ValueError(f'{x} has {x.n_batch} rows and {y} has {y.n_batch}: masks of one batch have equal rows')
+    if len(sizes) > 1:
+        raise ValueError(f'{x} has {x.n_batch} rows and {y} has {y.n_batch}: masks of one batch have equal rows')
     return Mask(lambda b, h, q, k: op(x.rule(b, h, q, k), y.rule(b, h, q, k)), f'({x} {sign} {y})',
                 max(sizes, default=None), x.device or y.device)
 
@@ -47,33 +54,33 @@ def _narrower(x, y):
     return x[0] or y[0], min(widths, default=None)
 
 # %% ../../nbs/nn/05_masks.ipynb #14db1df8
-def dense(self,
+@patch
+def dense(self:Mask,
     t:int,                             # queries
     s:int|None=None,                   # keys, `t` if not given
     q_offset:int=0,                    # absolute place of the first query
     device:torch.device|str|None=None, # where to build it
 )->Bool[Tensor, '*b t s']:             # (t, s), or (b, t, s) if it depends on the row
     "Evaluate the mask on every pair of places."
-    s, device = t if s is None else s, device or self.device
+    s = t if s is None else s
+    device = device or self.device
     q = torch.arange(q_offset, q_offset + t, device=device)[:, None]    # (t, 1)
     k = torch.arange(s, device=device)                                  # (s)
     b = torch.arange(self.n_batch or 1, device=device)[:, None, None]   # (b, 1, 1)
     m = self.rule(b, torch.zeros_like(b), q, k).expand(self.n_batch or 1, t, s)
     return m if self.n_batch else m[0]
 
-Mask.dense = dense
-
 # %% ../../nbs/nn/05_masks.ipynb #cf08586e
-def flex(self,
+@patch
+def flex(self:Mask,
     q_offset:int=0,   # absolute place of the first query
 )->Callable:          # mask_mod(b, h, q, k)
     "Give the rule in the form that `torch.nn.attention.flex_attention` takes."
     return self.rule if q_offset == 0 else lambda b, h, q, k: self.rule(b, h, q + q_offset, k)
 
-Mask.flex = flex
-
 # %% ../../nbs/nn/05_masks.ipynb #ff4a8f93
-def show(self,
+@patch
+def show(self:Mask,
     t:int,              # queries
     s:int|None=None,    # keys, `t` if not given
     q_offset:int|None=None,   # place of the first query, `s - t` if not given: the queries are the last ones
@@ -89,10 +96,9 @@ def show(self,
     ax.imshow(m.numpy(), cmap='Blues', vmin=0, vmax=1.4)
     ax.set(xticks=[i - .5 for i in range(s + 1)], yticks=[i - .5 for i in range(t + 1)], xticklabels=[], yticklabels=[])
     ax.set_title(self.name, fontsize=8)
-    ax.grid(color='white', lw=1); ax.tick_params(length=0)
+    ax.grid(color='white', lw=1)
+    ax.tick_params(length=0)
     return ax
-
-Mask.show = show
 
 # %% ../../nbs/nn/05_masks.ipynb #54e1ebc9
 def full()->Mask:
@@ -126,15 +132,16 @@ def prefix(
 
 # %% ../../nbs/nn/05_masks.ipynb #dbcbd2fa
 def padding(
-    keep:Bool[Tensor, 'b s'],   # True for real tokens
+    real:Bool[Tensor, 'b s'],   # True for real tokens
 )->Mask:
     "Let queries see real tokens only."
-    if keep.dtype != torch.bool: raise ValueError(f'padding(keep) needs a bool tensor, True = real token, not {keep.dtype}')
-    return Mask(lambda b, h, q, k: keep[b, k], 'padding(keep)', len(keep), keep.device)
+    if real.dtype != torch.bool:
+        raise ValueError(f'padding(real) needs a bool tensor, True = real token, not {real.dtype}')
+    return Mask(lambda b, h, q, k: real[b, k], 'padding(real)', len(real), real.device)
 
 # %% ../../nbs/nn/05_masks.ipynb #df5bbf9d
-def documents(
+def same_document(
     ids:Int[Tensor, 'b t'],   # number of the document that each token belongs to
 )->Mask:
     "Let tokens see only their own document."
-    return Mask(lambda b, h, q, k: ids[b, q] == ids[b, k], 'documents(ids)', len(ids), ids.device)
+    return Mask(lambda b, h, q, k: ids[b, q] == ids[b, k], 'same_document(ids)', len(ids), ids.device)

@@ -18,7 +18,6 @@ __all__ = ['SEPARATOR', 'read_documents', 'clean', 'is_held_out', 'write_shards'
 
 # %% ../../nbs/text/02_corpora.ipynb #8e34eba8
 from ..store.files import CorruptFile, atomic_folder, seal, unseal
-from ..store.files import WriteFailed, atomic_write, sha256, sweep   # transitional
 
 # %% ../../nbs/text/02_corpora.ipynb #1a807b19
 SEPARATOR = '\f'

@@ -1,0 +1,119 @@
+"What a notebook calls: rows, claims, variants, and what is refused at the start."
+import json
+import subprocess
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from papers_lib.engine.stats import mean_t
+from papers_lib.lab.presets import Claim, DataConfig, Paper, RunSpec
+from papers_lib.lab.results import read_results
+from papers_lib.lab.run import start
+
+
+@dataclass(frozen=True)
+class Toy:
+    lr:float = 1.
+
+
+@dataclass(frozen=True)
+class Grids:
+    widths:tuple = ()
+
+
+spec = RunSpec(Toy(), Toy(), DataConfig(), Grids())
+toy = Paper('toy', Toy, {'tiny': spec, 'cpu': replace(spec, claims=Grids((1, 2)), n_seeds=3)},
+            dict(C1=Claim('One is more than none', 'greater', 0.25, needs=('widths',)),
+                 C2=Claim('Alike to within 0.1', 'equal', 0.1),
+                 C3=Claim('Every string comes back', 'exact', bound=1.)))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    "A repository with nothing in it."
+    (tmp_path / 'nbs').mkdir()
+    (tmp_path / 'settings.ini').write_text('', encoding='utf-8')
+    subprocess.run(['git', 'init', '-q'], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PAPERS_CACHE', str(tmp_path / 'cache'))
+    return tmp_path
+
+
+def test_no_folder_is_made_until_something_is_written(root):
+    before = sorted(root.rglob('*'))
+    run = start(toy, device='cpu')
+    assert sorted(root.rglob('*')) == before and run.seeds == [0] and run.out.parent == root / 'runs/toy/tiny'
+    run.finish()
+    assert (run.out / 'results.json').exists() and (run.out / 'provenance.json').exists()
+
+
+def test_a_paper_is_handed_over_as_what_it_is(root):
+    with pytest.raises(ValueError, match="paper='toy': must be a Paper"): start('toy')
+
+
+def test_a_claim_is_what_was_declared_with_a_number_or_without(root):
+    run = start(toy, preset='cpu', device='cpu')
+    assert run.claim('C1', mean_t([1., 1.1, .9]), metric='gain').verdict == 'holds'
+    run.not_attempted('C2', 'no minimum inside the grid', dataset='books@embedded')
+    run.table('C1.size', 3.)
+    rows = {r.id: r for r in run.finish('not measured').rows}
+    for id, claim in toy.claims.items():
+        r = rows[id]
+        declared = ('claim', claim.statement, claim.rule, claim.margin, claim.bound)
+        assert (r.kind, r.statement, r.rule, r.margin, r.bound) == declared
+    assert rows['C2'].why == 'no minimum inside the grid' and rows['C2'].dataset == 'books@embedded'
+    assert rows['C3'].why == 'not measured'
+    assert [r.id for r in read_results(run.out / 'results.json')[0]] == ['C1', 'C2', 'C3', 'C1.size']
+
+
+def test_an_exact_claim_is_held_against_its_declared_bound(root):
+    run = start(toy, claims='C3', device='cpu')
+    assert run.claim('C3', 0.99).verdict == 'fails'
+    with pytest.raises(ValueError, match='C9: toy declares no such claim'): run.claim('C9', 1.)
+
+
+def test_what_was_not_asked_for_is_passed_over(root):
+    assert start(toy, device='cpu').claim('C3', 1.) is None and not start(toy, device='cpu').wants('C3')
+    run = start(toy, preset='cpu', claims='C3', device='cpu')
+    assert run.wants('C1', 'C3') and not run.wants('C1') and run.claim('C1', mean_t([1., 2.])) is None
+    emptied = start(toy, preset='cpu', overrides='{"claims.widths": []}', device='cpu')
+    assert not emptied.wants('C1') and emptied.wants('C2')
+
+
+def line(*, width, seed, slope, size): return dict(y=slope * width + seed + size['lr'])
+
+
+def test_a_grid_has_the_shape_of_its_axes(root):
+    run = start(toy, preset='cpu', seed=5, device='cpu')
+    out = run.grid(line, dict(width=(1, 2), seed=run.seeds), slope=10., size=Toy())
+    assert out.shape == (2, 3) and run.seeds == [5, 6, 7]
+    assert [[r['y'] for r in row] for row in out] == [[16., 17., 18.], [26., 27., 28.]]
+    listed = [dict(width=w, seed=s, slope=10., size=Toy()) for w in (1, 2) for s in run.seeds]
+    assert np.array_equal(out.ravel(), run.map(line, listed))
+    assert run.grid(line, dict(width=(), seed=run.seeds), slope=1., size=Toy()).shape == (0, 3)
+    assert run.grid(line, dict(seed=(1,)), width=1, slope=1., size=Toy()).shape == (1,)
+
+
+def test_provenance_tells_what_was_carried_over(root):
+    for n, computed in ((2, 2), (3, 1)):
+        run = start(toy, preset='cpu', n_seeds=n, device='cpu')
+        run.map(line, [dict(width=1, seed=s, slope=1., size=dict(lr=1.)) for s in run.seeds])
+        run.finish()
+        told = json.loads((run.out / 'provenance.json').read_text(encoding='utf-8'))['variants']
+        assert told['computed'] == computed and sum(c['n'] for c in told['carried']) == n - computed
+
+
+def test_a_lesson_asserts_at_the_preset_and_only_says_so_elsewhere(root, capsys):
+    start(toy, device='cpu').expect(True, 'the loss falls')
+    with pytest.raises(AssertionError, match='the loss falls'): start(toy, device='cpu').expect(False, 'the loss falls')
+    start(toy, overrides='{"train.lr": 0.1}', device='cpu').expect(False, 'the loss falls')
+    assert 'not so in this overridden run: the loss falls' in capsys.readouterr().err
+
+
+def test_a_run_that_was_given_up_writes_no_rows(root):
+    run = start(toy, device='cpu')
+    run.out.mkdir(parents=True)
+    (run.out / 'status.json').write_text('{"status": "failed"}', encoding='utf-8')
+    with pytest.raises(TimeoutError): run.finish()
+    assert not (run.out / 'results.json').exists()
