@@ -2,7 +2,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from papers_lib.nn.attention import KVCache, SelfAttention, attend, attention_weights, available
+from papers_lib.nn.attention import KVCache, SelfAttention, attend, attention_weights, attention_impls
 from papers_lib.nn.masks import causal, full, padding, prefix
 
 close = torch.testing.assert_close
@@ -36,7 +36,7 @@ def test_sdpa_equals_plain_with_gradients(t, s, g):
                 for a, b in zip(results[0], other): close(a, b, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.skipif('flex' not in available(), reason='torch.compile needs a C++ compiler, and there is none')
+@pytest.mark.skipif('flex' not in attention_impls(), reason='torch.compile needs a C++ compiler, and there is none')
 @pytest.mark.parametrize('which', [0, 2, 3, 5])
 @pytest.mark.parametrize('biased', [False, True])
 def test_flex_equals_plain_forward(which, biased):

@@ -7,7 +7,7 @@ from torch import nn
 from papers_lib.engine.score import score
 from papers_lib.nn import attention
 from papers_lib.nn.activations import gates
-from papers_lib.nn.attention import SelfAttention, available
+from papers_lib.nn.attention import SelfAttention, attention_impls
 from papers_lib.nn.blocks import MLP, Block, Decoder
 from papers_lib.nn.masks import causal, full, same_document
 from papers_lib.nn.norms import LayerNorm
@@ -148,7 +148,7 @@ def test_decoder_in_bfloat16_autocast_stays_near_float32(model, ids):
     close(y.float(), model(ids), atol=3e-2, rtol=3e-2)          # bfloat16 has 8 bits: 0.4 % a rounding, three blocks
 
 
-@pytest.mark.skipif('flex' not in available(), reason='torch.compile needs a C++ compiler, and there is none')
+@pytest.mark.skipif('flex' not in attention_impls(), reason='torch.compile needs a C++ compiler, and there is none')
 def test_compiled_decoder_equals_eager_without_a_graph_break(model, ids):
     compiled = torch.compile(model, fullgraph=True)
     close(compiled(ids), model(ids), atol=1e-5, rtol=1e-4)

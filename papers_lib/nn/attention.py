@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
 
 # %% auto #0
-__all__ = ['attention_weights', 'attend', 'available', 'KVCache', 'SelfAttention']
+__all__ = ['attention_weights', 'attend', 'attention_impls', 'KVCache', 'SelfAttention']
 
 # %% ../../nbs/nn/06_attention.ipynb #148c8f2c
 from .linear import Linear, cpp_compiler
@@ -137,7 +137,7 @@ def attend(
     return _impls[impl](q, k, v, mask, bias, scale, dropout)
 
 # %% ../../nbs/nn/06_attention.ipynb #66122106
-def available(
+def attention_impls(
     device:str='cpu',   # 'cpu' or 'cuda'
 )->list[str]:           # values of `impl` that run
     "List the attention implementations that run here; `flex` on a CPU needs a C++ compiler."
