@@ -358,3 +358,9 @@ def test_overlap_against_a_plain_set(books):
     want = [np.mean([g in known for g in grams(t)]) for t in test]
     assert seen_ngrams(train, test) == pytest.approx(want)
     assert overlap(train, train[:2]) == 1.0 and len(ngram_hashes('too short')) == 0
+
+
+def test_a_document_of_just_one_piece_ends_where_its_separator_begins(tmp_path):
+    path = tmp_path / 'piece.txt'
+    path.write_text('a' + 4 * '\n' + '\n\f\nb', encoding='utf-8')
+    assert {tuple(read_documents(path, 5, block)) for block in range(1, 12)} == {('a', 'b')}
