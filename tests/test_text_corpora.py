@@ -172,7 +172,7 @@ def test_resident_memory_does_not_grow_with_the_corpus(tmp_path, four_megabytes)
 
 @needs_proc
 def test_long_documents_are_tokenised_a_few_at_a_time(tmp_path, fast, four_megabytes):
-    "The library takes 300 bytes a token: megabytes, 256 at a time, would fill any memory. 64 MB take it 25 s: so 2 and 8."
+    "The library takes 300 bytes a token: megabytes, 256 at a time, would fill any memory. 64 MB take 25 s: so 2 and 8."
     fast.save(tmp_path / 'tokenizer')
     line = four_megabytes.replace(b'\n', b' ').replace(b'\f', b' ')[: 2**20]
     few, many = (resident(tmp_path / str(n), line * n, tmp_path / 'tokenizer')[0] for n in (2, 8))

@@ -228,7 +228,8 @@ def _kernel_lines()->list[tuple[str, str, str]]:
     "Say which kernels were found to be the fastest here."
     from papers_lib.nn.linear import kernel_choices
     took = lambda c: ', '.join(f'{kernel} {t:.0f}' for kernel, t in c.microseconds.items())
-    return [('kernel', f'{c.kernel}: {c.product}, {c.rows} x {c.n_in} -> {c.n_out}, {c.threads} thread(s); µs: {took(c)}', '')
+    case = lambda c: f'{c.product}, {c.rows} x {c.n_in} -> {c.n_out}, {c.threads} thread(s)'
+    return [('kernel', f'{c.kernel}: {case(c)}; µs: {took(c)}', '')
             for c in kernel_choices()]
 
 # %% ../../nbs/lab/14_cli.ipynb #60b7bd24
