@@ -4,27 +4,26 @@
 
 # %% ../nbs/08_llama.ipynb #110302d9
 from __future__ import annotations
-import contextlib, json, math
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-import numpy as np, torch
+import torch
 from torch import Tensor, nn
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from fastcore.basics import patch
 
 # %% auto #0
 __all__ = ['sizes', 'layouts', 'claims', 'runs', 'llama_parts', 'races', 'paper', 'LLaMAConfig', 'LLaMA', 'Layout', 'their_names',
            'assemble', 'dissemble', 'config_from_hf', 'join_shards', 'config_from_gguf', 'read_llm', 'smollm2',
-           'Claims', 'pretrained', 'stack_sizes', 'race_norm', 'race_decode', 'race_compiled', 'race_floor',
-           'weights_loss', 'WeightsRace', 'race_shots']
+           'Claims', 'pretrained', 'stack_sizes', 'race_norm']
 
 # %% ../nbs/08_llama.ipynb #60f28d27
 from .store.fetch import NotFound
 from .store.files import sha256
 from .nn.activations import gated_width
 from .nn.blocks import Block, Decoder
-from .nn.linear import Linear, cpp_compiler, packed
+from .nn.linear import Linear
 from .nn.norms import RMSNorm
 from .nn.positions import RotaryPositions, convert_rope
 from .nn.stack import Parts, Sizes, Stack
@@ -32,17 +31,14 @@ from .nn.stack import Parts, Sizes, Stack
 # %% ../nbs/08_llama.ipynb #e5fb0e5f
 from .engine.checkpoint import (
     check_keys, hf_ignored, public_checkpoint, read_config, read_json, read_tensors, refuse_non_finite, untie)
-from .engine.generate import generate
 from .engine.gguf import gguf_template, gguf_tokenizer, read_gguf
 from .engine.llm import LocalLLM
 from .engine.parity import check_exportable
-from .engine.recipe import n_params
-from .engine.score import score, token_nll
-from .engine.stats import Row, median_interval, over_units
+from .engine.stats import Row
 from .engine.train import TrainConfig
 from .lab.bench import (
-    bench_batch, decode_speed, full_text_score, our_loss, race, read_seconds, train_step, training_races)
-from .lab.data import available, get
+    FloorRace, PackedRace, ShotsRace, WeightsRace, bench_batch, our_loss, race, train_step, training_races)
+from .lab.data import get
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
 
@@ -445,143 +441,11 @@ def race_norm(
                {'LayerNorm': step('layer'), 'RMSNorm': step('rms')}, 0.95, n=15, paper='llama', dataset='random tokens',
                protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
 
-# %% ../nbs/08_llama.ipynb #e33e3e90
-def _prompt(seed, n=32):
-    "Draw ordinary tokens of SmolLM2: the first 17 are special."
-    return torch.randint(17, 49152, (1, n), generator=torch.Generator().manual_seed(seed))
-
-def _speed(id, statement, metric, effect, rule, bound, **fields):
-    "Make a speed row of an effect and its interval."
-    return Row('llama', 'speed', id, statement=statement, metric=metric, rule=rule, bound=bound, ours=effect.mean,
-               sd=effect.sd, ci95=effect.ci95, n_seeds=1, **fields)
-
-_decoding = dict(paper='llama', dataset='random prompt', n=7,
-                 protocol='SmolLM2-135M, float32, batch 1, 48 tokens after 32, cache, our weights packed beforehand; '
-                          'tokens identical')
-
-def race_decode(
-    seed:int=0,   # of the prompt
-)->Iterator[Row]:
-    "Race greedy decoding of SmolLM2 at batch 1 with transformers."
-    model, ids = smollm2().model, _prompt(seed)
-    hf = model.to_hf()
-    ours = lambda: generate(model, ids, 48)[0]
-    theirs = lambda: hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=48, min_new_tokens=48,
-                                 do_sample=False, pad_token_id=0)[0, 32:].tolist()
-    with packed(model):
-        if ours() != theirs(): raise AssertionError('greedy tokens differ from transformers')
-        yield race('S.decode', 'SmolLM2 decodes half as fast again as transformers',
-                   {'transformers': theirs, 'papers_lib': ours}, 1.5, **_decoding)
-
-def race_compiled(
-    seed:int=0,   # of the prompt
-)->Iterator[Row]:
-    "Race decoding by a compiled step with decoding from packed weights."
-    if not cpp_compiler(): return
-    model, ids = smollm2().model, _prompt(seed)
-    plain, compiled = (lambda: generate(model, ids, 48)[0]), lambda: generate(model, ids, 48, compiled=True)[0]
-    with packed(model):
-        if compiled() != plain(): raise AssertionError('greedy tokens differ when compiled')
-        yield race('S.decode.compiled', 'A compiled step decodes faster than packed weights',
-                   {'packed': plain, 'compiled': compiled}, 1., **_decoding)
-
-# %% ../nbs/08_llama.ipynb #3a70598d
-def race_floor(
-    seed:int=0,       # of the prompt
-    n_new:int=48,     # tokens decoded
-)->Iterator[Row]:
-    "Hold the time of a token against the time that reading the weights takes."
-    model, ids, compiled = smollm2().model, _prompt(seed), bool(cpp_compiler())
-    n_bytes = 4 * n_params(model)
-    with contextlib.nullcontext() if compiled else packed(model):
-        generate(model, ids, 3, compiled=compiled)                               # compiles
-        pairs = np.array([(decode_speed(model, ids, n_new, compiled), read_seconds(n_bytes)) for _ in range(9)])
-    ratio, how = median_interval(pairs[:, 0] / pairs[:, 1]), 'step compiled' if compiled else 'weights packed'
-    yield _speed('S.decode.floor', 'A token takes at most 1.3 times what reading the weights once takes',
-                 'time of a token / time to read the weights', ratio, 'at_most', 1.3, unit='ratio', values=ratio.values,
-                 n=9, baseline_name='reading the weights once, ms', dataset='random prompt',
-                 baseline_value=1000 * float(np.median(pairs[:, 1])),
-                 protocol=f'SmolLM2-135M, float32, batch 1, {n_new} tokens after 32, cache, {how} beforehand')
-
-# %% ../nbs/08_llama.ipynb #2cb7cb75
-def weights_loss(
-    llm:LocalLLM,
-    weights:str,          # a name in `weight_formats`
-    n_token:int=4096,     # tokens scored
-)->np.ndarray:            # (window,) nats a token
-    "Score WikiText-2's test text with the weights in another format, window by window."
-    text = get('wikitext2').path('test.txt').read_text(encoding='utf-8')[:8 * n_token]
-    ids = llm.tokenizer.encode(text)[:n_token + 1]
-    with packed(llm.model, weights): nats = token_nll(llm.model, ids, ctx_len=256, stride=128)
-    return nats.reshape(-1, 128).mean(1)
-
-# %% ../nbs/08_llama.ipynb #8fcf6a8f
-@dataclass(frozen=True)
-class WeightsRace:
-    "Decoding SmolLM2 from lighter weights against float32, and what that costs in loss."
-    weights:str          # a name in `weight_formats`
-    loss_bound:float     # nats a token that it may cost
-    n_new:int = 48       # tokens decoded
-
-    def __call__(self, seed:int=0)->Iterator[Row]:
-        llm, ids, compiled = smollm2(), _prompt(seed), bool(cpp_compiler())
-        def decode(weights):
-            with packed(llm.model, weights):
-                generate(llm.model, ids, 3, compiled=compiled)                   # compiles, the first time
-                return [decode_speed(llm.model, ids, self.n_new, compiled) for _ in range(3)]
-        rounds = [(decode('float32'), decode(self.weights)) for _ in range(5)]
-        full, light = np.array(rounds).swapaxes(0, 1).reshape(2, -1)
-        yield self.speed_row(full, light, 'step compiled' if compiled else 'weights packed')
-        if available('wikitext2'): yield self.loss_row(llm)
-
-    def speed_row(self, full:np.ndarray, light:np.ndarray, how:str)->Row:   # seconds a token, in turn
-        "Hold the ratio of the times against 1."
-        ratio = median_interval(full / light)
-        return _speed(f'S.decode.{self.weights}',
-                      f'A token is decoded faster from {self.weights} weights than from float32 ones',
-                      f'time of float32 / time of {self.weights}', ratio, 'at_least', 1., unit='ratio',
-                      values=ratio.values, n=len(ratio.values), baseline_name='float32, ms a token',
-                      baseline_value=1000 * float(np.median(full)), dataset='random prompt',
-                      protocol=f'SmolLM2-135M, batch 1, {self.n_new} tokens after 32, {how} beforehand, in turn; '
-                               f'{1000 * np.median(light):.1f} ms a token')
-
-    def loss_row(self, llm:LocalLLM)->Row:
-        "Hold the loss with lighter weights minus float32's against its bound."
-        base = weights_loss(llm, 'float32')
-        change = over_units(weights_loss(llm, self.weights) - base)
-        return _speed(f'S.decode.{self.weights}.loss',
-                      f'{self.weights} weights cost at most {self.loss_bound} nats a token',
-                      f'loss with {self.weights} weights minus float32', change, 'at_most', self.loss_bound,
-                      unit='nats a token', n=128 * len(base), test=change.test, baseline_name='float32',
-                      baseline_value=float(base.mean()), dataset=str(get('wikitext2')),
-                      protocol='first 4,096 tokens of the test text, windows of 256, stride 128')
-
-# %% ../nbs/08_llama.ipynb #8abc3f91
-def race_shots(
-    seed:int=0,           # of prompt and choices
-    n_prompt:int=256,     # tokens
-    n_choice:int=16,
-)->Iterator[Row]:
-    "Race scoring many choices behind one prompt of examples against scoring each full text."
-    model, rng = smollm2().model, np.random.default_rng(seed)
-    prompt = rng.integers(17, 49152, n_prompt).tolist()
-    choices = [rng.integers(17, 49152, rng.integers(3, 9)).tolist() for _ in range(n_choice)]
-    ours, full = lambda: score(model, prompt, choices), lambda: full_text_score(model, prompt, choices, every=False)
-    if not np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=1e-2):
-        raise AssertionError('the two ways of scoring differ')
-    # multiply-adds of the layers a token, and of the head for all choices; tokens read, and those read otherwise
-    trunk, head = n_params(model) - model.tok_emb.weight.numel(), model.tok_emb.weight.numel() * sum(map(len, choices))
-    read, avoided = n_prompt + sum(len(c) - 1 for c in choices), sum(n_prompt + len(c) - 1 for c in choices)
-    saving = (avoided * trunk + head) / (read * trunk + head)
-    yield race('S.shots',
-               'Scoring choices behind one prompt makes at least 70 % of the multiply-adds it avoids into time',
-               {'full texts': full, 'papers_lib': ours}, 0.7 * saving, n=5, paper='llama', dataset='random tokens',
-               protocol=f'SmolLM2-135M, {n_choice} choices of 3-8 tokens after a prompt of {n_prompt}, batch 32, '
-                        f'logits of the choices only; {saving:.1f} times fewer multiply-adds')
-
 # %% ../nbs/08_llama.ipynb #fb735112
+_smollm2 = dict(paper='llama', llm=smollm2, what='SmolLM2-135M')
 races = training_races('llama', LLaMA, _raced, runs['tiny']) | {   # beginning of the rows' ids: race
-    'S.norm': race_norm, 'S.decode': race_decode, 'S.decode.compiled': race_compiled, 'S.decode.floor': race_floor,
-    'S.decode.bfloat16': WeightsRace('bfloat16', 0.01), 'S.decode.int8': WeightsRace('int8', 0.02),
-    'S.shots': race_shots}
+    'S.norm': race_norm, 'S.decode': PackedRace(**_smollm2, bound=1.5),
+    'S.decode.compiled': PackedRace(**_smollm2, bound=1., compiled=True), 'S.decode.floor': FloorRace(**_smollm2),
+    'S.decode.bfloat16': WeightsRace(**_smollm2, weights='bfloat16', loss_bound=0.01),
+    'S.decode.int8': WeightsRace(**_smollm2, weights='int8', loss_bound=0.02), 'S.shots': ShotsRace(**_smollm2)}
 paper = Paper('llama', LLaMA, runs, claims, races)

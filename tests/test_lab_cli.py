@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import papers_lib
 from papers_lib.engine.train import TrainConfig
-from papers_lib.lab.cli import app, machine_lines
+from papers_lib.lab.cli import app, machine_lines, main
 from papers_lib.lab.presets import Claim, DataConfig, Paper, RunSpec
 from papers_lib.nn.stack import Sizes, Stack
 from papers_lib.store import cache
@@ -256,3 +256,13 @@ def test_the_library_needs_no_notebook_software():
         "from papers_lib.lab import bench, cli, plots, run, runner, scoreboard"
     )
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_threads_of_a_command_do_not_spin(monkeypatch, capsys):
+    monkeypatch.delenv('GOMP_SPINCOUNT', raising=False)
+    monkeypatch.setattr(sys, 'argv', ['papers', '--help'])
+    with pytest.raises(SystemExit): main()
+    assert os.environ['GOMP_SPINCOUNT'] == '1000'
+    monkeypatch.setenv('GOMP_SPINCOUNT', '7')
+    with pytest.raises(SystemExit): main()
+    assert os.environ['GOMP_SPINCOUNT'] == '7'

@@ -172,7 +172,7 @@ def test_resident_memory_does_not_grow_with_the_corpus(tmp_path, four_megabytes)
 
 @needs_proc
 def test_long_documents_are_tokenised_a_few_at_a_time(tmp_path, fast, four_megabytes):
-    "The library takes 300 bytes a token: megabytes, 256 at a time, would fill any memory. 64 MB take it 25 s: so 2 and 8."
+    "The library takes 300 bytes a token: megabytes, 256 at a time, would fill any memory. 64 MB take 25 s: so 2 and 8."
     fast.save(tmp_path / 'tokenizer')
     line = four_megabytes.replace(b'\n', b' ').replace(b'\f', b' ')[: 2**20]
     few, many = (resident(tmp_path / str(n), line * n, tmp_path / 'tokenizer')[0] for n in (2, 8))
@@ -358,3 +358,9 @@ def test_overlap_against_a_plain_set(books):
     want = [np.mean([g in known for g in grams(t)]) for t in test]
     assert seen_ngrams(train, test) == pytest.approx(want)
     assert overlap(train, train[:2]) == 1.0 and len(ngram_hashes('too short')) == 0
+
+
+def test_a_document_of_just_one_piece_ends_where_its_separator_begins(tmp_path):
+    path = tmp_path / 'piece.txt'
+    path.write_text('a' + 4 * '\n' + '\n\f\nb', encoding='utf-8')
+    assert {tuple(read_documents(path, 5, block)) for block in range(1, 12)} == {('a', 'b')}

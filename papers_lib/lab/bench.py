@@ -18,17 +18,19 @@ from jaxtyping import Int
 # %% auto #0
 __all__ = ['speed_row', 'race', 'timed', 'decode_speed', 'read_seconds', 'train_step', 'bench_batch', 'our_loss', 'hf_loss',
            'TrainRace', 'bfloat16_loss', 'fresh_process', 'training_peak', 'MemoryRace', 'training_races', 'DecodeRace',
-           'full_text_score', 'NanoGPT', 'select_races', 'run_races']
+           'full_text_score', 'PackedRace', 'FloorRace', 'WeightsRace', 'ShotsRace', 'NanoGPT', 'select_races',
+           'run_races']
 
 # %% ../../nbs/lab/10_bench.ipynb #29eb4947
-from ..nn.linear import cpp_compiler
+from ..nn.linear import cpp_compiler, packed
 from ..engine.evaluate import held_out
 from ..engine.generate import generate
 from ..engine.parity import pair_of
-from ..engine.recipe import train_lm
-from ..engine.stats import Row, paired_t, round_robin, time_ratio, verdict
+from ..engine.recipe import n_params, train_lm
+from ..engine.score import score, token_nll
+from ..engine.stats import Row, median_interval, over_units, paired_t, round_robin, time_ratio, verdict
 from ..engine.train import lm_loss
-from .data import lm_corpus
+from .data import available, get, lm_corpus
 from .presets import RunSpec
 from .results import bfloat16_units, high_water
 
@@ -346,6 +348,159 @@ def full_text_score(
         logp = logp.gather(-1, x[:, 1 + first:, None])[:, -width:, 0]
         for row, i in zip(logp.tolist(), part): out[i] = row[:len(titles[i])]
     return out
+
+# %% ../../nbs/lab/10_bench.ipynb #81411f48
+def _ordinary(llm)->np.ndarray:
+    "Token ids that stand for text."
+    return np.array(sorted({*range(llm.tokenizer.n_vocab)} - {*llm.ends}))
+
+def _prompt(llm, seed, n=32):
+    "Draw a prompt of ordinary tokens: (1, n)."
+    ids = torch.from_numpy(_ordinary(llm))
+    return ids[torch.randint(len(ids), (1, n), generator=torch.Generator().manual_seed(seed))]
+
+def _held(paper, id, statement, metric, effect, rule, bound, **fields)->Row:
+    "Make a speed row of an effect and its interval."
+    return Row(paper, 'speed', id, statement=statement, metric=metric, rule=rule, bound=bound, ours=effect.mean,
+               sd=effect.sd, ci95=effect.ci95, n_seeds=1, **fields)
+
+# %% ../../nbs/lab/10_bench.ipynb #c99e61e3
+@dataclass(frozen=True)
+class PackedRace:
+    "Greedy decoding of one text: packed weights against the public class, or a compiled step against packed weights."
+    paper:str                # whose rows they are
+    llm:Callable             # () -> LocalLLM; its model has `to_hf`
+    what:str                 # the model, for the reader
+    bound:float              # lowest acceptable lower end of (peer's time / ours)
+    compiled:bool = False
+    n_new:int = 48           # tokens decoded
+    n:int = 7                # rounds
+
+    @property
+    def id(self)->str: return 'S.decode' + '.compiled' * self.compiled
+
+    def __call__(self, seed:int=0)->Iterator[Row]:
+        "Run the race; the tokens must be the same."
+        if self.compiled and not cpp_compiler(): return
+        llm = self.llm()
+        ids, plain = _prompt(llm, seed), lambda: generate(llm.model, ids, self.n_new)
+        fast = lambda: generate(llm.model, ids, self.n_new, compiled=True)
+        if self.compiled: arms = dict(packed=plain, compiled=fast)
+        else: arms = dict(transformers=partial(_hf_greedy, llm.model.to_hf(), ids, self.n_new), papers_lib=plain)
+        says = ('A compiled step decodes faster than packed weights' if self.compiled else
+                f'{self.what} decodes at least {self.bound:g} times as fast as transformers')
+        peer, ours = arms.values()
+        with packed(llm.model):
+            if peer() != ours(): raise AssertionError(f'{self.id}: greedy tokens differ')
+            yield race(self.id, says, arms, self.bound, n=self.n, paper=self.paper, dataset='random prompt',
+                       protocol=f'{self.what}, float32, batch 1, {self.n_new} tokens after 32, cache, our weights '
+                                f'packed beforehand; tokens identical')
+
+# %% ../../nbs/lab/10_bench.ipynb #2406f1e2
+@dataclass(frozen=True)
+class FloorRace:
+    "The time of a token against the time that reading the weights once takes."
+    paper:str; llm:Callable; what:str   # as in `PackedRace`
+    bound:float = 1.3                   # highest acceptable upper end of the ratio
+    n_new:int = 48                      # tokens decoded
+    n:int = 9                           # rounds
+
+    def __call__(self, seed:int=0)->Iterator[Row]:
+        "Measure both in turn."
+        llm, compiled = self.llm(), bool(cpp_compiler())
+        ids, n_bytes = _prompt(llm, seed), 4 * n_params(llm.model)
+        once = lambda: (decode_speed(llm.model, ids, self.n_new, compiled), read_seconds(n_bytes))
+        with contextlib.nullcontext() if compiled else packed(llm.model):
+            generate(llm.model, ids, 3, compiled=compiled)                           # compiles
+            token, read = np.array([once() for _ in range(self.n)]).T
+        ratio, how = median_interval(token / read), 'step compiled' if compiled else 'weights packed'
+        yield _held(self.paper, 'S.decode.floor',
+                    f'A token takes at most {self.bound:g} times what reading the weights once takes',
+                    'time of a token / time to read the weights', ratio, 'at_most', self.bound, unit='ratio',
+                    values=ratio.values, n=self.n, baseline_name='reading the weights once, ms',
+                    baseline_value=1000 * float(np.median(read)), dataset='random prompt',
+                    protocol=f'{self.what}, float32, batch 1, {self.n_new} tokens after 32, cache, {how} beforehand')
+
+# %% ../../nbs/lab/10_bench.ipynb #d5f05db8
+@dataclass(frozen=True)
+class WeightsRace:
+    "Decoding from lighter weights against float32, and what that costs in loss on WikiText-2."
+    paper:str; llm:Callable; what:str   # as in `PackedRace`
+    weights:str                         # a name in `weight_formats`
+    loss_bound:float                    # nats a token that it may cost
+    n_new:int = 48                      # tokens decoded
+    n_token:int = 4096                  # tokens scored
+
+    def __call__(self, seed:int=0)->Iterator[Row]:
+        "Race in turn, then score."
+        llm = self.llm()
+        yield self.speed(llm, _prompt(llm, seed))
+        if available('wikitext2'): yield self.cost(llm)
+
+    def speed(self, llm, ids:Int[Tensor, '1 t'])->Row:
+        "Hold float32's time a token over ours against 1."
+        compiled = bool(cpp_compiler())
+        def decode(weights):
+            with packed(llm.model, weights):
+                generate(llm.model, ids, 3, compiled=compiled)                       # compiles, the first time
+                return [decode_speed(llm.model, ids, self.n_new, compiled) for _ in range(3)]
+        rounds = np.array([(decode('float32'), decode(self.weights)) for _ in range(5)])
+        full, light = 1000 * rounds.swapaxes(0, 1).reshape(2, -1)                    # ms a token
+        ratio, how = median_interval(full / light), 'step compiled' if compiled else 'weights packed'
+        return _held(self.paper, f'S.decode.{self.weights}',
+                     f'A token is decoded faster from {self.weights} weights than from float32 ones',
+                     f'time of float32 / time of {self.weights}', ratio, 'at_least', 1., unit='ratio',
+                     values=ratio.values, n=len(ratio.values), baseline_name='float32, ms a token',
+                     baseline_value=float(np.median(full)), dataset='random prompt',
+                     protocol=f'{self.what}, batch 1, {self.n_new} tokens after 32, {how} beforehand, in turn; '
+                              f'{np.median(light):.1f} ms a token')
+
+    def cost(self, llm)->Row:
+        "Hold the loss with lighter weights minus float32's against its bound."
+        text = get('wikitext2').path('test.txt').read_text(encoding='utf-8')[:8 * self.n_token]
+        ids = llm.tokenizer.encode(text)[:self.n_token + 1]
+        def nats(weights):                                                           # of each window
+            with packed(llm.model, weights): told = token_nll(llm.model, ids, ctx_len=256, stride=128)
+            return told.reshape(-1, 128).mean(1)
+        base = nats('float32')
+        change = over_units(nats(self.weights) - base)
+        return _held(self.paper, f'S.decode.{self.weights}.loss',
+                     f'{self.weights} weights cost at most {self.loss_bound} nats a token',
+                     f'loss with {self.weights} weights minus float32', change, 'at_most', self.loss_bound,
+                     unit='nats a token', n=128 * len(base), test=change.test, baseline_name='float32',
+                     baseline_value=float(base.mean()), dataset=str(get('wikitext2')),
+                     protocol=f'first {self.n_token:,} tokens of the test text, windows of 256, stride 128')
+
+# %% ../../nbs/lab/10_bench.ipynb #40289f9d
+@dataclass(frozen=True)
+class ShotsRace:
+    "Scoring many choices behind one prompt of examples against scoring each full text."
+    paper:str; llm:Callable; what:str   # as in `PackedRace`
+    n_prompt:int = 256                  # tokens
+    n_choice:int = 16
+    n:int = 5                           # rounds
+
+    def __call__(self, seed:int=0)->Iterator[Row]:
+        "Run the race; its bound is 70 % of the multiply-adds that are avoided."
+        llm, rng = self.llm(), np.random.default_rng(seed)
+        model, words = llm.model, _ordinary(llm)
+        draw = lambda n: words[rng.integers(len(words), size=n)].tolist()
+        prompt = draw(self.n_prompt)
+        choices = [draw(rng.integers(3, 9)) for _ in range(self.n_choice)]
+        ours, full = lambda: score(model, prompt, choices), lambda: full_text_score(model, prompt, choices, every=False)
+        if not np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=1e-2):
+            raise AssertionError('S.shots: the two ways of scoring differ')
+        # multiply-adds of the layers a token, and of the head for all choices; tokens read, and those read otherwise
+        trunk, head = n_params(model) - model.head_weight.numel(), model.head_weight.numel() * sum(map(len, choices))
+        read = self.n_prompt + sum(len(c) - 1 for c in choices)
+        avoided = sum(self.n_prompt + len(c) - 1 for c in choices)
+        saving = (avoided * trunk + head) / (read * trunk + head)
+        yield race('S.shots',
+                   'Scoring choices behind one prompt makes at least 70 % of the multiply-adds it avoids into time',
+                   dict(zip(('full texts', 'papers_lib'), (full, ours))), 0.7 * saving, n=self.n, paper=self.paper,
+                   dataset='random tokens',
+                   protocol=f'{self.what}, {self.n_choice} choices of 3-8 tokens after a prompt of {self.n_prompt}, '
+                            f'batch 32, logits of the choices only; {saving:.1f} times fewer multiply-adds')
 
 # %% ../../nbs/lab/10_bench.ipynb #4d914ff3
 @dataclass(frozen=True)

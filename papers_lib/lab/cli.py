@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/14_cli.ipynb #5c1499bd
 from __future__ import annotations
-import json, sys, time
+import json, os, sys, time
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Optional
@@ -228,13 +228,14 @@ def _kernel_lines()->list[tuple[str, str, str]]:
     "Say which kernels were found to be the fastest here."
     from papers_lib.nn.linear import kernel_choices
     took = lambda c: ', '.join(f'{kernel} {t:.0f}' for kernel, t in c.microseconds.items())
-    return [('kernel', f'{c.kernel}: {c.product}, {c.rows} x {c.n_in} -> {c.n_out}, {c.threads} thread(s); µs: {took(c)}', '')
+    case = lambda c: f'{c.product}, {c.rows} x {c.n_in} -> {c.n_out}, {c.threads} thread(s)'
+    return [('kernel', f'{c.kernel}: {case(c)}; µs: {took(c)}', '')
             for c in kernel_choices()]
 
 # %% ../../nbs/lab/14_cli.ipynb #60b7bd24
 def machine_lines()->list[tuple[str, str, str]]:   # (what, found, advice; empty if all is well)
     "Look at everything that a run may need."
-    import os, platform, torch
+    import platform, torch
     from papers_lib.lab.results import bfloat16_units, machine
     from papers_lib.nn.linear import cpp_compiler
     m, mirror, compiler = machine(), os.environ.get('PAPERS_MIRROR', ''), cpp_compiler()
@@ -321,4 +322,6 @@ def _new(name:Annotated[str, typer.Argument(help='lower-case name of the module'
 # %% ../../nbs/lab/14_cli.ipynb #f9dda1b7
 def main():
     "Run the command `papers`."
+    # threads that wait for others must not spin: beside a second process they take the cores that those need
+    os.environ.setdefault('GOMP_SPINCOUNT', '1000')
     app()

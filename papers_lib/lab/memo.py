@@ -711,7 +711,8 @@ def _fan_out(fn, configs, definitions, workers)->list[Measured]:
     where, name = os.environ.get('PAPERS_WORKERS', ''), fn.__qualname__
     call = joblib.delayed(_work)
     if where and not where.isdigit():
-        with _cluster(where): done = joblib.Parallel(batch_size=1)(call(fn, c, name, definitions, None) for c in configs)
+        with _cluster(where):
+            done = joblib.Parallel(batch_size=1)(call(fn, c, name, definitions, None) for c in configs)
         for found in done: _keep(found)                       # the machines may have a cache of their own
         return done
     workers = min(workers or int(where or 0) or len(os.sched_getaffinity(0)), len(configs))

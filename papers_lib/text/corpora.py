@@ -38,7 +38,7 @@ def read_documents(
             yield from _pieces(doc, begun, max_chars)
             begun = False
         if not begun: held = held.lstrip()
-        while len(held) >= max_chars + 2:                     # two more: a separator may have begun there
+        while len(held) > max_chars + 2:                      # of the rest, two may be the begin of a separator
             if held[:max_chars].strip(): yield held[:max_chars]
             held, begun = held[max_chars:], True
     yield from _pieces(held, begun, max_chars)
