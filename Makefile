@@ -32,7 +32,7 @@ test: setup ## check the export and the notebooks, lint, run every test
 	$(BIN)/python tests/check_export.py
 	$(BIN)/ruff check papers_lib nbs data_prep tests setup.py
 	WANDB_MODE=disabled OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(shell nproc 2>/dev/null || echo 2)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile tests
 
 export: setup ## write papers_lib/ from the notebooks and clean them
 	$(BIN)/nbdev_export
