@@ -558,3 +558,22 @@ def test_two_ray_workers_give_the_same_results(tmp_path, monkeypatch):
     far, near = json.loads(told.stdout.strip().splitlines()[-1])
     assert far == near and [r['y'] for r in far] == [0, 1, 4, 9, 16, 25] and all(r['threads'] == 1 for r in far)
     assert ray.__version__
+
+
+def test_a_process_that_maps_ends_when_it_is_done(tmp_path, monkeypatch):
+    "As a worker of `nbdev_test` is: multiprocessing joins what it began, and idle workers stay for five minutes."
+    monkeypatch.setenv('PAPERS_CACHE', str(tmp_path))
+    (tmp_path / 'mapped.py').write_text(
+        'from papers_lib.lab.memo import map_variants\n'
+        'def double(*, x): return dict(y=2 * x)\n'
+        'def both(): assert [r["y"] for r in map_variants(double, [dict(x=1), dict(x=2)], workers=2)] == [2, 4]\n',
+        encoding='utf-8',
+    )
+    code = (
+        'import multiprocessing, mapped\n'
+        'p = multiprocessing.get_context("fork").Process(target=mapped.both)\n'
+        'p.start(); p.join(100); print(p.exitcode)'
+    )
+    env = os.environ | {'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env, timeout=150)
+    assert done.stdout.strip() == '0', done.stderr

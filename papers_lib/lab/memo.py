@@ -4,8 +4,8 @@
 
 # %% ../../nbs/lab/04_memo.ipynb #1b9246d2
 from __future__ import annotations
-import ast, functools, hashlib, importlib.util, json, linecache, math, os, platform, re, shutil, subprocess
-import symtable, sys, sysconfig, threading, time, types
+import ast, functools, hashlib, importlib.util, json, linecache, math, multiprocessing, os, platform, re, shutil
+import subprocess, symtable, sys, sysconfig, threading, time, types
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -724,6 +724,9 @@ def _fan_out(fn, configs, definitions, workers)->list[Measured]:
         except TerminatedWorkerError:
             raise RuntimeError(f'{name}: a worker process ended, killed or out of memory; finished variants are '
                                f'kept') from None
+        finally:
+            # a process that multiprocessing began waits at its end for its own, and idle workers stay for minutes
+            if multiprocessing.parent_process(): joblib.externals.loky.get_reusable_executor().shutdown()
 
 # %% ../../nbs/lab/04_memo.ipynb #885844ee
 def measure(
