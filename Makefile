@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test export lab docs clean
+.PHONY: help setup reproduce test slow export lab docs clean
 
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ' *## *' '{split($$1, a, ":"); printf "make %-10s %s\n", a[1], $$2}'
@@ -28,11 +28,14 @@ reproduce: setup ## run every paper at preset tiny, write the scoreboard, print 
 	$(BIN)/papers run all --preset tiny --jobs 2
 	@$(BIN)/papers scoreboard
 
-test: setup ## check the export and the notebooks, lint, run every test
+test: setup ## check the export and the notebooks, lint, run the tests that are not marked slow
 	$(BIN)/python tests/check_export.py
 	$(BIN)/ruff check papers_lib nbs data_prep tests setup.py
 	WANDB_MODE=disabled OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(shell nproc 2>/dev/null || echo 2)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow' tests
+
+slow: setup ## run the tests marked slow: every cell of every claim, at a size that teaches nothing (minutes a paper)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow tests
 
 export: setup ## write papers_lib/ from the notebooks and clean them
 	$(BIN)/nbdev_export
