@@ -73,8 +73,10 @@ def _once(pairs):
         out[key] = value
     return out
 
+# %% ../../nbs/engine/01_checkpoint.ipynb #18de53ed
 def _no_constant(word): raise ValueError(f'{word} is not a number')
 
+# %% ../../nbs/engine/01_checkpoint.ipynb #6c1258dc
 def read_json(
     path:Path,
     max_bytes:int=2**22,   # 4 MiB: far more than a configuration has
@@ -150,6 +152,7 @@ hf_ignored = (   # keys of a public configuration that move no number at inferen
     '*_token_id', '*dropout*', '*_pdrop', 'pretraining_tp')
 _nothing = (None, False, '', [], {})
 
+# %% ../../nbs/engine/01_checkpoint.ipynb #908c6dd9
 def _leaves(config:dict, path:str='')->dict:
     "Write nested keys as one: {'a': {'b': 1}} becomes {'a.b': 1}."
     if path.count('.') > 8: raise ValueError(f'config.{path}: nested too deep')
@@ -170,6 +173,7 @@ def _checked(value, want, at):
     if not ok: raise ValueError(f'{at}={value!r:.80}: must be of type {kind.__name__}')
     return float(value) if kind is float else value
 
+# %% ../../nbs/engine/01_checkpoint.ipynb #429afb28
 def _equal(a, b): return a == b and isinstance(a, bool) == isinstance(b, bool)      # True is not 1 here
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #fe17de84
@@ -313,6 +317,7 @@ def checkpoints(folder:str|Path)->list[Path]:
 # %% ../../nbs/engine/01_checkpoint.ipynb #07df3910
 _state_files = ('model.safetensors', 'train_state.safetensors', 'train_state.json')
 
+# %% ../../nbs/engine/01_checkpoint.ipynb #13283e4c
 def latest(
     folder:str|Path,
 )->Path|None:       # None if there is none at all

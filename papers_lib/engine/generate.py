@@ -19,6 +19,7 @@ __all__ = ['Prompts', 'left_pad', 'next_probs', 'draw', 'evaluating', 'check_fin
 # %% ../../nbs/engine/07_generate.ipynb #7d6bb829
 Prompts = Sequence[Sequence[int]]|Int[Tensor, "b t"]   # token ids, of any lengths
 
+# %% ../../nbs/engine/07_generate.ipynb #1461e16e
 def left_pad(
     prompts:Prompts,       # every prompt has at least one token
 )->tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]|None]: # ids, zeros on the left; True = real, None: nothing is padded
@@ -39,6 +40,7 @@ def _check_room(model, n_prompt, n_new):
         raise ValueError(f'a prompt of {n_prompt} tokens and {n_new} new ones do not fit into a context of '
                          f'ctx_len={ctx_len}')
 
+# %% ../../nbs/engine/07_generate.ipynb #28629adf
 def _arguments(model, inputs, max_tokens):
     "Check the inputs; give their number of rows and the keyword arguments of `prefill`."
     if isinstance(inputs, Mapping):                          # the model knows what it reads and how much
@@ -137,6 +139,7 @@ def _compiled_step():
         with torch._dynamo.config.patch(specialize_float=True): return step(model, ids, cache)
     return call
 
+# %% ../../nbs/engine/07_generate.ipynb #610f259d
 def _stepper(model, n_row, compiled):
     "Pick the step: (ids, cache) to (logits, cache)."
     if not compiled: return model.step
@@ -349,6 +352,7 @@ def beam_search(
             logits, cache = model.step(token.view(-1, 1), cache)
     return [_ranked(*row, n_return, eot) for row in zip(*(x.tolist() for x in heap))]
 
+# %% ../../nbs/engine/07_generate.ipynb #4c5ac49f
 def _ranked(rank, total, text, size, n_return, eot):
     found = [(t[:n], lp) for r, lp, t, n in zip(rank, total, text, size) if r > -torch.inf][:n_return]
     return [(t[:-1] if t[-1] == eot else t, lp) for t, lp in found]

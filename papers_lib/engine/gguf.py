@@ -23,6 +23,7 @@ from .checkpoint import read_config, refuse_non_finite
 _numbers = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q', 12: 'd'}
 _float, _string, _list = 6, 8, 9
 
+# %% ../../nbs/engine/02_gguf.ipynb #88ce5221
 class _Cursor:
     "Read a file's values one after another, never beyond its end."
     def __init__(self, path:Path):
@@ -115,6 +116,7 @@ def read_gguf(
 _harmless = ('tokenizer.ggml.*_token_id', 'tokenizer.chat_template*', 'tokenizer.huggingface.json',
              'tokenizer.ggml.scores')
 
+# %% ../../nbs/engine/02_gguf.ipynb #9270a75a
 def gguf_tokenizer(
     meta:dict,      # of a GGUF file
 )->FastBPE:

@@ -51,6 +51,7 @@ def _settings(model:nn.Module)->Iterator[tuple[str, object]]:
             elif hasattr(value, '__qualname__'): yield f'{path}.{name}', f'{value.__module__}.{value.__qualname__}'
     for name, p in model.state_dict().items(): yield name, tuple(p.shape)
 
+# %% ../../nbs/engine/03_parity.ipynb #41b10f4b
 def check_exportable(
     model:nn.Module,
     cls:type,        # the class whose `to_hf` is called

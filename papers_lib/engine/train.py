@@ -107,12 +107,14 @@ def param_groups(model:nn.Module, weight_decay:float)->list[dict]:
 PEAK = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'L4': 121e12,
         'RTX 4090': 165e12}
 
+# %% ../../nbs/engine/05_train.ipynb #3e8ac5bd
 def peak_flops(
     name:str,           # of the GPU, as its driver gives it
 )->float|None:          # FLOP/s; None if the device is not in the table
     "Look up a GPU's dense bfloat16 peak by its name."
     return next((v for k, v in PEAK.items() if k in name), None)
 
+# %% ../../nbs/engine/05_train.ipynb #49cc9440
 def flops_per_token(
     model:nn.Module,    # has `cfg.n_layer` and `cfg.d_model`
     ctx_len:int,        # tokens a sequence
@@ -131,6 +133,7 @@ class Objective(nn.Module):
 
     def forward(self, batch): return self.loss_fn(self.model, batch)
 
+# %% ../../nbs/engine/05_train.ipynb #a53b092f
 class Diverged(RuntimeError):
     "The loss, or a weight, is no longer a number."
     def __init__(self, step:int, loss:float, what:str='loss'):
@@ -181,6 +184,7 @@ def _identity(model, batches, cfg, loss_fn):
         train=asdict(cfg) | dict(n_step=None), model=dict(type=type(model).__name__, **sizes), parts=parts, data=data,
         loss=dict(name=getattr(loss_fn, '__qualname__', type(loss_fn).__name__))), default=str))
 
+# %% ../../nbs/engine/05_train.ipynb #67ce9c9c
 def _same(path, saved, mine):
     "Refuse to go on as another run."
     was = {k: (saved or {}).get(k) or {} for k in mine}

@@ -51,6 +51,7 @@ def speed_row(
                values=ratio.values, n=len(ratio.values), n_seeds=1, baseline_name=f'{peer}, seconds',
                baseline_value=float(np.median(times[peer])), **fields)
 
+# %% ../../nbs/lab/10_bench.ipynb #2c7e9c1f
 def race(
     id:str, statement:str,
     fns:dict[str, Callable],   # name -> function; the peer first, ours second
@@ -73,6 +74,7 @@ def timed(
     fn()
     return time.perf_counter() - start
 
+# %% ../../nbs/lab/10_bench.ipynb #c9d6c22a
 def decode_speed(
     model:nn.Module,               # a decoder in evaluation mode
     prompt:Int[Tensor, '1 t'],
@@ -83,6 +85,7 @@ def decode_speed(
     spend = lambda n: timed(lambda: generate(model, prompt, n, compiled=compiled))
     return (spend(n_new + 1) - spend(1)) / n_new
 
+# %% ../../nbs/lab/10_bench.ipynb #b5d6a14d
 def read_seconds(
     n_bytes:int,   # as many as the weights have
 )->float:          # seconds, the median of seven readings
@@ -108,6 +111,7 @@ def train_step(
         return value.item()
     return step
 
+# %% ../../nbs/lab/10_bench.ipynb #8b37be21
 def bench_batch(
     cfg,                # has `n_vocab` and `ctx_len`
     batch_size:int=8,   # sequences
@@ -116,6 +120,7 @@ def bench_batch(
     ids = torch.randint(cfg.n_vocab, (batch_size, cfg.ctx_len + 1), generator=torch.Generator().manual_seed(0))
     return dict(ids=ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous())
 
+# %% ../../nbs/lab/10_bench.ipynb #51b5e60c
 def our_loss(model:nn.Module, batch:dict)->Tensor:
     "Mean loss of a model of ours, nats a token."
     return lm_loss(model, batch) / batch['targets'].numel()
@@ -130,6 +135,7 @@ def _sizes(cfg, batch_size):
     return (f'{cfg.n_layer} layers, d {cfg.d_model}, {cfg.ctx_len} tokens, batch {batch_size}, '
             f'vocabulary {cfg.n_vocab:,}')
 
+# %% ../../nbs/lab/10_bench.ipynb #deb57380
 def _rows(race, times, peers, statement, protocol, **fields)->Iterator[Row]:
     "Give a row for each arm but ours; a peer's row says which version of it ran."
     for name in [arm for arm in times if arm != 'papers_lib']:
@@ -224,6 +230,7 @@ def fresh_process(
     "Call a function in a process that did nothing before; what kills that process is an error here."
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool: return pool.submit(fn, *args).result()
 
+# %% ../../nbs/lab/10_bench.ipynb #00145040
 def training_peak(
     model:type, cfg,         # as in `TrainRace`
     arm:str,                 # 'papers_lib' or 'transformers'
@@ -241,6 +248,7 @@ def training_peak(
     for _ in range(n_step): step()
     return high_water() - before
 
+# %% ../../nbs/lab/10_bench.ipynb #6dd015a3
 def _resident()->int:   # bytes
     return int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1]) * 4096
 
@@ -320,6 +328,7 @@ class DecodeRace:
         "Say what is held against the bound."
         return f'Greedy decoding, {self.what}, batch {self.batch_size}, identical tokens'
 
+# %% ../../nbs/lab/10_bench.ipynb #fbb809c6
 def _hf_greedy(model, ids, n_new):
     "Decode by `transformers`."
     written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new, min_new_tokens=n_new,
@@ -359,6 +368,7 @@ def _prompt(llm, seed, n=32):
     ids = torch.from_numpy(_ordinary(llm))
     return ids[torch.randint(len(ids), (1, n), generator=torch.Generator().manual_seed(seed))]
 
+# %% ../../nbs/lab/10_bench.ipynb #f3e457b5
 def _held(paper, id, statement, metric, effect, rule, bound, **fields)->Row:
     "Make a speed row of an effect and its interval."
     return Row(paper, 'speed', id, statement=statement, metric=metric, rule=rule, bound=bound, ours=effect.mean,
@@ -556,6 +566,7 @@ class NanoGPT:
         "Decode greedily by its own `generate`, which has no cache."
         return model.generate(ids, n_new, top_k=1)[:, ids.shape[1]:].tolist()
 
+# %% ../../nbs/lab/10_bench.ipynb #478e60e0
 def _conv(name):
     "Is this a weight that the public layout stores turned?"
     return name.endswith(('c_attn.weight', 'c_proj.weight', 'c_fc.weight'))

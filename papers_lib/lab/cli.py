@@ -28,6 +28,7 @@ _extras = dict(run=('papermill', 'nbclient', 'nbformat', 'nbconvert', 'jupyter_c
                     'wandb', 'matplotlib'),
                dev=('nbdev', 'pytest', 'ruff', 'hypothesis'), eval=('lm_eval',))
 
+# %% ../../nbs/lab/14_cli.ipynb #a139989f
 def _lacking(module:str)->str:
     "Say how to get a module that is not installed."
     extra = next((x for x, names in _extras.items() if module.split('.')[0] in names), '')
@@ -35,6 +36,7 @@ def _lacking(module:str)->str:
     how = f"in a clone of the repository, `pip install -e '.[{extra}]'` or `make setup` does it"
     return f'{module} is not installed; {how}'
 
+# %% ../../nbs/lab/14_cli.ipynb #817eca41
 def _one_line(fn):
     "Let what a command cannot do end in one line: a wrong request, no repository here, an extra that is not installed."
     @wraps(fn)
@@ -91,6 +93,7 @@ def _parameters(items:list[str])->dict:
         else: parameters[key] = value if key == 'claims' else _value(value)
     return parameters | (dict(overrides=json.dumps(overrides)) if overrides else {})
 
+# %% ../../nbs/lab/14_cli.ipynb #9284f169
 def _dry_run(names, preset, parameters):
     "Print what runs would take, as they would run."
     from papers_lib.lab.presets import check_parameters, plan
@@ -190,6 +193,7 @@ def _data(
     except ValueError as e: _stop(e)
     except (data.NotFound, CorruptFile) as e: _stop(e, 1)
 
+# %% ../../nbs/lab/14_cli.ipynb #6130fd10
 def _list_data(as_json):
     "Print the data sets."
     from papers_lib.lab.data import data_table
@@ -199,6 +203,7 @@ def _list_data(as_json):
     line = lambda r: f"{r['name']:{wide}}  {at_hand(r):9}{r['records']:>9,} records  {r['licence']}"
     print(json.dumps(rows, indent=1) if as_json else '\n'.join(map(line, rows)))
 
+# %% ../../nbs/lab/14_cli.ipynb #0de8970d
 def _build_data(name):
     "Run the pipeline of a corpus, which is part of the repository."
     import subprocess
@@ -217,6 +222,7 @@ def _cache_line()->tuple[str, str, str]:
     parts = ', '.join(f'{u.count} {kind}' for kind, u in held.items() if u.count)
     return 'cache', f'{cache_dir()}: {size / 2**20:,.0f} MiB' + (f' ({parts})' if parts else ''), ''
 
+# %% ../../nbs/lab/14_cli.ipynb #c5329426
 def _extra_lines()->list[tuple[str, str, str]]:
     "Say which optional parts are installed."
     from importlib.util import find_spec
@@ -224,6 +230,7 @@ def _extra_lines()->list[tuple[str, str, str]]:
     return [(f'extra {x}', 'missing ' + ', '.join(names) if names else 'installed', _lacking(names[0]) if names else '')
             for x, names in absent.items()]
 
+# %% ../../nbs/lab/14_cli.ipynb #d9a76445
 def _kernel_lines()->list[tuple[str, str, str]]:
     "Say which kernels were found to be the fastest here."
     from papers_lib.nn.linear import kernel_choices

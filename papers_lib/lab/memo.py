@@ -83,6 +83,7 @@ class _Source:
     stars:list[str] = field(default_factory=list)                  # modules imported whole
     facts:dict[int, tuple] = field(default_factory=dict)           # statement -> text, names used, imports inside
 
+# %% ../../nbs/lab/04_memo.ipynb #7bc7abcb
 def _root(node)->str:   # '' if it does not begin with a name
     "Find the name that an expression such as a.b[c].d begins with."
     while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
@@ -97,6 +98,7 @@ def _patched(stmt)->list[str]:
     if 'patch' not in marks or not args or args[0].annotation is None: return []
     return [n.id for n in ast.walk(args[0].annotation) if isinstance(n, ast.Name)]
 
+# %% ../../nbs/lab/04_memo.ipynb #e1c7f248
 def _imported(stmt, package)->dict[str, tuple]:   # name -> (module, name in it or None for the module itself)
     "Read an import."
     if isinstance(stmt, ast.Import):
@@ -118,6 +120,7 @@ def _targets(target)->tuple[set, set]:   # names bound, names of what is changed
         return set().union(*(b for b, _ in both)), set().union(*(c for _, c in both))
     return set(), {_root(target)} - {''}
 
+# %% ../../nbs/lab/04_memo.ipynb #7caa85f6
 def _effects(stmt, imported=())->tuple[set, set]:   # names bound, names of what is changed in place
     "Tell what a statement of the top level does to names."
     if isinstance(stmt, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -139,10 +142,12 @@ def _inner(stmt):
             if not isinstance(s, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): yield from _inner(s)
             if isinstance(s, ast.stmt): yield s
 
+# %% ../../nbs/lab/04_memo.ipynb #be323b78
 def _is_main(stmt)->bool:
     "Tell whether a statement is `if __name__ == '__main__': ...`."
     return isinstance(stmt, ast.If) and any(isinstance(n, ast.Name) and n.id == '__name__' for n in ast.walk(stmt.test))
 
+# %% ../../nbs/lab/04_memo.ipynb #0db40edf
 def _read(source:_Source, tree:ast.Module)->_Source:
     "Sort the statements of a module, or of a further cell, by the names that they make."
     for stmt in tree.body:
@@ -169,6 +174,7 @@ def _read(source:_Source, tree:ast.Module)->_Source:
 def _installed()->tuple[Path, ...]:
     return tuple({Path(p).resolve() for k, p in sysconfig.get_paths().items() if k in ('stdlib', 'platstdlib')})
 
+# %% ../../nbs/lab/04_memo.ipynb #12ae1286
 def _file(module:str)->Path|None:   # None for what is installed, built in or not there
     "Find the source of one of our modules."
     root = module.partition('.')[0]
@@ -192,6 +198,7 @@ def _same_code(a:types.CodeType, b:types.CodeType)->bool:
     return (a.co_code == b.co_code and a.co_names == b.co_names and repr(rest(a)) == repr(rest(b))
             and len(inner(a)) == len(inner(b)) and all(map(_same_code, inner(a), inner(b))))
 
+# %% ../../nbs/lab/04_memo.ipynb #79ffd356
 def _check_loaded(module, path, text)->None:
     "Refuse a source that was changed since this process imported it: what runs is not what would be hashed."
     loaded = sys.modules.get(module)
@@ -204,6 +211,7 @@ def _check_loaded(module, path, text)->None:
         if value.__qualname__ == name and not _same_code(value.__code__, now[name]):
             raise ValueError(f'{module} was changed after it was imported ({name} differs): restart the kernel')
 
+# %% ../../nbs/lab/04_memo.ipynb #19cbe543
 _began = time.time()
 
 # %% ../../nbs/lab/04_memo.ipynb #afab619d
@@ -222,6 +230,7 @@ def _shell():
     "The notebook's shell, if there is one."
     return sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
 
+# %% ../../nbs/lab/04_memo.ipynb #a4b03685
 def _cells(shell)->list[str]:
     "Sources of the cells that were executed, in order."
     history = getattr(getattr(shell, 'history_manager', None), 'input_hist_parsed', [])
@@ -230,6 +239,7 @@ def _cells(shell)->list[str]:
     return cells or [''.join(entry[2]) for name, entry in linecache.cache.items()
                      if len(entry) > 2 and ('ipython-input' in name or 'ipykernel' in name)]
 
+# %% ../../nbs/lab/04_memo.ipynb #32396b70
 def _namespace()->dict:
     shell = _shell()
     return shell.user_ns if shell else vars(sys.modules['__main__'])
@@ -240,6 +250,7 @@ def _tree(text)->ast.Module:
     try: return ast.parse(text)
     except SyntaxError: return ast.Module([], [])
 
+# %% ../../nbs/lab/04_memo.ipynb #6f6938d0
 def _live(value)->ast.stmt|None:
     "Find the statement that made a notebook's function or class, by the code that it runs."
     inside = vars(value).values() if isinstance(value, type) else [value]
@@ -271,6 +282,7 @@ def _notebook()->_Source:
         source.defines[name] = [stmt, *_last_of_each(added)]
     return source
 
+# %% ../../nbs/lab/04_memo.ipynb #7856b1f6
 def _last_of_each(stmts):
     "Of a method that was patched more than once the last counts."
     return list({getattr(s, 'name', i): s for i, s in enumerate(stmts)}.values())
@@ -280,12 +292,14 @@ def _tables(table):
     yield table
     for t in table.get_children(): yield from _tables(t)
 
+# %% ../../nbs/lab/04_memo.ipynb #4966f48e
 def _global_names(stmt)->set[str]:
     "List the names that a statement takes from its module."
     top = symtable.symtable(ast.unparse(ast.fix_missing_locations(stmt)), 'statement', 'exec')
     return {s.get_name() for t in _tables(top) for s in t.get_symbols()
             if s.is_referenced() and (t is top or s.is_global())}
 
+# %% ../../nbs/lab/04_memo.ipynb #c9f38415
 def _facts(source, stmt)->tuple[str, set, dict]:   # text, names used, imports inside
     "Read a statement, once; it is bare afterwards."
     if id(stmt) not in source.facts:
@@ -295,6 +309,7 @@ def _facts(source, stmt)->tuple[str, set, dict]:   # text, names used, imports i
         source.facts[id(stmt)] = _bare(stmt), _global_names(stmt), inner
     return source.facts[id(stmt)]
 
+# %% ../../nbs/lab/04_memo.ipynb #97cacdcf
 def _attributes(stmt, name)->set[tuple[str, ...]]:   # () where it is used as a whole
     "List the chains of attributes that are taken of a name."
     found = set()
@@ -375,6 +390,7 @@ def _used_by(self:_Reach, source, stmt)->dict:
         elif node: out[name] = node
     return out
 
+# %% ../../nbs/lab/04_memo.ipynb #e7163aa4
 @patch
 def _below(self:_Reach, name, module, chain)->dict:
     "Follow a.b.c where a is a module."
@@ -399,6 +415,7 @@ def _enter(self:_Reach, module)->list:
             if node in self.uses: again.append((module, name))
     return again
 
+# %% ../../nbs/lab/04_memo.ipynb #1cba15f0
 def _check_followed(name, source)->None:
     "Refuse what a notebook has and nobody can follow."
     if name not in source.defines:
@@ -407,6 +424,7 @@ def _check_followed(name, source)->None:
         raise ValueError(f'{name}: a cached function of a notebook cannot be sent to workers, and what it read is '
                          f'lost: use lab.memo.remembered in place of lru_cache')
 
+# %% ../../nbs/lab/04_memo.ipynb #85f83b1d
 @patch
 def walk(self:_Reach, start:tuple)->_Reach:
     "Collect everything that can be reached from one definition."
@@ -437,6 +455,7 @@ def _is_plain(value)->bool:
     if isinstance(value, np.ndarray): return value.dtype != object
     return value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic))
 
+# %% ../../nbs/lab/04_memo.ipynb #a653f0de
 def _written(value)->str:
     "Write plain data down, so that equal data give equal text."
     if is_dataclass(value):
@@ -448,6 +467,7 @@ def _written(value)->str:
         return f'array {value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value)).hexdigest()}'
     return repr(value)
 
+# %% ../../nbs/lab/04_memo.ipynb #42def22c
 def _has_plain_value(name)->bool:
     space = _namespace()
     return name in space and _is_plain(space[name])
@@ -461,8 +481,10 @@ def _text(reach, node)->str:
     source = reach.source(module)
     return '\n'.join(_facts(source, s)[0] for s in source.defines[name])
 
+# %% ../../nbs/lab/04_memo.ipynb #817303f2
 def _hash(*texts)->str: return hashlib.sha256('\0'.join(texts).encode()).hexdigest()
 
+# %% ../../nbs/lab/04_memo.ipynb #c615d334
 def _reach(fn)->tuple[_Reach, tuple]:
     module, name = fn.__module__, fn.__qualname__
     reach = _Reach()
@@ -485,6 +507,7 @@ def _hashed(fn)->str:
                   for node, used in reach.uses.items()}
     return _hash(hashes[start], *sorted(hashes.values()))
 
+# %% ../../nbs/lab/04_memo.ipynb #7b597af4
 _hashed_once = lru_cache(maxsize=None)(_hashed)
 
 def definitions_hash(
@@ -493,6 +516,7 @@ def definitions_hash(
     "Hash everything of ours that a function reaches, wherever it is defined."
     return _hashed(fn) if fn.__module__ == '__main__' else _hashed_once(fn)
 
+# %% ../../nbs/lab/04_memo.ipynb #90b21c13
 def definitions(
     fn:Callable,    # as above
 )->list[str]:       # 'module.name', sorted
@@ -509,6 +533,7 @@ def _encode(value):
     if isinstance(value, float) and not math.isfinite(value): return {'$float': str(float(value))}
     return value
 
+# %% ../../nbs/lab/04_memo.ipynb #f86be474
 def _decode(value):
     "The inverse of `_encode`."
     if isinstance(value, dict) and set(value) == {'$float'}: return float(value['$float'])
@@ -522,6 +547,7 @@ def _json(value, what)->str:
     except TypeError as e:
         raise ValueError(f'{what}: must be plain values (numbers, text, lists, dictionaries): {e}') from None
 
+# %% ../../nbs/lab/04_memo.ipynb #a274b97f
 def _plain(
     config:dict,     # may hold dataclasses, tuples and numpy numbers
 )->dict:
@@ -548,6 +574,7 @@ class Measured:
     commit:str                         # of the clone that it ran in, '' if unknown
     carried:bool = False               # it was found, not computed now
 
+# %% ../../nbs/lab/04_memo.ipynb #7c21638d
 def _key(fn, config, definitions)->str:
     "Name what a variant depends on and can be known beforehand."
     readable = re.sub(r'\W', '', fn, flags=re.A)[:40] or 'fn'
@@ -556,6 +583,7 @@ def _key(fn, config, definitions)->str:
 # %% ../../nbs/lab/04_memo.ipynb #fe602ca9
 finders:dict[str, Callable] = {}   # kind of a read ('' for data sets, 'questions' for questions/...) -> its hash now
 
+# %% ../../nbs/lab/04_memo.ipynb #ea2ac04d
 def _now(name)->str|None:
     "Hash of what a function would read under this name now; None if it is not at hand."
     if '' not in finders: importlib.import_module('papers_lib.lab.data')       # which registers itself
@@ -567,6 +595,7 @@ def _now(name)->str|None:
 # %% ../../nbs/lab/04_memo.ipynb #4622803e
 _names = ('fn', 'config', 'definitions', 'reads', 'result', 'seconds', 'machine', 'versions', 'commit')
 
+# %% ../../nbs/lab/04_memo.ipynb #5d649ce6
 def _open(folder:Path)->Measured:
     "Read a kept result; CorruptFile if it is not what was written."
     path = kept('variants', folder.name, lambda tmp: None) / 'record.json'
@@ -575,6 +604,7 @@ def _open(folder:Path)->Measured:
         return Measured(**{k: told[k] for k in _names} | dict(result=_decode(told['result'])), carried=True)
     except (OSError, ValueError, KeyError, TypeError) as e: raise CorruptFile(f'{path}: unreadable ({e})') from None
 
+# %% ../../nbs/lab/04_memo.ipynb #db511192
 def _look(fn, config, definitions, remove=False)->Measured|None:
     "Find the kept result of a variant whose data are those of now."
     base = _key(fn, config, definitions)
@@ -604,6 +634,7 @@ def _circumstances()->dict:
     return dict(machine=here['gpu'] or here['cpu'], commit=git('rev-parse', 'HEAD')[:12] if ours else '',
                 versions=versions | dict(python=platform.python_version()))
 
+# %% ../../nbs/lab/04_memo.ipynb #bab8f38f
 def _keep(found:Measured)->None:
     "Write a result into the cache."
     reads = _hash(json.dumps(found.reads, sort_keys=True))[:8]
@@ -625,6 +656,7 @@ def _measure(fn, config, name, definitions)->Measured:
         _keep(found)
         return found
 
+# %% ../../nbs/lab/04_memo.ipynb #5934a2e1
 def variant(
     fn:Callable,    # of the top level of a module or notebook; takes and gives plain values
     config:dict,    # its arguments
@@ -635,6 +667,7 @@ def variant(
 # %% ../../nbs/lab/04_memo.ipynb #8aff7e23
 _memory:dict[tuple, dict] = {}   # function -> arguments -> (value, what it was made from)
 
+# %% ../../nbs/lab/04_memo.ipynb #c4d0de71
 def remembered(
     fn:Callable,    # of hashable arguments
 )->Callable:
@@ -655,6 +688,7 @@ def remembered(
 # %% ../../nbs/lab/04_memo.ipynb #91db17bc
 _following = set()
 
+# %% ../../nbs/lab/04_memo.ipynb #13365180
 def _follow(parent:int)->None:
     "End this process when its parent is gone: the variants of a killed run are nobody's."
     if parent in _following: return
@@ -664,10 +698,12 @@ def _follow(parent:int)->None:
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
+# %% ../../nbs/lab/04_memo.ipynb #afbf2641
 def _settings()->dict:
     "What workers of this machine are told: whom they follow, and where cache and mirror are."
     return dict(parent=os.getpid(), env={k: v for k, v in os.environ.items() if k.startswith('PAPERS_')})
 
+# %% ../../nbs/lab/04_memo.ipynb #cf02f8d9
 def _work(fn, config, name, definitions, told:dict|None)->Measured:   # told: `_settings`; None on another machine
     "Body of a worker: one variant, one thread."
     if told:
@@ -686,11 +722,13 @@ def _join_ray(address):
     if not ray.is_initialized(): ray.init(address=address if address in ('auto', 'local') else f'ray://{address}')
     register_ray()
 
+# %% ../../nbs/lab/04_memo.ipynb #a881b39c
 def _join_dask(address):
     "Register the machines of a Dask cluster with joblib."
     from dask.distributed import Client
     Client(address)
 
+# %% ../../nbs/lab/04_memo.ipynb #add7e6c9
 @contextmanager
 def _cluster(where):
     "Run what joblib runs inside on the cluster that PAPERS_WORKERS names."
@@ -743,6 +781,7 @@ def measure(
     if todo: found |= zip(todo, _fan_out(fn, [json.loads(key) for key in todo], definitions, workers))
     return [found[json.dumps(c, sort_keys=True)] for c in configs]
 
+# %% ../../nbs/lab/04_memo.ipynb #9ead9e65
 def map_variants(
     fn:Callable,               # as `variant`'s
     configs:Sequence[dict],    # arguments of each variant

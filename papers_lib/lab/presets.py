@@ -58,6 +58,7 @@ def finite(
 # %% ../../nbs/lab/03_presets.ipynb #a4276f56
 _claim_rules = ('greater', 'less', 'trend', 'equal', 'exact')
 
+# %% ../../nbs/lab/03_presets.ipynb #0c427389
 @dataclass(frozen=True)
 class Claim:
     "One claim, as it is tested; written once, before measuring."
@@ -141,6 +142,7 @@ def in_words(
 _parts = ('model', 'train', 'data', 'claims')
 _decided = {'model.n_vocab': 'the corpus decides: set data.n_vocab', 'train.seed': 'the run decides: set seed'}
 
+# %% ../../nbs/lab/03_presets.ipynb #d8c8eaa6
 def _without_effect(key, value, kind, spec):   # '' if it acts
     "Say why a value would change nothing."
     if key == 'model.n_vocab' and not hasattr(spec.data, 'n_vocab'): return ''
@@ -194,6 +196,7 @@ _whole = lambda v, most: isinstance(v, int) and not isinstance(v, bool) and 0 <=
 _devices = ('auto', 'cpu', 'cuda')
 _modes = ('offline', 'online', 'disabled')
 
+# %% ../../nbs/lab/03_presets.ipynb #ec939bb8
 rules = {  # parameter: (is it right, the rule in words, names it may have)
     'seed': (lambda v: _whole(v, 2**32 - 1), 'a whole number from 0 to 4294967295', ()),
     'n_seeds': (lambda v: _whole(v, 1000), "a whole number from 0 (the preset's number) to 1000", ()),
@@ -211,6 +214,7 @@ def left_out(
     "List what a claim needs and a run's grids do not have."
     return [name for name in claim.needs if not getattr(spec.claims, name)]
 
+# %% ../../nbs/lab/03_presets.ipynb #5a60dc20
 def measured_claims(
     paper:Paper,
     preset:str,
@@ -289,6 +293,7 @@ def missing_data(
 # %% ../../nbs/lab/03_presets.ipynb #ea2dfa97
 _h100 = 989e12   # FLOP/s, bfloat16 without sparsity
 
+# %% ../../nbs/lab/03_presets.ipynb #ad75d5cf
 def plan(
     paper:Paper,
     spec:RunSpec,      # of a preset, with or without overrides

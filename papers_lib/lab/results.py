@@ -23,6 +23,7 @@ def _installed()->Path:
     "The folder that holds the package: the repository, where it was installed with `pip install -e`."
     return Path(importlib.util.find_spec('papers_lib').origin).resolve().parents[1]
 
+# %% ../../nbs/lab/08_results.ipynb #fab8a487
 def repo_root()->Path:
     "The folder with settings.ini and nbs/: here or above, else where this package was installed from."
     for p in (Path.cwd(), *Path.cwd().parents, _installed()):
@@ -30,6 +31,7 @@ def repo_root()->Path:
     raise FileNotFoundError('this needs the repository, and no folder here or above has its settings.ini and nbs/: '
                             'clone it with git, go there and run `make setup`')
 
+# %% ../../nbs/lab/08_results.ipynb #0dbc309f
 def results_dir()->Path:
     "The folder of published results."
     return repo_root() / 'results'
@@ -58,6 +60,7 @@ def code_cells(notebook:str|dict)->list[str]:   # their sources, in order
     return [''.join(c['source']).strip() for c in cells if c['cell_type'] == 'code'
             and 'injected-parameters' not in c['metadata'].get('tags', [])]
 
+# %% ../../nbs/lab/08_results.ipynb #5a0a78d2
 def notebook_hash(notebook:str|dict)->str:
     "Name the code of a notebook: sha256 of the sources of its code cells."
     return hashlib.sha256(json.dumps(code_cells(notebook)).encode()).hexdigest()
@@ -68,6 +71,7 @@ def committed_hash(path:str, commit:str='HEAD')->str:   # '' where the commit ha
     text = _git('show', f'{commit}:./{path}')
     return notebook_hash(text) if text else ''
 
+# %% ../../nbs/lab/08_results.ipynb #367a3492
 def changed_notebooks()->list[str]:
     "List the notebooks whose code is not that of the last commit; outputs and metadata do not count."
     root = repo_root()
@@ -76,6 +80,7 @@ def changed_notebooks()->list[str]:
     same = lambda n: (root / n).exists() and notebook_hash((root / n).read_text(encoding='utf-8')) == committed_hash(n)
     return [n for n in f'{touched}\0{new}'.split('\0') if n.endswith('.ipynb') and not same(n)]
 
+# %% ../../nbs/lab/08_results.ipynb #ff22563c
 def dirty()->bool|None:   # None where git cannot tell
     "Tell whether what a run is made of differs from the last commit."
     if _git('rev-parse', 'HEAD') is None: return None
@@ -91,6 +96,7 @@ def _cpu_info(field:str)->str:   # '' where the system does not tell
 
 _instruction_sets = ('avx2', 'avx512f', 'avx512_bf16', 'avx512_vnni', 'amx_bf16', 'amx_int8', 'asimd', 'bf16', 'sve')
 
+# %% ../../nbs/lab/08_results.ipynb #3af2487d
 def instruction_sets()->list[str]:   # those that matrix products use
     "Name what this CPU multiplies with."
     flags = set((_cpu_info('flags') or _cpu_info('Features')).split())
@@ -100,6 +106,7 @@ def bfloat16_units()->bool:
     "Tell whether this CPU multiplies bfloat16 in hardware."
     return bool({'avx512_bf16', 'amx_bf16', 'bf16'} & set(instruction_sets()))
 
+# %% ../../nbs/lab/08_results.ipynb #1ce5cdfd
 def cpu_name()->str:
     "Name the model of this CPU."
     return _cpu_info('model name') or platform.processor() or platform.machine()
@@ -123,6 +130,7 @@ def high_water()->int:   # bytes
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith('VmHWM')))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
+# %% ../../nbs/lab/08_results.ipynb #4bba397c
 def peak_run_memory()->int:   # MiB
     "Largest resident memory of this process, or of one that it started and that has ended."
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
@@ -132,6 +140,7 @@ def peak_run_memory()->int:   # MiB
 _libraries = ('torch', 'transformers', 'tokenizers', 'accelerate', 'numpy', 'scipy', 'regex', 'sentencepiece',
               'safetensors')
 
+# %% ../../nbs/lab/08_results.ipynb #68d94750
 def provenance(
     preset:str,
     seeds:list[int],
@@ -175,6 +184,7 @@ def read_object(path:str|Path)->dict:
     if not isinstance(d, dict): raise ValueError(f'{path.name}: a JSON object was expected, not {type(d).__name__}')
     return d
 
+# %% ../../nbs/lab/08_results.ipynb #60026b79
 def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
     "Read a results file; what does not agree with itself is refused."
     from papers_lib.engine.stats import Row, verdict
@@ -197,6 +207,7 @@ def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
                              f'the file was edited by hand')
     return rows, prov
 
+# %% ../../nbs/lab/08_results.ipynb #15977d27
 def read_those(
     paths,                # of results files
 )->list[tuple]:           # path, rows, provenance
@@ -215,6 +226,7 @@ def number(
     "Write a number for a reader."
     return '' if x is None else f'{x:,.0f}' if abs(x) >= 1000 else f'{x:.{digits}g}'
 
+# %% ../../nbs/lab/08_results.ipynb #f79373a6
 def interval(row:Row)->str:
     "Our number with its interval."
     if row.ours is None: return ''
@@ -299,6 +311,7 @@ def run_order(folder:Path)->tuple[int, ...]:
     "Give the numbers in the name of a run's folder, by which runs are ordered."
     return tuple(map(int, re.findall(r'\d+', folder.name)))
 
+# %% ../../nbs/lab/08_results.ipynb #7062ac33
 def fresh_folder(
     base:Path,   # of the runs of a paper and a preset
 )->Path:
@@ -316,6 +329,7 @@ def fresh_folder(
         return base / name
     raise RuntimeError(f'{base}: no free folder')
 
+# %% ../../nbs/lab/08_results.ipynb #2294e89a
 def finished_runs(
     folders,            # of runs
 )->list[Path]:          # oldest first
@@ -329,6 +343,7 @@ def finished_runs(
         if status.get('status') == 'finished': found.append(folder)
     return found
 
+# %% ../../nbs/lab/08_results.ipynb #10a40e83
 def newest(paper:str, preset:str)->Path:
     "Find the newest finished run; one that was overridden or measured a part only is taken if there is no other."
     runs = finished_runs((repo_root() / 'runs' / paper / preset).glob('*'))

@@ -28,6 +28,7 @@ def _row(paper, kind, id, effect, **facts)->Row:
     return Row(paper, kind, id, ours=effect.mean, sd=effect.sd, ci95=list(effect.ci95), values=list(effect.values),
                n_seeds=effect.n, test=effect.test, **facts)
 
+# %% ../../nbs/lab/06_run.ipynb #c4236970
 def _declared(claim)->dict:
     "What a claim's row takes from its declaration."
     told = dict(statement=claim.statement, rule=claim.rule, margin=claim.margin)
@@ -179,6 +180,7 @@ def _running(run)->str:
     path = next((p for p in (run.out / f'{name}.ipynb', *saved) if p.exists()), None)
     return notebook_hash(path.read_text(encoding='utf-8')) if path else ''
 
+# %% ../../nbs/lab/06_run.ipynb #398b4972
 def _given_up(out)->bool:
     "Tell whether the runner has written that a run failed while its kernel is still there."
     try: return json.loads((out / 'status.json').read_text(encoding='utf-8'))['status'] == 'failed'

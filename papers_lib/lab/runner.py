@@ -34,6 +34,7 @@ def _parameters_of(notebook:Path)->list[str]:
                          f"restore the tag")
     return known
 
+# %% ../../nbs/lab/07_runner.ipynb #75aed89b
 def _declared(name:str):   # a Paper; its name where its notebook was not exported yet
     "Find what a paper declares."
     from papers_lib.lab.presets import paper_of
@@ -106,6 +107,7 @@ class _Watch:
         self.status.update(status='failed', error=f'a cell took longer than {self.timeout} s')
         atomic_write(self.out / 'status.json', json.dumps(self.status))
 
+# %% ../../nbs/lab/07_runner.ipynb #309394eb
 def _whole_files(folder:Path)->None:
     "Let papermill write its copy of a notebook whole or not at all, twice a cell."
     from papermill.iorw import LocalHandler, papermill_io
@@ -165,6 +167,7 @@ def _run_cells(paper, notebook, out, parameters, timeout, status)->dict:   # wha
     except Exception as e: return dict(status='failed', error=f'{type(e).__name__}: {e}')
     finally: watch.end()
 
+# %% ../../nbs/lab/07_runner.ipynb #b0ff5f6f
 def _render(out, paper):
     "Write the executed notebook as a page; a notebook that cannot be shown does not fail its run."
     try:
@@ -181,6 +184,7 @@ def stops_like_ctrl_c()->None:
         if sign and signal.getsignal(sign) is not signal.SIG_IGN:              # `nohup` means it
             signal.signal(sign, signal.default_int_handler)                    # raises KeyboardInterrupt
 
+# %% ../../nbs/lab/07_runner.ipynb #cdbc3ab5
 def _follow_papers(parent:int, patience:float=20.)->None:
     "End this process when its parent is gone: in good order, or after so many seconds in any."
     def watch():
@@ -190,6 +194,7 @@ def _follow_papers(parent:int, patience:float=20.)->None:
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
+# %% ../../nbs/lab/07_runner.ipynb #de3e0cde
 def _worker(config:str)->None:
     "Body of a run's process."
     job = json.loads(config)
@@ -250,6 +255,7 @@ def _launch(name, notebook, base, common)->tuple[subprocess.Popen, Path]:
                                    start_new_session=True)
     return process, folder
 
+# %% ../../nbs/lab/07_runner.ipynb #c4759f95
 def _close(base:Path)->None:
     "Mark runs whose process is gone, such as after a power cut, as interrupted."
     for path in base.glob('*/status.json'):
@@ -261,6 +267,7 @@ def _close(base:Path)->None:
             atomic_write(path, json.dumps(status | dict(status='interrupted', error='its process is gone')))
         except OSError: pass
 
+# %% ../../nbs/lab/07_runner.ipynb #87a62555
 def _stop_all(running:dict, preset:str)->None:
     "Tell the processes to stop, wait for them, and write down what became of each."
     for p in running: _signal(p, signal.SIGTERM)
@@ -271,6 +278,7 @@ def _stop_all(running:dict, preset:str)->None:
         if ended['status'] != 'finished': ended['status'] = 'interrupted'
         atomic_write(folder / 'status.json', json.dumps(ended))
 
+# %% ../../nbs/lab/07_runner.ipynb #ea0884d4
 def _signal(process, sign):
     "Send a signal to a process and those of its session."
     try: os.killpg(process.pid, sign)
@@ -279,6 +287,7 @@ def _signal(process, sign):
 # %% ../../nbs/lab/07_runner.ipynb #39d50ebe
 def _never_began(name, preset, why)->dict: return dict(paper=name, preset=preset, status='failed', error=why, folder='')
 
+# %% ../../nbs/lab/07_runner.ipynb #7597e5c7
 def _say(report, status)->None:
     "Report one line; a terminal that was closed does not stop a run."
     line = f"{status['paper']}: {status['status']}"
@@ -287,6 +296,7 @@ def _say(report, status)->None:
     try: report(line)
     except OSError: pass
 
+# %% ../../nbs/lab/07_runner.ipynb #40a04d9f
 def _outcome(preset, name, folder)->dict:
     "Status of an ended process; one that did not get to write it has failed."
     try: status = read_object(folder / 'status.json')

@@ -30,6 +30,7 @@ def _readable(paths, problems:list[str])->list[tuple]:   # path, rows, provenanc
             problems.append(str(e))
     return found
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #60a2fd8c
 def published_files(
     problems:list[str]|None=None,   # gets a line a file that is passed over
 )->list[tuple[str, list[Row], dict]]:   # paper, rows, provenance
@@ -37,6 +38,7 @@ def published_files(
     files = _readable(sorted(results_dir().glob('*.json')), [] if problems is None else problems)
     return [(path.name.split('.')[0], rows, prov) for path, rows, prov in files]
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #bd652d17
 def local_runs(
     runs:str|Path|None=None,        # folder of runs; None is runs/ in the repository
     problems:list[str]|None=None,   # as in `published_files`
@@ -73,6 +75,7 @@ def _run_name(prov)->str:
     "Name a published run; a speed is one of its machine."
     return f"{prov['preset']} ({prov['machine']['cpu']})" if prov['preset'] == 'bench' else prov['preset']
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #a5341993
 def readme_table()->str:
     "List the papers, with their published verdicts, as Markdown."
     out, files = ['| paper | published run | verdicts |', '| --- | --- | --- |'], published_files()
@@ -108,6 +111,7 @@ def _picture(row:Row)->list[str]|None:   # where the interval begins, the effect
     reach = max(abs(x - at) for x in row.ci95) or 1.
     return [f'{60 + 55 * (x - at) / reach:.1f}' for x in (row.ci95[0], row.ours, row.ci95[1])]
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #8a9ce234
 def _facts(row:Row, prov:dict)->str:
     "Say by which run a number was found."
     machine = prov.get('machine') or {}
@@ -115,6 +119,7 @@ def _facts(row:Row, prov:dict)->str:
     return (f"{prov['preset']}, {row.n_seeds or 1} seed(s), {where}, {prov.get('date', 'no date')}, "
             f"commit {prov.get('commit', 'unknown')}")
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #3e58cbd8
 def _number_cell(row:Row, prov:dict, links:list)->dict:
     "One number with its interval, a small picture of it, and where it comes from."
     cpu = (prov.get('machine') or {}).get('cpu', '')
@@ -156,6 +161,7 @@ def side_by_side(
         for r in rows: found.setdefault((paper, r.id, prov['preset']), [None, None])[1] = r, prov, folder
     return found
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #83c9bbba
 def rows_found(
     runs:str|Path|None=None,   # as in `side_by_side`
 )->list[dict]:
@@ -169,6 +175,7 @@ _heads = ('paper', 'row', 'preset', 'what is held against the paper', "paper's v
           'verdict')
 _order = {kind: i for i, kind in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #8160fc5d
 @lru_cache
 def _page_template():
     "The page's template, out of this package."
@@ -176,6 +183,7 @@ def _page_template():
     return Environment(loader=PackageLoader('papers_lib.lab', 'templates'), autoescape=True, undefined=StrictUndefined,
                        trim_blocks=True).get_template('scoreboard.html')
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #dfc7e653
 def scoreboard(
     out:str|Path|None=None,     # the page; None is runs/scoreboard.html in the repository
     runs:str|Path|None=None,    # folder of local runs

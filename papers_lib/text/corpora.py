@@ -277,6 +277,7 @@ def word_spans(text:str)->list[tuple[int, int]]:   # first character, and one pa
     "Tell where the words stand that n-grams are made of."
     return [m.span() for m in _word.finditer(text)]
 
+# %% ../../nbs/text/02_corpora.ipynb #09cee7a3
 def ngram_hashes(
     text:str,
     n:int=8,        # words a gram

@@ -30,6 +30,7 @@ def _known(ids:Iterable[int], n_vocab:int)->list[int]:
     if wrong is not None: raise ValueError(f'id {wrong}: the vocabulary has {n_vocab} tokens')
     return ids
 
+# %% ../../nbs/text/01_tokenizers.ipynb #151f637e
 def _added(decode, ids, after)->str:
     "Tell what ids add to the text of those before them."
     before, whole = decode(after), decode([*after, *ids])
@@ -278,6 +279,7 @@ def _read_text(path:str|Path)->str:
     try: return Path(path).read_text(encoding='utf-8')
     except UnicodeDecodeError as e: raise BadVocabulary(f'{path}: byte {e.start} is not UTF-8 ({e.reason})') from None
 
+# %% ../../nbs/text/01_tokenizers.ipynb #d3cba10c
 def _read_json(path:str|Path)->dict:
     "Read a JSON object in which no name stands twice."
     def once(pairs):
