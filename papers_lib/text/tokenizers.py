@@ -189,8 +189,8 @@ def check_bpe(
         seen.add(pair)
 
 # %% ../../nbs/text/01_tokenizers.ipynb #1cd4a201
-class ByteBPE:
-    "Byte-level BPE as GPT-2 defines it, written to be read; `FastBPE` is its fast equal."
+class _BytePairs:
+    "What a byte-level BPE is, whoever does its merging: a subclass says how a text becomes ids and ids a text."
     def __init__(self,
         vocab:dict[str, int],               # token, in the byte alphabet -> id
         merges:Sequence[tuple[str, str]],   # in the order learnt
@@ -199,13 +199,46 @@ class ByteBPE:
     ):
         self.digits, self.special = digits, dict(special or {})
         check_bpe(vocab, merges, self.special)
-        self.vocab = vocab
-        self.ranks = {tuple(m): i for i, m in enumerate(merges)}
-        self.tokens = {i: t for t, i in vocab.items()}
-        self.bytes = {c: b for b, c in byte_alphabet().items()}
+        self.vocab, self.merges = dict(vocab), [tuple(m) for m in merges]
         self.eot = vocab.get(EOT, len(vocab))
-        self._piece = lru_cache(maxsize=2**16)(self._merged)
+        self._prepare()
 
+    @classmethod
+    def from_files(cls,
+        vocab:str|Path,    # JSON, token -> id
+        merges:str|Path,   # one merge a line, a '#version' line first
+        **options,         # digits, special
+    ):
+        "Read the public file format of GPT-2."
+        return cls(*read_bpe(vocab, merges, options.get('special')), **options)
+
+    @property
+    def n_vocab(self)->int:
+        "Number of tokens, the end of text included."
+        return max(self.eot + 1, len(self.vocab))
+
+# %% ../../nbs/text/01_tokenizers.ipynb #b7e1c0d2
+@patch
+def encode(self:_BytePairs,
+    text:str,
+    special:bool=False,   # recognise special tokens; else their names are text, as is a typed end of text
+)->list[int]:
+    "Encode any string."
+    return encode_special(text, self.special, self._text) if special else self._text(text)
+
+@patch
+def decode(self:_BytePairs,
+    ids:Iterable[int],
+    after:Sequence[int]=(),    # ids before them
+)->str:                        # what `ids` add to the text of `after`
+    "Undo `encode`; ids that cut a character in two give the replacement character, special ones give nothing."
+    if len(after): return _added(self.decode, ids, after)
+    silent = {self.eot, *self.special.values()}
+    return self._written([i for i in _known(ids, self.n_vocab) if i not in silent])
+
+# %% ../../nbs/text/01_tokenizers.ipynb #b7e1c0d3
+class ByteBPE(_BytePairs):
+    "Byte-level BPE as GPT-2 defines it, written to be read; `FastBPE` is its fast equal."
     @classmethod
     def train(cls,
         text:str|Iterable[str],   # the corpus
@@ -215,19 +248,11 @@ class ByteBPE:
         merges = learn_merges(text, n_vocab - 257)
         return cls(vocabulary(merges), merges)
 
-    @classmethod
-    def from_files(cls,
-        vocab:str|Path,    # JSON, token -> id
-        merges:str|Path,   # one merge a line, a '#version' line first
-        **options,         # digits, special
-    )->ByteBPE:
-        "Read the public file format of GPT-2."
-        return cls(*read_bpe(vocab, merges, options.get('special')), **options)
-
-    @property
-    def n_vocab(self)->int:
-        "Number of tokens, the end of text included."
-        return max(self.eot + 1, len(self.vocab))
+    def _prepare(self):
+        self.ranks = {m: i for i, m in enumerate(self.merges)}
+        self.tokens = {i: t for t, i in self.vocab.items()}
+        self.bytes = {c: b for b, c in byte_alphabet().items()}
+        self._piece = lru_cache(maxsize=2**16)(self._merged)
 
     def _merged(self, piece):
         chars = [c for c in map(byte_alphabet().get, piece.encode('utf-8')) if c in self.vocab]
@@ -235,21 +260,8 @@ class ByteBPE:
 
     def _text(self, text): return [i for piece in pre_tokens(text, self.digits) for i in self._piece(piece)]
 
-    def encode(self,
-        text:str,
-        special:bool=False,   # recognise special tokens; else their names are text, as is a typed end of text
-    )->list[int]:
-        "Encode any string."
-        return encode_special(text, self.special, self._text) if special else self._text(text)
-
-    def decode(self,
-        ids:Iterable[int],
-        after:Sequence[int]=(),    # ids before them
-    )->str:                        # what `ids` add to the text of `after`
-        "Undo `encode`; ids that cut a character in two give the replacement character, special ones give nothing."
-        if len(after): return _added(self.decode, ids, after)
-        silent = {self.eot, *self.special.values()}
-        text = ''.join(self.tokens[i] for i in _known(ids, self.n_vocab) if i not in silent)
+    def _written(self, ids):
+        text = ''.join(self.tokens[i] for i in ids)
         return bytes(self.bytes[c] for c in text).decode('utf-8', errors='replace')
 
 # %% ../../nbs/text/01_tokenizers.ipynb #bec5936d
@@ -305,41 +317,18 @@ def read_bpe(
     return names, pairs
 
 # %% ../../nbs/text/01_tokenizers.ipynb #5229aeb0
-class FastBPE:
+class FastBPE(_BytePairs):
     "Byte-level BPE by the `tokenizers` library; equal to `ByteBPE` in encoding."
-    def __init__(self,
-        vocab:dict[str, int],               # token, in the byte alphabet -> id
-        merges:Sequence[tuple[str, str]],   # in the order learnt
-        digits:bool=False,                  # every digit is a token by itself
-        special:Mapping[str, int]|None=None,   # further tokens that are not text -> id
-    ):
+    def _prepare(self):
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-        self.digits, self.special = digits, dict(special or {})
-        check_bpe(vocab, merges, self.special)
-        self.vocab, self.merges = dict(vocab), [tuple(m) for m in merges]
-        self.eot = vocab.get(EOT, len(vocab))
-        text = {t: i for t, i in vocab.items() if t != EOT and t not in self.special}
+        text = {t: i for t, i in self.vocab.items() if t != EOT and t not in self.special}
         inner = Tokenizer(models.BPE(text, self.merges))
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        if digits:
+        if self.digits:
             apart = pre_tokenizers.Digits(individual_digits=True)
             inner.pre_tokenizer = pre_tokenizers.Sequence([apart, inner.pre_tokenizer])
         inner.decoder = decoders.ByteLevel()
         self._inner = inner
-
-    @classmethod
-    def from_files(cls,
-        vocab:str|Path,    # JSON, token -> id
-        merges:str|Path,   # one merge a line, a '#version' line first
-        **options,         # digits, special
-    )->FastBPE:
-        "Read the public file format of GPT-2."
-        return cls(*read_bpe(vocab, merges, options.get('special')), **options)
-
-    @property
-    def n_vocab(self)->int:
-        "Number of tokens, the end of text included."
-        return max(self.eot + 1, len(self.vocab))
 
     @property
     def hash(self)->str:
@@ -351,21 +340,7 @@ class FastBPE:
 
     def _text(self, text): return self._inner.encode(text, add_special_tokens=False).ids
 
-    def encode(self,
-        text:str,
-        special:bool=False,   # recognise special tokens; else their names are text, as is a typed end of text
-    )->list[int]:
-        "Encode any string."
-        return encode_special(text, self.special, self._text) if special else self._text(text)
-
-    def decode(self,
-        ids:Iterable[int],
-        after:Sequence[int]=(),    # ids before them
-    )->str:                        # what `ids` add to the text of `after`
-        "Undo `encode`; ids that cut a character in two give the replacement character, special ones give nothing."
-        if len(after): return _added(self.decode, ids, after)
-        silent = {self.eot, *self.special.values()}
-        return self._inner.decode([i for i in _known(ids, self.n_vocab) if i not in silent], skip_special_tokens=False)
+    def _written(self, ids): return self._inner.decode(ids, skip_special_tokens=False)
 
 # %% ../../nbs/text/01_tokenizers.ipynb #cac12308
 def handfuls(
