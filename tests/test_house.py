@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from papers_lib.lab.presets import paper_of
+from papers_lib.lab.results import published
+
 root = Path(__file__).resolve().parents[1]
 package = root / 'papers_lib'
 ROOMS = ('store', 'nn', 'text', 'engine', 'rec', 'lab', '')  # '' is the papers
@@ -142,3 +145,20 @@ def test_links_between_notebooks_lead_somewhere():
         text = '\n'.join(''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'])
         for target in set(re.findall(r'`?(nbs/(?:\w+/)?\d\d_\w+)', text)):
             assert (root / f'{target}.ipynb').exists(), f'{path.name} names {target}, which is not there'
+
+
+@pytest.mark.parametrize('name', [p.stem for p in papers])
+def test_published_claims_are_the_ones_declared(name):
+    claims = paper_of(name).claims
+    rows = [r for r in published(name).rows if r.kind == 'claim']
+    if rows: assert {r.id for r in rows} == set(claims)
+    for r in rows:
+        c = claims[r.id]
+        assert (r.statement, r.rule, r.margin) == (c.statement, c.rule, c.margin)
+
+
+@pytest.mark.parametrize('name', [p.stem for p in papers])
+def test_every_published_speed_row_has_a_race(name):
+    races = paper_of(name).races
+    for id in (r.id for r in published(name).rows if r.kind == 'speed'):
+        assert any(f'{id}.'.startswith(f'{key}.') for key in races), f'{name}: no race gives {id}'

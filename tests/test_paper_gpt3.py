@@ -8,9 +8,8 @@ from papers_lib.engine.parity import parity, random_model
 from papers_lib.engine.score import score
 from papers_lib.gpt2 import GPT2, GPT2Config
 from papers_lib.gpt3 import (
-    GPT3, GPT3Config, MinHash, QualityClassifier, claims, decontaminate, draw_sources, kept_by_quality, near_duplicates,
-    paper, races, recipe, sizes)
-from papers_lib.lab.results import published
+    GPT3, GPT3Config, MinHash, QualityClassifier, decontaminate, draw_sources, kept_by_quality, near_duplicates,
+    recipe, sizes)
 from papers_lib.engine.recipe import learn
 from papers_lib.engine.train import TrainConfig
 from papers_lib.nn.stack import Parts, Sizes, Stack
@@ -113,20 +112,6 @@ def test_copying_learns_what_it_can_see_only():
         with torch.inference_mode(): right = net(test[:, :-1]).argmax(-1) == test[:, 1:]
         copied[windows] = right[:, -8:].float().mean().item()
     assert copied[None] > copied[None, 2] + 0.15 and copied[None] > 0.5
-
-
-def test_published_claims_are_the_ones_declared():
-    rows = [r for r in published('gpt3').rows if r.kind == 'claim']
-    assert {r.id for r in rows} == set(claims)
-    for r in rows:
-        c = claims[r.id]
-        assert (r.statement, r.rule, r.margin) == (c.statement, c.rule, c.margin)
-
-
-def test_every_published_speed_row_has_a_race():
-    rows = [r.id for r in published('gpt3').rows if r.kind == 'speed']
-    assert rows and all(any(f'{id}.'.startswith(f'{key}.') for key in races) for id in rows)
-    assert paper.races is races
 
 
 @pytest.mark.slow

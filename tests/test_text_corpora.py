@@ -1,6 +1,6 @@
 "Corpora: any file, any size, any block; shards, batches, overlap."
 
-import json, os, subprocess, sys, tracemalloc
+import json, subprocess, sys, tracemalloc
 from pathlib import Path
 
 import numpy as np, pytest, regex
@@ -18,18 +18,7 @@ from papers_lib.text.corpora import (
     seen_ngrams,
     write_shards,
 )
-from papers_lib.text.tokenizers import ByteTokenizer, train_fast_bpe
-
-
-@pytest.fixture(scope='module')
-def books(tmp_path_factory):
-    os.environ.setdefault('PAPERS_CACHE', str(tmp_path_factory.mktemp('cache')))
-    return [d for _, d in zip(range(40), data.documents('books'))]
-
-
-@pytest.fixture(scope='module')
-def fast(books):
-    return train_fast_bpe(books, 600)
+from papers_lib.text.tokenizers import ByteTokenizer
 
 
 # ---- reading

@@ -20,23 +20,11 @@ from papers_lib.text.tokenizers import (
     byte_alphabet,
     learn_merges,
     read_pieces,
-    train_fast_bpe,
     train_pieces,
     vocabulary,
 )
 
 ANY = st.characters(exclude_categories=['Cs'])
-
-
-@pytest.fixture(scope='module')
-def books(tmp_path_factory):
-    os.environ.setdefault('PAPERS_CACHE', str(tmp_path_factory.mktemp('cache')))
-    return [d for _, d in zip(range(40), data.documents('books'))]
-
-
-@pytest.fixture(scope='module')
-def fast(books):
-    return train_fast_bpe(books, 600)
 
 
 @pytest.fixture(scope='module')
