@@ -30,11 +30,11 @@ from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_
 from .engine.evaluate import text_ids
 from .engine.generate import generate
 from .engine.parity import check_exportable, pair_of
-from .engine.score import score, score_text, token_nll
+from .engine.score import score_text, token_nll
 from .engine.stats import Row
 from .engine.train import TrainConfig
 from .lab import data as lab_data
-from .lab.bench import DecodeRace, full_text_score, race, training_races
+from .lab.bench import DecodeRace, scoring_race, training_races
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
 
@@ -360,26 +360,14 @@ def race_scoring(
     n_title:int=1000,      # candidates
     n_prompt:int=200,      # tokens before each
 )->Iterator[Row]:
-    "Race scoring candidates behind a shared prompt against scoring each full text."
+    "Race scoring titles behind a shared prompt against scoring each full text."
     cfg = GPT2Config(n_vocab=8192, ctx_len=256, d_model=256, n_layer=4, n_head=4)
     torch.manual_seed(seed); model = GPT2(cfg).eval()
     rng = np.random.default_rng(seed)
     prompt = rng.integers(0, cfg.n_vocab, n_prompt).tolist()
     titles = [rng.integers(0, cfg.n_vocab, rng.integers(3, 9)).tolist() for _ in range(n_title)]
-    ours = lambda: score(model, prompt, titles)
-    full = lambda: full_text_score(model, prompt, titles, every=every)
-    assert np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=1e-3)
-    read = n_prompt + sum(len(t) - 1 for t in titles)                            # tokens
-    avoided = sum(n_prompt + len(t) - 1 for t in titles)
-    trunk = 12 * cfg.n_layer * cfg.d_model**2                                    # multiply-adds a token
-    head = cfg.n_vocab * cfg.d_model * sum(map(len, titles))                     # of all titles
-    saving = avoided / read if every else (avoided * trunk + head) / (read * trunk + head)
-    what, logits = ('tokens', 'every token') if every else ('multiply-adds', 'the titles only')
-    yield race('S.score' if every else 'S.score.lean',
-               f'Scoring titles behind one prompt makes at least 70 % of the {what} it avoids into time',
-               {'full texts': full, 'papers_lib': ours}, 0.7 * saving, n=7, paper='gpt2', dataset='random tokens',
-               protocol=f'{n_title} titles of 3-8 tokens after {n_prompt}; batch 32, logits of {logits}; '
-                        f'{saving:.1f} times fewer {what}')
+    yield scoring_race('S.score' if every else 'S.score.lean', model, prompt, titles, every=every, paper='gpt2', n=7,
+                       protocol=f'{n_title} titles of 3-8 tokens after {n_prompt}')
 
 # %% ../nbs/04_gpt2.ipynb #da8dba7c
 claims = {  # fixed before anything is measured

@@ -18,8 +18,8 @@ from jaxtyping import Int
 # %% auto #0
 __all__ = ['speed_row', 'race', 'timed', 'decode_speed', 'read_seconds', 'train_step', 'bench_batch', 'our_loss', 'hf_loss',
            'TrainRace', 'bfloat16_loss', 'fresh_process', 'training_peak', 'MemoryRace', 'training_races', 'DecodeRace',
-           'full_text_score', 'PackedRace', 'FloorRace', 'WeightsRace', 'ShotsRace', 'NanoGPT', 'select_races',
-           'run_races']
+           'full_text_score', 'PackedRace', 'FloorRace', 'WeightsRace', 'scoring_race', 'ShotsRace', 'NanoGPT',
+           'select_races', 'run_races']
 
 # %% ../../nbs/lab/10_bench.ipynb #29eb4947
 from ..nn.linear import cpp_compiler, packed
@@ -481,6 +481,34 @@ class WeightsRace:
                      baseline_value=float(base.mean()), dataset=str(get('wikitext2')),
                      protocol=f'first {self.n_token:,} tokens of the test text, windows of 256, stride 128')
 
+# %% ../../nbs/lab/10_bench.ipynb #c4d0a1b7
+def scoring_race(
+    id:str,
+    model:nn.Module,               # a decoder with `blocks` and `head_weight`
+    prompt:list[int],              # token ids
+    candidates:list[list[int]],    # of what is scored behind it
+    *,
+    every:bool=False,              # the plain way computes the logits of every token; False: of the candidates only
+    atol:float=1e-3,               # by which the sums of the two ways may differ, nats
+    called:str='titles',           # what the candidates are, for the reader
+    protocol:str,                  # before what is added here
+    **fields,                      # as in `race`
+)->Row:                            # its bound is 70 % of the work that is avoided
+    "Race scoring candidates behind a prompt that is read once against scoring each full text."
+    ours = lambda: score(model, prompt, candidates)
+    full = lambda: full_text_score(model, prompt, candidates, every=every)
+    if not np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=atol):
+        raise AssertionError(f'{id}: the two ways of scoring differ')
+    read = len(prompt) + sum(len(c) - 1 for c in candidates)                     # tokens
+    avoided = sum(len(prompt) + len(c) - 1 for c in candidates)
+    trunk = sum(w.numel() for w in model.blocks.parameters() if w.dim() >= 2)    # multiply-adds a token
+    head = model.head_weight.numel() * sum(map(len, candidates))                 # of all candidates
+    saving = avoided / read if every else (avoided * trunk + head) / (read * trunk + head)
+    what, logits = ('tokens', 'every token') if every else ('multiply-adds', f'the {called} only')
+    return race(id, f'Scoring {called} behind one prompt makes at least 70 % of the {what} it avoids into time',
+                {'full texts': full, 'papers_lib': ours}, 0.7 * saving, dataset='random tokens',
+                protocol=f'{protocol}; batch 32, logits of {logits}; {saving:.1f} times fewer {what}', **fields)
+
 # %% ../../nbs/lab/10_bench.ipynb #40289f9d
 @dataclass(frozen=True)
 class ShotsRace:
@@ -493,24 +521,13 @@ class ShotsRace:
     def __call__(self, seed:int=0)->Iterator[Row]:
         "Run the race; its bound is 70 % of the multiply-adds that are avoided."
         llm, rng = self.llm(), np.random.default_rng(seed)
-        model, words = llm.model, _ordinary(llm)
+        words = _ordinary(llm)
         draw = lambda n: words[rng.integers(len(words), size=n)].tolist()
         prompt = draw(self.n_prompt)
         choices = [draw(rng.integers(3, 9)) for _ in range(self.n_choice)]
-        ours, full = lambda: score(model, prompt, choices), lambda: full_text_score(model, prompt, choices, every=False)
-        if not np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=1e-2):
-            raise AssertionError('S.shots: the two ways of scoring differ')
-        # multiply-adds of the layers a token, and of the head for all choices; tokens read, and those read otherwise
-        trunk, head = n_params(model) - model.head_weight.numel(), model.head_weight.numel() * sum(map(len, choices))
-        read = self.n_prompt + sum(len(c) - 1 for c in choices)
-        avoided = sum(self.n_prompt + len(c) - 1 for c in choices)
-        saving = (avoided * trunk + head) / (read * trunk + head)
-        yield race('S.shots',
-                   'Scoring choices behind one prompt makes at least 70 % of the multiply-adds it avoids into time',
-                   dict(zip(('full texts', 'papers_lib'), (full, ours))), 0.7 * saving, n=self.n, paper=self.paper,
-                   dataset='random tokens',
-                   protocol=f'{self.what}, {self.n_choice} choices of 3-8 tokens after a prompt of {self.n_prompt}, '
-                            f'batch 32, logits of the choices only; {saving:.1f} times fewer multiply-adds')
+        told = f'{self.what}, {self.n_choice} choices of 3-8 tokens after a prompt of {self.n_prompt}'
+        yield scoring_race('S.shots', llm.model, prompt, choices, atol=1e-2, called='choices', protocol=told,
+                           paper=self.paper, n=self.n)
 
 # %% ../../nbs/lab/10_bench.ipynb #4d914ff3
 @dataclass(frozen=True)

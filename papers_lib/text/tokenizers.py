@@ -217,24 +217,21 @@ class _BytePairs:
         "Number of tokens, the end of text included."
         return max(self.eot + 1, len(self.vocab))
 
-# %% ../../nbs/text/01_tokenizers.ipynb #b7e1c0d2
-@patch
-def encode(self:_BytePairs,
-    text:str,
-    special:bool=False,   # recognise special tokens; else their names are text, as is a typed end of text
-)->list[int]:
-    "Encode any string."
-    return encode_special(text, self.special, self._text) if special else self._text(text)
+    def encode(self,
+        text:str,
+        special:bool=False,   # recognise special tokens; else their names are text, as is a typed end of text
+    )->list[int]:
+        "Encode any string."
+        return encode_special(text, self.special, self._text) if special else self._text(text)
 
-@patch
-def decode(self:_BytePairs,
-    ids:Iterable[int],
-    after:Sequence[int]=(),    # ids before them
-)->str:                        # what `ids` add to the text of `after`
-    "Undo `encode`; ids that cut a character in two give the replacement character, special ones give nothing."
-    if len(after): return _added(self.decode, ids, after)
-    silent = {self.eot, *self.special.values()}
-    return self._written([i for i in _known(ids, self.n_vocab) if i not in silent])
+    def decode(self,
+        ids:Iterable[int],
+        after:Sequence[int]=(),    # ids before them
+    )->str:                        # what `ids` add to the text of `after`
+        "Undo `encode`; ids that cut a character in two give the replacement character, special ones give nothing."
+        if len(after): return _added(self.decode, ids, after)
+        silent = {self.eot, *self.special.values()}
+        return self._written([i for i in _known(ids, self.n_vocab) if i not in silent])
 
 # %% ../../nbs/text/01_tokenizers.ipynb #b7e1c0d3
 class ByteBPE(_BytePairs):
