@@ -55,9 +55,6 @@ def finite(
     if isinstance(value, (list, tuple)): return all(map(finite, value))
     return not isinstance(value, float) or math.isfinite(value)
 
-# %% ../../nbs/lab/03_presets.ipynb #a4276f56
-_claim_rules = ('greater', 'less', 'trend', 'equal', 'exact')
-
 # %% ../../nbs/lab/03_presets.ipynb #0c427389
 @dataclass(frozen=True)
 class Claim:
@@ -70,8 +67,9 @@ class Claim:
     over:str = 'seeds'       # what its interval is taken over: 'seeds', or 'units' (documents, questions, strings)
 
     def __post_init__(self):
-        if self.rule not in _claim_rules:
-            raise ValueError(f'Claim.rule={self.rule!r}: must be one of {", ".join(_claim_rules)}')
+        from papers_lib.engine.stats import verdict_rules          # loads scipy, which a runner can do without
+        if self.rule not in verdict_rules['claim']:
+            raise ValueError(f'Claim.rule={self.rule!r}: must be one of {", ".join(verdict_rules["claim"])}')
         if not (finite(self.margin) and finite(self.bound)):
             raise ValueError(f'Claim.margin={self.margin}, bound={self.bound}: must be finite')
         if self.rule == 'equal' and self.margin <= 0:
@@ -290,9 +288,6 @@ def missing_data(
     return (f'data set {name!r} is not among those of `papers data`: it can be planned, a run would stop where it '
             f'asks for the data')
 
-# %% ../../nbs/lab/03_presets.ipynb #ea2dfa97
-_h100 = 989e12   # FLOP/s, bfloat16 without sparsity
-
 # %% ../../nbs/lab/03_presets.ipynb #ad75d5cf
 def plan(
     paper:Paper,
@@ -300,11 +295,12 @@ def plan(
 )->dict:               # parameters, tokens, flops, bytes, hours, data
     "Estimate what a run's main training takes."
     import torch
-    from papers_lib.engine.train import flops_per_token
+    from papers_lib.engine.recipe import n_params
+    from papers_lib.engine.train import flops_per_token, peak_flops
     with torch.device('meta'): model = paper.model(spec.model)
-    n = sum(p.numel() for p in model.parameters())
+    n = n_params(model)
     tokens = spec.train.n_step * spec.train.batch_size * spec.model.ctx_len
     flops = tokens * flops_per_token(model, spec.model.ctx_len)
     return dict(parameters=n, tokens=tokens, flops=flops, state_bytes=16 * n, checkpoint_bytes=12 * n,
-                hours_on_one_h100_at_40_percent=round(flops / (0.4 * _h100) / 3600, 3), seeds=spec.n_seeds,
+                hours_on_one_h100_at_40_percent=round(flops / (0.4 * peak_flops('H100')) / 3600, 3), seeds=spec.n_seeds,
                 data=missing_data(spec) or spec.data.name)
