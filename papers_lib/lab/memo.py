@@ -5,12 +5,11 @@
 # %% ../../nbs/lab/04_memo.ipynb #1b9246d2
 from __future__ import annotations
 import ast, functools, hashlib, importlib.util, json, linecache, math, multiprocessing, os, platform, re, shutil
-import subprocess, symtable, sys, sysconfig, threading, time, types
+import symtable, sys, sysconfig, threading, time, types
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
@@ -19,7 +18,7 @@ from fastcore.basics import patch
 __all__ = ['finders', 'definitions_hash', 'definitions', 'Measured', 'variant', 'remembered', 'measure', 'map_variants']
 
 # %% ../../nbs/lab/04_memo.ipynb #c1d17e2e
-from .results import machine
+from .results import current_commit, library_versions, machine
 from ..store.cache import cache_dir, kept, note_read, reading
 from ..store.files import CorruptFile, locked
 
@@ -571,7 +570,7 @@ class Measured:
     seconds:float
     machine:str                        # CPU or GPU
     versions:dict                      # of the libraries that compute
-    commit:str                         # of the clone that it ran in, '' if unknown
+    commit:str                         # of the clone that it ran in, 'unknown' if nobody can tell
     carried:bool = False               # it was found, not computed now
 
 # %% ../../nbs/lab/04_memo.ipynb #7c21638d
@@ -626,13 +625,8 @@ def _look(fn, config, definitions, remove=False)->Measured|None:
 def _circumstances()->dict:
     "Machine, versions and commit, once a process."
     here = machine()
-    root = _file('papers_lib').parents[1]
-    git = lambda *args: subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True).stdout.strip()
-    try: ours = Path(git('rev-parse', '--show-toplevel') or '/').resolve() == root       # not a repository around it
-    except OSError: ours = False
-    versions = {n: metadata.version(n) for n in ('torch', 'numpy', 'transformers', 'tokenizers', 'scipy')}
-    return dict(machine=here['gpu'] or here['cpu'], commit=git('rev-parse', 'HEAD')[:12] if ours else '',
-                versions=versions | dict(python=platform.python_version()))
+    return dict(machine=here['gpu'] or here['cpu'], commit=current_commit(),
+                versions=library_versions() | dict(python=platform.python_version()))
 
 # %% ../../nbs/lab/04_memo.ipynb #bab8f38f
 def _keep(found:Measured)->None:

@@ -12,8 +12,9 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks',
            'dirty', 'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'high_water', 'peak_run_memory',
-           'provenance', 'write_results', 'read_object', 'read_results', 'read_those', 'number', 'interval', 'Table',
-           'published', 'publish', 'run_order', 'fresh_folder', 'finished_runs', 'newest']
+           'library_versions', 'current_commit', 'provenance', 'write_results', 'read_object', 'read_results',
+           'read_those', 'number', 'interval', 'Table', 'published', 'publish', 'run_order', 'fresh_folder',
+           'finished_runs', 'newest']
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
 from ..store.files import atomic_write
@@ -140,6 +141,15 @@ def peak_run_memory()->int:   # MiB
 _libraries = ('torch', 'transformers', 'tokenizers', 'accelerate', 'numpy', 'scipy', 'regex', 'sentencepiece',
               'safetensors')
 
+def library_versions()->dict[str, str]:
+    "Tell the versions of the libraries that compute."
+    return {n: importlib.metadata.version(n) for n in _libraries}
+
+def current_commit()->str:   # 'unknown' where git cannot tell, or where this is no clone
+    "Name the commit that is checked out."
+    try: return _git('rev-parse', '--short=12', 'HEAD') or 'unknown'
+    except FileNotFoundError: return 'unknown'
+
 # %% ../../nbs/lab/08_results.ipynb #68d94750
 def provenance(
     preset:str,
@@ -152,11 +162,10 @@ def provenance(
 )->dict:                         # commit and dirty are 'unknown' where git cannot tell
     "Collect the circumstances of a run."
     changed = dirty()
-    return dict(commit=_git('rev-parse', '--short=12', 'HEAD') or 'unknown',
-                dirty='unknown' if changed is None else changed, notebook=notebook, preset=preset, seeds=list(seeds),
-                claims=claims, overrides=overrides, machine=machine(), python=platform.python_version(),
-                versions={n: importlib.metadata.version(n) for n in _libraries},
-                data=dict(data or {}), wall_seconds=round(time.time() - started, 1), peak_memory_mib=peak_run_memory(),
+    return dict(commit=current_commit(), dirty='unknown' if changed is None else changed, notebook=notebook,
+                preset=preset, seeds=list(seeds), claims=claims, overrides=overrides, machine=machine(),
+                python=platform.python_version(), versions=library_versions(), data=dict(data or {}),
+                wall_seconds=round(time.time() - started, 1), peak_memory_mib=peak_run_memory(),
                 date=datetime.date.today().isoformat())
 
 # %% ../../nbs/lab/08_results.ipynb #be89a381
