@@ -176,10 +176,10 @@ def test_reading_a_set_and_missing_it_are_noted(place):
     assert finders['']('a set of yesterday') is None
 
 
-def test_tokens_note_their_set_even_when_they_are_kept(place):
+def test_tokens_note_their_set_even_when_they_are_kept(place, small):
     for _ in range(2):
-        with reading() as noted: data.lm_corpus('books', 300)
-        assert noted == dict(books=data.known('books').hash)
+        with reading() as noted: data.lm_corpus('small', 300)
+        assert noted == dict(small=data.known('small').hash)
 
 
 # the registry
@@ -235,34 +235,31 @@ def test_books_are_whole_and_small(place):
 
 # tokens
 
-def test_tokens_are_made_once_and_harm_is_named(place):
-    corpus = data.lm_corpus('books', 300)
+def test_tokens_are_made_once_and_harm_is_named(place, small):
+    corpus = data.lm_corpus('small', 300)
     path = corpus.train.folder / '00000.bin'
     before = path.stat().st_mtime_ns
-    assert corpus.tokenizer.n_vocab == 300 and data.lm_corpus('books', 300).train.folder == corpus.train.folder
+    assert corpus.tokenizer.n_vocab == 300 and data.lm_corpus('small', 300).train.folder == corpus.train.folder
     assert path.stat().st_mtime_ns == before
     raw = path.read_bytes()
     path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))       # sizes do not show it
-    with pytest.raises(CorruptFile, match='00000.bin.*altered.*remove .*made again'): data.lm_corpus('books', 300)
+    with pytest.raises(CorruptFile, match='00000.bin.*altered.*remove .*made again'): data.lm_corpus('small', 300)
     path.write_bytes(raw[:10])
-    with pytest.raises(CorruptFile, match='00000.bin'): data.lm_corpus('books', 300)
+    with pytest.raises(CorruptFile, match='00000.bin'): data.lm_corpus('small', 300)
     path.write_bytes(raw)
     merges = corpus.train.folder.parent / 'tokenizer/merges.txt'
-    assert data.lm_corpus('books', 300)
+    assert data.lm_corpus('small', 300)
     lines = merges.read_text(encoding='utf-8').splitlines()
     merges.write_text('\n'.join([lines[0], lines[2], lines[1], *lines[3:]]) + '\n', encoding='utf-8')
-    with pytest.raises(CorruptFile, match='merges.txt'): data.lm_corpus('books', 300)
+    with pytest.raises(CorruptFile, match='merges.txt'): data.lm_corpus('small', 300)
 
 
-def test_another_vocabulary_or_another_set_is_another_corpus(place, monkeypatch):
-    a, b = data.lm_corpus('books', 300), data.lm_corpus('books', 301)
-    spec = data.registry['books']
-    shorter = data.SetSpec(spec.licence, {k: spec.files['valid.txt'] for k in spec.files}, spec.embedded)
-    assert shorter.hash != spec.hash
-    monkeypatch.setitem(data._sources, 'embedded', lambda name, file, spec: data.lzma.decompress(
-        (Path(data.__file__).parent / 'books/valid.txt.xz').read_bytes()))
-    monkeypatch.setitem(data.registry, 'books', shorter)
-    c = data.lm_corpus('books', 300)
+def test_another_vocabulary_or_another_set_is_another_corpus(place, small, monkeypatch):
+    a, b = data.lm_corpus('small', 300), data.lm_corpus('small', 301)
+    shorter = data.SetSpec(small.licence, {k: small.files['valid.txt'] for k in small.files}, small.embedded)
+    assert shorter.hash != small.hash
+    monkeypatch.setitem(data.registry, 'small', shorter)
+    c = data.lm_corpus('small', 300)
     assert len({a.hash, b.hash, c.hash}) == len({a.train.folder, b.train.folder, c.train.folder}) == 3
 
 

@@ -15,11 +15,11 @@ from papers_lib.store.cache import reading
 
 spec = RunSpec(GPT2Config(n_vocab=300, ctx_len=16, d_model=16, n_layer=1, n_head=1),
                TrainConfig(n_step=2, batch_size=2, lr=1e-2),
-               DataConfig('books', 300), None)
+               DataConfig('small', 300), None)
 
 
 @pytest.fixture(autouse=True)
-def trainings(tmp_path, monkeypatch):
+def trainings(tmp_path, monkeypatch, small):
     "An empty cache, and the seeds that were trained."
     seeds = []
     monkeypatch.setenv('PAPERS_CACHE', str(tmp_path))
@@ -44,10 +44,10 @@ def test_a_found_model_is_the_trained_one_and_its_text_is_noted(trainings):
     for _ in range(2):
         with reading() as noted: folder = pretrained_folder(GPT2, spec, 0)
         notes.append(noted)
-    assert notes == [dict(books=data.known('books').hash)] * 2
+    assert notes == [dict(small=data.known('small').hash)] * 2
     model = load_model(folder, GPT2, GPT2Config)
     again, _ = recipe.train_lm(lambda n_vocab: GPT2(replace(spec.model, n_vocab=n_vocab)),
-                               data.lm_corpus('books', 300), spec.train, seed=0)
+                               data.lm_corpus('small', 300), spec.train, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
 
 
