@@ -1,14 +1,15 @@
 "Which rows a figure shows, and where."
 import numpy as np, pytest
 
-from papers_lib.engine.stats import Row
+from papers_lib.engine.stats import Row, median_interval
 from papers_lib.lab.plots import effect_plot, errors, loss_curves, shown
 from papers_lib.lab.results import publish
 from repos import add_run, claim, toy_repo
 
 
 def point(id, value):
-    return Row('toy', 'table', id, ours=value, ci95=[value - 0.5, value + 1.0], values=[value], rule='scaled')
+    around = median_interval([value - 0.5, value, value + 1.0])
+    return Row('toy', 'table', id, rule='scaled', **around.facts())
 
 
 @pytest.fixture

@@ -86,9 +86,9 @@ def readme_table()->str:
     claims = [(paper, p['preset'], r)
               for paper, rows, p in files for r in rows if r.kind == 'claim' and r.verdict != 'not attempted']
     if claims:
-        out += ['', '| claim | what the paper says | preset | effect [95 %] | verdict |',
+        out += ['', '| claim | what we test | preset | effect [95 %] | verdict |',
                 '| --- | --- | --- | --- | --- |']
-        out += [f'| {paper} {r.id} | {r.statement} | {preset} | {interval(r)} {r.unit} | **{r.verdict}** |'
+        out += [f'| {paper} {r.id} | {r.tests} | {preset} | {interval(r)} {r.unit} | **{r.verdict}** |'
                 for paper, preset, r in claims]
     return '\n'.join(out)
 
@@ -142,7 +142,7 @@ def _page_row(paper:str, id:str, preset:str, pub, loc, page:Path)->dict:
     read = _links([('page', repo_root() / f'_site/{source.stem}.html'), ('notebook', source)], page) if source else []
     verdicts = '|'.join({x[0].verdict for x in (pub, loc) if x})
     return dict(paper=paper, id=id, preset=preset, kind=row.kind, verdicts=verdicts,
-                title=row.statement or row.metric, measured=row.metric if row.statement else '',
+                title=row.tests or row.metric, measured=row.metric if row.tests else '',
                 how=' · '.join(filter(None, (row.dataset, row.protocol))),
                 paper_value='' if row.paper_value is None else row.paper_value, paper_number=number(row.paper_value),
                 paper_ref=row.paper_ref, published=_number_cell(*pub, read) if pub else None,
