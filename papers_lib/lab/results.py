@@ -274,7 +274,8 @@ class Table:
         for rows, p in self.files:
             for r in rows:
                 if r.verdict == 'not attempted': found.setdefault((p['preset'], r.why), []).append(r.id)
-        return [[preset, f'{len(ids)} rows' if len(ids) > 1 else ids[0], ', '.join(ids), '', '', f'not attempted: {why}']
+        name = lambda ids: f'{len(ids)} rows' if len(ids) > 1 else ids[0]
+        return [[preset, name(ids), ', '.join(ids), '', '', f'not attempted: {why}']
                 for (preset, why), ids in found.items()]
 
     def __str__(self):
