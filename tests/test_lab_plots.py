@@ -78,10 +78,11 @@ def test_a_forest_shows_every_claim_with_its_verdict_and_what_did_not_hold_first
     ('greater', 0., 1., [.5, 1.5]), ('greater', .7, 1., [.5, 1.5]), ('greater', 2., 1., [.5, 1.5]),
     ('greater', -.01, .005, [.003, .008]), ('trend', 0., .01, [-.006, .025]), ('greater', 0., -.1, [-.2, -.05]),
     ('equal', .02, .001, [-.01, .012]), ('equal', .02, -.02, [-.06, .016]), ('equal', .02, .5, [.4, .6]),
+    ('less', .1, -.5, [-.6, -.4]), ('less', .1, -.1, [-.15, .05]), ('less', .1, .5, [.4, .6]),
 ])
 def test_an_interval_lies_in_the_shade_if_and_only_if_its_claim_holds(rule, margin, ours, ci95):
     row = claim(rule=rule, margin=margin, ours=ours, ci95=ci95)
-    low, high = (margin, np.inf) if rule != 'equal' else (-margin, margin)
+    low, high = dict(equal=(-margin, margin), less=(-np.inf, -margin)).get(rule, (margin, np.inf))
     inside, outside = low <= ci95[0] and ci95[1] <= high, ci95[1] < low or ci95[0] > high
     row.verdict = 'holds' if inside else 'fails' if outside else 'inconclusive'
     (_, (start, stop, left, right)), = drawn(forest([('toy', [row], dict(preset='cpu'))]))

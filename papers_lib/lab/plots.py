@@ -107,9 +107,9 @@ def _slug(verdict:str)->str: return verdict.replace(' ', '-')
 def _wanted(row:Row)->tuple[float, float]:   # from, to
     "Say where a claim's interval must lie."
     margin = row.margin or 0.
-    if row.rule == 'exact': return row.bound, row.bound
+    if row.rule == 'exact': return row.bound, math.inf if row.test == 'share' and 0 < row.bound < 1 else row.bound
     if row.rule == 'equal': return -margin, margin
-    return (-math.inf, margin) if row.rule == 'less' else (margin, math.inf)
+    return (-math.inf, -margin) if row.rule == 'less' else (margin, math.inf)
 
 def _sentence(row:Row)->str:
     "Read the sentence that is judged."
@@ -184,8 +184,9 @@ _css = {'text': 'font: 13px system-ui, sans-serif; fill: #222', '.head': 'font-s
         **{f'.{_slug(verdict)}': f'color: {ink}' for verdict, ink in _inks.items()}}
 
 # %% ../../nbs/lab/09_plots.ipynb #5c8fa7ed
-_note = ('Shaded: where the interval must lie for the claim to hold. Upright line: no effect. Each row has its own '
-         'scale, from -1 to 1: the effect divided by the largest of its margin and the ends of its interval.')
+_note = ('Shaded: where the interval (of an exact claim the number) must lie for the claim to hold. Upright line: no '
+         'effect. Each row has its own scale, from -1 to 1: the effect divided by the largest of its margin and the '
+         'ends of its interval.')
 
 def forest(
     files:Sequence[tuple],      # paper, rows, provenance, as `scoreboard.published_files` gives them
