@@ -6,7 +6,7 @@
 from __future__ import annotations
 import ast, functools, hashlib, importlib.util, json, linecache, math, multiprocessing, os, platform, re, shutil
 import symtable, sys, sysconfig, threading, time, types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
@@ -21,6 +21,7 @@ __all__ = ['finders', 'definitions_hash', 'definitions', 'Measured', 'variant', 
 from .results import current_commit, library_versions, machine
 from ..store.cache import cache_dir, kept, note_read, reading
 from ..store.files import CorruptFile, locked
+from ..store.progress import end_progress, tell_progress
 
 # %% ../../nbs/lab/04_memo.ipynb #9ff7e4c2
 class _Bare(ast.NodeTransformer):
@@ -324,7 +325,8 @@ def _attributes(stmt, name)->set[tuple[str, ...]]:   # () where it is used as a 
     return found
 
 # %% ../../nbs/lab/04_memo.ipynb #73ef40f6
-_delivered = {'papers_lib.lab.data': {'get', 'available', 'known', 'registry'},
+_delivered = {'papers_lib.engine.train': {'Progress'},
+              'papers_lib.lab.data': {'get', 'available', 'known', 'registry'},
               'papers_lib.lab.questions': {'questions', 'question_sets'}}
 
 def _delivers(module, name)->bool:
@@ -735,30 +737,49 @@ def _cluster(where):
     except ImportError as e: raise ValueError(f"PAPERS_WORKERS={where!r}: {e}; pip install '.[cluster]'") from None
     with joblib.parallel_config(backend=kind, n_jobs=-1): yield
 
-# %% ../../nbs/lab/04_memo.ipynb #d8953736
-def _fan_out(fn, configs, definitions, workers)->list[Measured]:
-    "Compute variants in processes."
+# %% ../../nbs/lab/04_memo.ipynb #b6d9f6a1
+def _on_cluster(where, calls)->Iterator[Measured]:
+    "Compute variants on the machines of a cluster, which may have a cache of their own."
+    import joblib
+    with _cluster(where): done = joblib.Parallel(batch_size=1)(joblib.delayed(_work)(*c, None) for c in calls)
+    for found in done: _keep(found)
+    yield from done
+
+# %% ../../nbs/lab/04_memo.ipynb #1d1ebc4c
+def _in_processes(workers, name, calls)->Iterator[Measured]:
+    "Compute variants in processes of this machine."
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
-    where, name = os.environ.get('PAPERS_WORKERS', ''), fn.__qualname__
-    call = joblib.delayed(_work)
-    if where and not where.isdigit():
-        with _cluster(where):
-            done = joblib.Parallel(batch_size=1)(call(fn, c, name, definitions, None) for c in configs)
-        for found in done: _keep(found)                       # the machines may have a cache of their own
-        return done
-    workers = min(workers or int(where or 0) or len(os.sched_getaffinity(0)), len(configs))
-    if workers == 1: return [_measure(fn, c, name, definitions) for c in configs]
     with joblib.parallel_config(backend='loky', inner_max_num_threads=1):
-        try:
-            return joblib.Parallel(n_jobs=workers, batch_size=1, max_nbytes=None)(
-                call(fn, c, name, definitions, _settings()) for c in configs)
+        run = joblib.Parallel(n_jobs=workers, batch_size=1, max_nbytes=None, return_as='generator_unordered')
+        try: yield from run(joblib.delayed(_work)(*c, _settings()) for c in calls)
         except TerminatedWorkerError:
             raise RuntimeError(f'{name}: a worker process ended, killed or out of memory; finished variants are '
                                f'kept') from None
         finally:
             # a process that multiprocessing began waits at its end for its own, and idle workers stay for minutes
             if multiprocessing.parent_process(): joblib.externals.loky.get_reusable_executor().shutdown()
+
+# %% ../../nbs/lab/04_memo.ipynb #d8953736
+def _computed(fn, configs, definitions, workers)->Iterator[Measured]:   # as they are done
+    "Compute variants here, in processes, or on a cluster."
+    where, name = os.environ.get('PAPERS_WORKERS', ''), fn.__qualname__
+    calls = [(fn, c, name, definitions) for c in configs]
+    if where and not where.isdigit(): return _on_cluster(where, calls)
+    workers = min(workers or int(where or 0) or len(os.sched_getaffinity(0)), len(configs))
+    return _in_processes(workers, name, calls) if workers > 1 else (_measure(*c) for c in calls)
+
+# %% ../../nbs/lab/04_memo.ipynb #5d39e979
+def _fan_out(fn, configs, definitions, workers)->dict[str, Measured]:   # configuration as JSON -> what was measured
+    "Compute variants, and tell how many are done."
+    found = {}
+    try:
+        tell_progress('variant', 0, len(configs))
+        for m in _computed(fn, configs, definitions, workers):
+            found[json.dumps(m.config, sort_keys=True)] = m
+            tell_progress('variant', len(found), len(configs))
+    finally: end_progress('variant')
+    return found
 
 # %% ../../nbs/lab/04_memo.ipynb #885844ee
 def measure(
@@ -772,7 +793,7 @@ def measure(
     definitions, name = definitions_hash(fn), fn.__qualname__
     found = {json.dumps(c, sort_keys=True): _look(name, c, definitions) for c in configs}
     todo = [key for key, m in found.items() if m is None]
-    if todo: found |= zip(todo, _fan_out(fn, [json.loads(key) for key in todo], definitions, workers))
+    if todo: found |= _fan_out(fn, [json.loads(key) for key in todo], definitions, workers)
     return [found[json.dumps(c, sort_keys=True)] for c in configs]
 
 # %% ../../nbs/lab/04_memo.ipynb #9ead9e65
