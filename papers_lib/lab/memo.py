@@ -7,7 +7,7 @@ from __future__ import annotations
 import ast, functools, hashlib, importlib.util, json, linecache, math, multiprocessing, os, platform, re, shutil
 import symtable, sys, sysconfig, threading, time, types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -700,29 +700,35 @@ def _settings()->dict:
     return dict(parent=os.getpid(), env={k: v for k, v in os.environ.items() if k.startswith('PAPERS_')})
 
 # %% ../../nbs/lab/04_memo.ipynb #cf02f8d9
+_at_work = threading.Lock()
+
 def _work(fn, config, name, definitions, told:dict|None)->Measured:   # told: `_settings`; None on another machine
     "Body of a worker: one variant, one thread."
     if told:
         _follow(told['parent'])
         os.environ.update(told['env'])                        # workers are used again, and may be older than a setting
-    os.environ['PAPERS_PROGRESS'] = 'off'
-    if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(1)
-    try: return _measure(fn, config, name, definitions)
-    except Exception as e: raise RuntimeError(f'{name}({config}): {type(e).__name__}: {e}') from e
+    os.environ.update(PAPERS_PROGRESS='off', OMP_NUM_THREADS='1')
+    with _at_work:
+        if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(1)
+        try: return _measure(fn, config, name, definitions)
+        except Exception as e: raise RuntimeError(f'{name}({config}): {type(e).__name__}: {e}') from e
 
 # %% ../../nbs/lab/04_memo.ipynb #a1781b7f
-def _join_ray(address):
-    "Register the machines of a Ray cluster with joblib."
+@contextmanager
+def _ray(address):
+    "Have the machines of a Ray cluster at joblib's disposal."
     import ray
     from ray.util.joblib import register_ray
     if not ray.is_initialized(): ray.init(address=address if address in ('auto', 'local') else f'ray://{address}')
     register_ray()
+    yield
 
 # %% ../../nbs/lab/04_memo.ipynb #a881b39c
-def _join_dask(address):
-    "Register the machines of a Dask cluster with joblib."
+@contextmanager
+def _dask(address):
+    "Have the machines of a Dask cluster at joblib's disposal."
     from dask.distributed import Client
-    Client(address)
+    with Client(address): yield
 
 # %% ../../nbs/lab/04_memo.ipynb #add7e6c9
 @contextmanager
@@ -730,12 +736,14 @@ def _cluster(where):
     "Run what joblib runs inside on the cluster that PAPERS_WORKERS names."
     import joblib
     kind, _, address = where.partition('://')
-    join = {'ray': _join_ray, 'dask': _join_dask}.get(kind)
-    if join is None or not address:
+    joined = {'ray': _ray, 'dask': _dask}.get(kind)
+    if joined is None or not address:
         raise ValueError(f'PAPERS_WORKERS={where!r}: must be a number of processes, ray://address or dask://address')
-    try: join(address)
-    except ImportError as e: raise ValueError(f"PAPERS_WORKERS={where!r}: {e}; pip install '.[cluster]'") from None
-    with joblib.parallel_config(backend=kind, n_jobs=-1): yield
+    with ExitStack() as left:
+        try: left.enter_context(joined(address))
+        except ImportError as e: raise ValueError(f"PAPERS_WORKERS={where!r}: {e}; pip install '.[cluster]'") from None
+        left.enter_context(joblib.parallel_config(backend=kind, n_jobs=-1))
+        yield
 
 # %% ../../nbs/lab/04_memo.ipynb #b6d9f6a1
 def _on_cluster(where, calls)->Iterator[Measured]:
