@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 # %% auto #0
-__all__ = ['as_text', 'one_line', 'TextStream', 'amount', 'megabytes', 'duration', 'print_table', 'Lines']
+__all__ = ['as_text', 'as_line', 'TextStream', 'amount', 'megabytes', 'duration', 'print_table', 'Lines']
 
 # %% ../../nbs/lab/15_terminal.ipynb #e1534313
 _commands = re.compile('[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]')
@@ -22,7 +22,7 @@ def as_text(
     return _commands.sub(lambda m: m[0] if m[0] in allowed else repr(m[0])[1:-1], text)
 
 # %% ../../nbs/lab/15_terminal.ipynb #be126b45
-def one_line(
+def as_line(
     text,             # anything with a text
 )->str:
     "Write a text in one line that a terminal only shows."
@@ -71,7 +71,31 @@ def duration(
     if seconds < 120: return f'{seconds:.0f} s'
     return f'{seconds / 60:.0f} min' if seconds < 7200 else f'{_three_digits(seconds / 3600)} h'
 
-# %% ../../nbs/lab/15_terminal.ipynb #06fdef42
+# %% ../../nbs/lab/15_terminal.ipynb #dd00238f
+def _widths(
+    least:list[int],     # of each column: its longest word
+    most:list[int],      # of each column: its longest line
+    room:int,            # for all columns
+)->list[int|None]:       # None leaves them to rich
+    "Share the width of a table among its columns."
+    free = room - sum(least)
+    if free < 0: return [None] * len(least)
+    widths, waiting = list(least), sorted(range(len(least)), key=lambda i: most[i] - least[i])
+    for n, i in enumerate(waiting):
+        widths[i] += min(most[i] - least[i], free // (len(waiting) - n))
+        free -= widths[i] - least[i]
+    return widths
+
+# %% ../../nbs/lab/15_terminal.ipynb #789a39f1
+def _share(columns:list[list[list[str]]], room:int)->list[int|None]:
+    "Find how wide each column is, of cells that are lists of lines."
+    from rich.cells import cell_len
+    longest = lambda parts: max(map(cell_len, parts), default=0)
+    lines = [[line for cell in column for line in cell] for column in columns]
+    return _widths([longest(word for line in c for word in line.split()) for c in lines], [longest(c) for c in lines],
+                   room)
+
+# %% ../../nbs/lab/15_terminal.ipynb #631e78cd
 def print_table(
     heads:Sequence[str],
     rows:Sequence[Sequence[str|list[str]]],   # cells; a list is one of several lines
@@ -82,11 +106,14 @@ def print_table(
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
-    lines = lambda cell: '\n'.join(map(one_line, cell)) if isinstance(cell, list) else one_line(cell)
-    columns = [Column(h, overflow='fold', justify='right' if h in right else 'left') for h in heads]
+    console = Console(file=file, highlight=False, emoji=False)
+    cells = [[[as_line(line) for line in (c if isinstance(c, list) else [c])] for c in row] for row in rows]
+    widths = _share([[[h], *column] for h, *column in zip(heads, *cells)], console.width - 2 * (len(heads) - 1))
+    columns = [Column(h, overflow='fold', width=w, justify='right' if h in right else 'left')
+               for h, w in zip(heads, widths)]
     table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style='bold')
-    for row in rows: table.add_row(*(Text(lines(cell)) for cell in row))
-    Console(file=file, highlight=False, emoji=False).print(table)
+    for row in cells: table.add_row(*(Text('\n'.join(lines)) for lines in row))
+    console.print(table)
 
 # %% ../../nbs/lab/15_terminal.ipynb #7fa29a71
 class Lines:
@@ -95,7 +122,8 @@ class Lines:
         stream=None,        # None is the standard error
         every:float=30.,    # seconds between two lines of a job where there is no terminal
     ):
-        self.stream, self.every, self.last, self.live = stream or sys.stderr, every, {}, None
+        self.stream = stream or getattr(sys.stderr, 'stream', sys.stderr)   # the real one, behind a `TextStream`
+        self.every, self.last, self.live = every, {}, None
 
     def __enter__(self):
         from rich.console import Console
@@ -114,8 +142,8 @@ class Lines:
     def say(self, line:str):
         "Print what happened."
         with suppress(OSError):
-            if self.live: self.live.console.print(one_line(line), markup=False, soft_wrap=True)
-            else: print(one_line(line), file=self.stream, flush=True)
+            if self.live: self.live.console.print(as_line(line), markup=False, soft_wrap=True)
+            else: print(as_line(line), file=self.stream, flush=True)
 
     def show(self,
         jobs:dict[str, str],   # of each that runs, how far it is
@@ -132,5 +160,5 @@ class Lines:
     def _draw(self, jobs):
         from rich.text import Text
         wide = max(map(len, jobs), default=0)
-        lines = [f'{one_line(name):{wide}}  {one_line(line)}' for name, line in jobs.items()]
+        lines = [f'{as_line(name):{wide}}  {as_line(line)}' for name, line in jobs.items()]
         self.live.update(Text('\n'.join(lines), no_wrap=True, overflow='ellipsis'), refresh=True)
