@@ -35,6 +35,12 @@ def test_a_thing_is_told_once_a_second_and_its_rate_counts_from_the_first_call(f
     assert read_progress(folder)['step'].left == pytest.approx(90.)      # ten steps a second
 
 
+def test_what_is_rare_is_told_each_time(folder, clock):
+    for n in range(3):
+        tell_progress('variant', n, 9, every=0)
+        assert read_progress(folder)['variant'].done == n
+
+
 def test_what_ended_is_taken_back_and_the_next_begins_anew(folder, clock):
     tell_progress('step', 10, 100)
     end_progress('step')

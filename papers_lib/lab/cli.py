@@ -139,6 +139,7 @@ def _spans(ids)->str:
 # %% ../../nbs/lab/14_cli.ipynb #c4d8747e
 def _print_sets(rows:list[dict])->None:   # of `data_table`, each with `used_by`
     "Print a table of data sets, and how those that are not at hand are had."
+    if not rows: return
     tell = lambda r: [f'{paper} {_spans(ids)}' for paper, ids in r['used_by'].items() if ids]
     here = lambda r: 'at hand' if r['at_hand'] else 'missing'
     print_table(['set', 'size', 'here', 'licence', 'needed by'],
@@ -191,7 +192,6 @@ def _print_plan(name, preset, told:dict)->None:
         ['seeds', str(told['seeds'])], ['claims', _spans(told['claims']) or 'none is measured']])
     print()
     _print_sets(told['sets'])
-    if told['data'] not in [r['name'] for r in told['sets']]: print(as_line(told['data']))
 
 # %% ../../nbs/lab/14_cli.ipynb #9284f169
 def _dry_run(names, preset, parameters, as_json):

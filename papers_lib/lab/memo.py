@@ -782,10 +782,10 @@ def _fan_out(fn, configs, definitions, workers)->dict[str, Measured]:   # config
     "Compute variants, and tell how many are done."
     found = {}
     try:
-        tell_progress('variant', 0, len(configs))
+        tell_progress('variant', 0, len(configs), every=0)
         for m in _computed(fn, configs, definitions, workers):
             found[json.dumps(m.config, sort_keys=True)] = m
-            tell_progress('variant', len(found), len(configs))
+            tell_progress('variant', len(found), len(configs), every=0)   # two may end at once, and then none for long
     finally: end_progress('variant')
     return found
 

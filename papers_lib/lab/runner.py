@@ -317,6 +317,7 @@ def _how_far(folder:Path)->str:
     "Say which cell of a run is computed, and how far what it computes is."
     try: status = read_object(folder / 'status.json')
     except ValueError: return 'starting'
+    if status.get('status') != 'running': return 'ending'
     if 'cell' not in status: return 'starting'
     told = read_progress(folder / 'progress')
     return ', '.join([f"cell {status['cell'] + 1}/{status.get('cells', '?')}",

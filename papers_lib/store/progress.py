@@ -34,16 +34,17 @@ def _file(folder, what)->Path: return Path(folder) / f'{what}-{os.getpid()}.json
 
 # %% ../../nbs/store/04_progress.ipynb #1c96e512
 def tell_progress(
-    what:str,      # is counted: 'step', 'variant'
+    what:str,         # is counted: 'step', 'variant'
     done:int,
     of:int,
-    **facts,       # more numbers, such as the loss
+    every:float=1.,   # seconds between two files; 0 where what is counted is rare
+    **facts,          # more numbers, such as the loss
 )->None:
     "Tell whoever waits for this run how far something is."
     folder, now = os.environ.get('PAPERS_TELL'), time.monotonic()
     if not folder: return
     since, before = _begun.setdefault(what, (now, done))
-    if now - _last.get(what, 0.) < 1 or not Path(folder).is_dir(): return
+    if now - _last.get(what, -every) < every or not Path(folder).is_dir(): return
     _last[what] = now
     left = (now - since) / (done - before) * (of - done) if done > before else None
     told = HowFar(what, done, of, left, facts, time.time())
