@@ -72,6 +72,7 @@ class Claim:
     bound:float|None = None  # the number to meet, for rule 'exact'
     needs:tuple = ()         # fields of the paper's grids that must not be empty, such as ('widths',)
     over:str = 'seeds'       # what its interval is taken over: 'seeds', or 'units' (documents, questions, strings)
+    free:bool = False        # costs nothing, so that every preset judges it, `tiny` included
     flaw:str = ''            # what the design cannot tell; while it stands, the claim is *not identified*
 
     def __post_init__(self):
@@ -259,8 +260,9 @@ def measured_claims(
     spec:RunSpec,       # the preset's, with its overrides
     asked:str='all',    # 'all', 'none' or a list such as 'C1,C4'
 )->list[str]:
-    "List the claims that a run measures; `tiny` measures those that are asked for by name."
-    if asked == 'none' or (asked == 'all' and preset == 'tiny'): return []
+    "List the claims that a run measures; of all claims `tiny` measures those that cost nothing."
+    if asked == 'none': return []
+    if asked == 'all' and preset == 'tiny': return [id for id, claim in paper.claims.items() if claim.free]
     if asked == 'all': return [id for id, claim in paper.claims.items() if not left_out(claim, spec)]
     return asked.split(',')
 

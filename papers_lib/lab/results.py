@@ -266,7 +266,17 @@ class Table:
         what = lambda r: ': '.join(filter(None, [r.tests, measured(r)]))
         return [[p['preset'], r.id, what(r), interval(r), number(r.paper_value),
                  r.verdict + (f': {r.why}' if r.why else '')]
-                for rows, p in self.files for r in rows]
+                for rows, p in self.files for r in rows if r.verdict != 'not attempted'] + self._folded()
+
+    def _folded(self)->list[list[str]]:
+        "One line for all rows of a file that were not attempted for the same reason."
+        found = {}
+        for rows, p in self.files:
+            for r in rows:
+                if r.verdict == 'not attempted': found.setdefault((p['preset'], r.why), []).append(r.id)
+        name = lambda ids: f'{len(ids)} rows' if len(ids) > 1 else ids[0]
+        return [[preset, name(ids), ', '.join(ids), '', '', f'not attempted: {why}']
+                for (preset, why), ids in found.items()]
 
     def __str__(self):
         if not self.files: return 'nothing published yet'
