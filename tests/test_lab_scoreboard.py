@@ -188,7 +188,7 @@ def test_a_claim_tells_all_that_a_verdict_rests_on(repo):
     assert told["after Holm's correction"] == 'holds' and re.fullmatch(r'.+ to .+ bits', told['one new seed'])
     assert told['variants'] == '3 computed, 4 carried over (4 from commit 0ldc0mm1t on Old CPU)'
     assert told['design'] == 'ab12' and told['looks'] == '3' and told['held against'] == 'base 2'
-    assert told['seeds'] == '3 of 0, 1, 2' and told['machine'] and told['commit'] and told['date']
+    assert told['seeds'] == "3 of the run's 0, 1, 2" and told['machine'] and told['commit'] and told['date']
     assert 'no control' in said(line.summary) and not line.select('.tag')
     assert '4 of 7 variants carried over' in readme_table()                       # where else the result is seen
 

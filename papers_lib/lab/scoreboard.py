@@ -278,7 +278,7 @@ def _carried(prov)->str:
 def _run_facts(f:FoundRow)->list[tuple[str, str]]:   # name, text
     "Say by which run a number was found."
     seeds, told = ', '.join(map(str, f.prov.get('seeds') or [])), lambda what: str(f.prov.get(what, 'unknown'))
-    return [('machine', _machine(f.prov)), ('seeds', f'{f.row.n_seeds or 1} of {seeds}'),
+    return [('machine', _machine(f.prov)), ('seeds', f"{f.row.n_seeds or 1} of the run's {seeds}"),
             ('variants', _carried(f.prov)), ('date', told('date')), ('commit', told('commit'))]
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #8a9ce234
