@@ -255,8 +255,10 @@ def number(
 def interval(row:Row)->str:
     "Our number with its interval."
     if row.ours is None: return ''
-    if not row.ci95 or row.ci95[0] == row.ci95[1]: return number(row.ours)
-    return f'{number(row.ours)} [{number(row.ci95[0])}, {number(row.ci95[1])}]'
+    if not row.ci95: return number(row.ours)
+    told = [row.ours, *row.ci95]
+    digits = next((d for d in (3, 4, 5) if len({number(x, d) for x in told}) == len(set(told))), 6)   # 1 [0.9996, 1]
+    return '{} [{}, {}]'.format(*(number(x, digits) for x in told))
 
 # %% ../../nbs/lab/08_results.ipynb #b24e2b8b
 class Table:
