@@ -386,8 +386,8 @@ claims = {  # fixed before anything is measured
     'C4': Claim('Residual weights are divided by sqrt(N) at initialisation, for the accumulation on the residual path '
                 '(section 2.3)',
                 'A Pre-LN model whose residual weights are divided by sqrt(N) at initialisation '
-                'reaches a lower held-out loss than one without, at the largest depth, one rate, no warm-up', 'greater', 0., arms=('plain', 'scaled'),
-                needs=('depths',)),
+                'reaches a lower held-out loss than one without, at the largest depth, one rate, no warm-up',
+                'greater', 0., arms=('plain', 'scaled'), needs=('depths',)),
     'C5': Claim('Byte-level BPE writes any string; byte-level models lag behind word-level ones (section 2.2)',
                 'At equal training compute and equal context in tokens, a model over byte-level BPE needs fewer bits '
                 'a byte of held-out books than one over bytes', 'greater', 0., arms=('bytes', 'BPE'),
