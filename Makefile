@@ -45,8 +45,8 @@ lab: setup ## open the notebooks in JupyterLab on 127.0.0.1
 	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=nbs
 
 docs: setup ## build the site from the committed outputs into _site/
-	$(BIN)/sphinx-build -q -b html -c nbs -D root_doc=toc nbs _site
-	@echo _site/toc.html
+	$(BIN)/sphinx-build -q -b html -c nbs nbs _site
+	@echo _site/index.html
 
 clean: ## remove what the targets made (never results/ and never the cache)
 	rm -rf $(VENV) runs _site _proc _docs papers_lib.egg-info .pytest_cache .ruff_cache .hypothesis
