@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from papers_lib.lab import data
 from papers_lib.lab.cli import app
-from papers_lib.lab.scoreboard import published_files, readme_table
+from papers_lib.lab.scoreboard import PICTURE, published_files, published_forest, readme_table
 from papers_lib.store.fetch import NotFound
 
 root = Path(__file__).resolve().parents[1]
@@ -70,6 +70,11 @@ def test_links_lead_somewhere():
 def test_the_table_is_the_one_the_results_give():
     table = readme.split('<!-- papers:begin -->\n')[1].split('<!-- papers:end -->')[0]
     assert table.strip() == readme_table()
+
+
+def test_the_picture_is_the_one_the_results_give():
+    assert f']({PICTURE})' in readme
+    assert (root / PICTURE).read_text(encoding='utf-8') == str(published_forest())
 
 
 def test_every_published_claim_is_listed_with_what_we_test():

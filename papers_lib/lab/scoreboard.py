@@ -12,12 +12,13 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 # %% auto #0
-__all__ = ['published_files', 'local_runs', 'FoundRow', 'side_by_side', 'rows_found', 'verdicts', 'title', 'readme_table',
-           'update_readme', 'scoreboard']
+__all__ = ['PICTURE', 'published_files', 'local_runs', 'FoundRow', 'side_by_side', 'rows_found', 'verdicts', 'title',
+           'readme_table', 'published_forest', 'update_readme', 'scoreboard']
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #67ef9ab1
 from ..store.files import atomic_write
 from ..engine.stats import Row, control_rules, holm, new_seed
+from .plots import Svg, forest
 from .results import (
     carried, cleared, cpu_name, finished_runs, interval, number, number_range, paper_notebooks, read_object,
     read_results, redesigned, repo_root, results_dir)
@@ -212,15 +213,23 @@ def readme_table()->str:
     parts = {'': _papers_table(files), '### Claims\n\n': _claims_table(files), '### Speed\n\n': _speed_table(files)}
     return '\n\n'.join(head + table for head, table in parts.items() if table)
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #e911cbad
+PICTURE = 'nbs/_static/claims.svg'   # in README
+
+def published_forest()->Svg:
+    "Draw every published claim."
+    return forest(published_files(), names={name: title(path)[0] for name, path in paper_notebooks().items()})
+
 # %% ../../nbs/lab/11_scoreboard.ipynb #f13f4a1b
 def update_readme(
     path:str|Path|None=None,   # None is README.md of the repository
 )->Path:
-    "Put the table between the two markers of README.md."
+    "Put the tables between the two markers of README.md, and draw its picture beside it."
     path, begin, end = Path(path or repo_root() / 'README.md'), '<!-- papers:begin -->', '<!-- papers:end -->'
     text = path.read_text(encoding='utf-8')
     if begin not in text or end not in text: raise ValueError(f'{path.name}: the markers {begin} and {end} are missing')
     before, after = text[:text.index(begin) + len(begin)], text[text.index(end):]
+    atomic_write(path.parent / PICTURE, published_forest())
     return atomic_write(path, f'{before}\n{readme_table()}\n{after}')
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #bd0a34dd
