@@ -107,7 +107,8 @@ def print_table(
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
-    console = Console(file=file, highlight=False, emoji=False)
+    file = file or sys.stdout
+    console = Console(file=file, highlight=False, emoji=False, force_jupyter=False, force_terminal=file.isatty())
     cells = [[[as_line(line) for line in (c if isinstance(c, list) else [c])] for c in row] for row in rows]
     widths = _share([[[h], *column] for h, *column in zip(heads, *cells)], console.width - 2 * (len(heads) - 1))
     columns = [Column(h, overflow='fold', width=w, justify='right' if h in right else 'left')
@@ -167,5 +168,5 @@ def job_lines(
     "Show how far jobs are, in the way that fits."
     from rich.console import Console
     stream = stream or getattr(sys.stderr, 'stream', sys.stderr)              # the real one, behind a `TextStream`
-    console = Console(file=stream, highlight=False, emoji=False)
+    console = Console(file=stream, highlight=False, emoji=False, force_jupyter=False)
     return _Screen(console) if stream.isatty() and not console.is_dumb_terminal else _Log(stream, every)
