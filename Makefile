@@ -28,9 +28,10 @@ reproduce: setup ## run every paper at preset tiny, write the scoreboard, print 
 	$(BIN)/papers run all --preset tiny --jobs 2
 	@$(BIN)/papers scoreboard
 
-test: setup ## check the export and the notebooks, lint, run the tests that are not marked slow
+test: setup ## check the export, the notebooks and the published results, lint, run the tests that are not marked slow
 	$(BIN)/python tests/check_export.py
 	$(BIN)/ruff check papers_lib nbs data_prep tests setup.py
+	$(BIN)/papers verify
 	WANDB_MODE=disabled OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(shell nproc 2>/dev/null || echo 2)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow' tests
 
@@ -45,8 +46,8 @@ lab: setup ## open the notebooks in JupyterLab on 127.0.0.1
 	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=nbs
 
 docs: setup ## build the site from the committed outputs into _site/
-	$(BIN)/sphinx-build -q -b html -c nbs -D root_doc=toc nbs _site
-	@echo _site/toc.html
+	$(BIN)/sphinx-build -q -b html -c nbs nbs _site
+	@echo _site/index.html
 
 clean: ## remove what the targets made (never results/ and never the cache)
 	rm -rf $(VENV) runs _site _proc _docs papers_lib.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -2,9 +2,9 @@
 
 import json, subprocess, time
 
-from papers_lib.engine.stats import Row
+from papers_lib.engine.stats import Row, mean_t, median_interval
 from papers_lib.lab import results
-from papers_lib.lab.results import notebook_hash, write_results
+from papers_lib.lab.results import notebook_hash, sealed, write_results
 
 NOTEBOOK = dict(
     cells=[
@@ -18,37 +18,34 @@ NOTEBOOK = dict(
 README = '# x\n<!-- papers:begin -->\nOUTDATED\n<!-- papers:end -->\nend\n'
 
 
-def claim(**kw):
+def claim(values=(0.8, 1.0, 1.2), **kw):
+    "A claim with the values of its seeds, or with a number that is said."
     fields = dict(
         paper='toy',
         kind='claim',
         id='C1',
-        statement='A < B & "C" <script>',
+        says='Section 1',
+        tests='A < B & "C" <script>',
         metric='gain',
-        ours=1.0,
-        ci95=[0.5, 1.5],
-        values=[1.0],
-        n_seeds=3,
         rule='greater',
         margin=0.0,
+        **mean_t(values).facts(),
     )
     return Row(**fields | kw)
 
 
-def speed(**kw):
+def speed(rounds=(1.9, 2.0, 2.1), **kw):
+    "A speed with its rounds."
     fields = dict(
         paper='toy',
         kind='speed',
         id='S.step',
-        statement='It is fast',
+        tests='It is fast',
         metric='time',
         unit='ratio',
-        ours=2.0,
-        ci95=[1.9, 2.1],
-        values=[2.0],
-        n_seeds=1,
         rule='at_least',
         bound=1.0,
+        **median_interval(rounds).facts(),
     )
     return Row(**fields | kw)
 
@@ -81,7 +78,7 @@ def add_run(root, name='20200101-000000', preset='cpu', rows=None):
 
 
 def change(path, f):
-    "Change a JSON file."
+    "Change a JSON file, and seal it again if it has rows."
     d = json.loads(path.read_text())
     f(d)
-    path.write_text(json.dumps(d, indent=2))
+    path.write_text(json.dumps(sealed(d) if 'rows' in d else d, indent=2))

@@ -13,8 +13,8 @@ def rows_of_a_small_run(name, out, overrides, n_seeds=2):
     results = next(out.glob(f'{name}/cpu/*/results.json'))
     rows = {r['id']: r for r in json.loads(results.read_text(encoding='utf-8'))['rows']}
     for id, claim in paper_of(name).claims.items():
-        told = [rows[id][k] for k in ('kind', 'statement', 'rule', 'margin')]
-        assert told == ['claim', claim.statement, claim.rule, claim.margin]
+        told = [rows[id][k] for k in ('kind', 'tests', 'rule', 'margin', 'design')]
+        assert told == ['claim', claim.tests, claim.rule, claim.margin, claim.design]
     for r in rows.values():
         if r['ours'] is None: assert r['why'], r['id']
         else: assert math.isfinite(r['ours']) and r['verdict'] and r['protocol'] and r['dataset'], r['id']

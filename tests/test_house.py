@@ -154,7 +154,7 @@ def test_published_claims_are_the_ones_declared(name):
     if rows: assert {r.id for r in rows} == set(claims)
     for r in rows:
         c = claims[r.id]
-        assert (r.statement, r.rule, r.margin) == (c.statement, c.rule, c.margin)
+        assert (r.tests, r.rule, r.margin) == (c.tests, c.rule, c.margin)
 
 
 @pytest.mark.parametrize('name', [p.stem for p in papers])

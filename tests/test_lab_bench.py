@@ -118,8 +118,7 @@ def test_every_paper_names_its_races_by_the_beginning_of_their_rows():
 def test_a_ratio_is_of_rounds_and_above_one_where_ours_is_faster():
     row = speed_row('S.x', 'x', dict(peer=[2., 3., 40.], ours=[1., 2., 10.]), 'peer', 'ours', 1., paper='toy')
     assert (
-        row.values == [2.0, 1.5, 4.0]
-        and row.ours == 2.0
+        row.ours == 2.0
         and row.baseline_value == 3.0
         and verdict(row) == 'holds'
         and row.n == 3
@@ -166,11 +165,11 @@ def test_a_memory_row_holds_the_ratio_of_the_peaks(monkeypatch):
     asked = []
     def once(fn, model, cfg, arm, n_step, compiled):
         asked.append(arm)
-        return dict(transformers=2**20 * 100., papers_lib=2**20 * 80.)[arm]
+        return dict(transformers=2**20 * 100., papers_lib=2**20 * (79. + len(asked) // 4))[arm]
     monkeypatch.setattr(bench, 'fresh_process', once)
-    row, = MemoryRace('gpt2', GPT2, CFG, n=2)()
+    row, = MemoryRace('gpt2', GPT2, CFG, n=3)()
     assert (
-        asked == ['transformers', 'papers_lib'] * 2
+        asked == ['transformers', 'papers_lib'] * 3
         and row.ours == 0.8
         and row.baseline_value == 100.0
         and verdict(row) == 'holds'
@@ -184,9 +183,9 @@ def test_a_peer_races_in_the_same_rounds(peer):
     paper = SimpleNamespace(
         name='gpt2',
         races={
-            'S.train': TrainRace('gpt2', GPT2, CFG, n=2, batch_size=2),
+            'S.train': TrainRace('gpt2', GPT2, CFG, n=3, batch_size=2),
             'S.generate': DecodeRace(
-                'gpt2', 'S.generate.toy.1', 'toy', partial(pair_of, GPT2, CFG), 0.1, n_new=3, n_prompt=4, n=2
+                'gpt2', 'S.generate.toy.1', 'toy', partial(pair_of, GPT2, CFG), 0.1, n_new=3, n_prompt=4, n=3
             ),
             'S.other': lambda seed: iter([speed(id='S.other')]),
         },
@@ -196,7 +195,7 @@ def test_a_peer_races_in_the_same_rounds(peer):
     assert (
         rows['S.train.nanogpt'].baseline_name == 'nanogpt, seconds' and 'nanoGPT at' in rows['S.train.nanogpt'].protocol
     )
-    assert len(rows['S.train.nanogpt'].values) == len(rows['S.train'].values) == 2
+    assert rows['S.train.nanogpt'].n == rows['S.train'].n == 3
     assert [r.id for r in run_races(paper, 'S.train.nanogpt', peer=peer)] == ['S.train.nanogpt']
     with pytest.raises(ValueError, match='takes a peer'): list(run_races(paper, 'S.other', peer=peer))
 
@@ -245,6 +244,6 @@ def test_decoding_that_writes_other_tokens_is_no_race():
 def test_a_race_takes_the_peer_first():
     order = []
     row = race(
-        'S.x', 'x', dict(theirs=lambda: order.append('theirs'), ours=lambda: order.append('ours')), 1.0, 2, paper='toy'
+        'S.x', 'x', dict(theirs=lambda: order.append('theirs'), ours=lambda: order.append('ours')), 1.0, 3, paper='toy'
     )
-    assert order == ['theirs', 'ours'] * 4 and row.metric == 'time of theirs / time of ours'
+    assert order == ['theirs', 'ours'] * 5 and row.metric == 'time of theirs / time of ours'

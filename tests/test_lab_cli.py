@@ -26,7 +26,7 @@ class Grids:
 
 
 def toy_paper():
-    def race(id): return lambda seed: iter([speed(id=id, ours=2. + seed, ci95=[1., 9.])])
+    def race(id): return lambda seed: iter([speed(id=id, rounds=[1., 2. + seed, 9.])])
 
     spec = lambda **grids: RunSpec(
         Sizes(**SIZES),
@@ -39,7 +39,7 @@ def toy_paper():
         'toy',
         Stack,
         {'tiny': spec(), 'cpu': spec(widths=(8, 16))},
-        {'C1': Claim('It helps', 'greater', needs=('widths',))},
+        {'C1': Claim('Section 1', 'It helps', 'greater', 0., needs=('widths',))},
         {id: race(id) for id in ('S.train', 'S.train.memory', 'S.decode', 'S.decode.floor')},
     )
 

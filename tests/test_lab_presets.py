@@ -50,8 +50,10 @@ class Net(nn.Linear):
 
 
 spec = RunSpec(Toy(), Steps(), DataConfig(), Grids())
-claims = dict(C1=Claim('Wider is better', 'greater', needs=('widths',)), C2=Claim('All come back', 'exact', bound=1.),
-              C3=Claim('Sums', 'greater', needs=('n_step_sums', 'shares')), C4=Claim('Words', 'less', over='units'))
+claims = dict(C1=Claim('Section 1', 'Wider is better', 'greater', 0., needs=('widths',)),
+              C2=Claim('Section 2', 'All come back', 'exact', bound=1.),
+              C3=Claim('Section 3', 'Sums', 'greater', 0., needs=('n_step_sums', 'shares')),
+              C4=Claim('Section 4', 'Words', 'less', 0., over='units'))
 toy = Paper('toy', Net, {'tiny': spec, 'cpu': replace(spec, claims=Grids((1, 2), 5), n_seeds=5)}, claims)
 
 
@@ -177,11 +179,17 @@ def test_which_claims_a_run_measures():
 # declarations
 
 @pytest.mark.parametrize('make, words', [
-    (lambda: Claim('x', 'bigger'), "Claim.rule='bigger'"), (lambda: Claim('x', 'equal'), 'a margin above 0'),
-    (lambda: Claim('x', 'less', float('nan')), 'must be finite'),
-    (lambda: Claim('x', 'less', over='users'), "Claim.over='users'"),
+    (lambda: Claim('x', 'x', 'bigger'), "Claim.rule='bigger'"),
+    (lambda: Claim('x', 'x', 'equal', 0.), 'a margin above 0'),
+    (lambda: Claim('x', 'x', 'greater'), 'Claim.margin: rule .greater. needs one'),
+    (lambda: Claim('x', 'x', 'exact'), 'Claim.bound: rule .exact. needs one'),
+    (lambda: Claim('x', 'x', 'less', 0., controls={'placebo': 'none'}), "must be one of nothing, effect, floor"),
+    (lambda: Claim('x', 'x', 'less', 0., looks=(10, 5)), 'increasing numbers of seeds'),
+    (lambda: Claim('x', 'x', 'less', 0., n=0), 'Claim.n=0'),
+    (lambda: Claim('x', 'x', 'less', float('nan')), 'must be finite'),
+    (lambda: Claim('x', 'x', 'less', 0., over='users'), "Claim.over='users'"),
     (lambda: Paper('t', Net, dict(tinny=spec), {}), "did you mean 'tiny'"),
-    (lambda: Paper('t', Net, dict(tiny=spec), dict(C1=Claim('x', 'less', needs=('width',)))),
+    (lambda: Paper('t', Net, dict(tiny=spec), dict(C1=Claim('x', 'x', 'less', 0., needs=('width',)))),
      "C1.needs: Grids has no field 'width'"),
     (lambda: DataConfig(n_vocab=256), 'must be at least 257'), (lambda: replace(spec, n_seeds=0), 'n_seeds=0')])
 def test_a_wrong_declaration_is_refused_where_it_stands(make, words):

@@ -24,9 +24,9 @@ class Grids:
 
 spec = RunSpec(Toy(), Toy(), DataConfig(), Grids())
 toy = Paper('toy', Toy, {'tiny': spec, 'cpu': replace(spec, claims=Grids((1, 2)), n_seeds=3)},
-            dict(C1=Claim('One is more than none', 'greater', 0.25, needs=('widths',)),
-                 C2=Claim('Alike to within 0.1', 'equal', 0.1),
-                 C3=Claim('Every string comes back', 'exact', bound=1.)))
+            dict(C1=Claim('Section 1', 'One is more than none', 'greater', 0.25, n=3, needs=('widths',)),
+                 C2=Claim('Section 2', 'Alike to within 0.1', 'equal', 0.1),
+                 C3=Claim('Section 3', 'Every string comes back', 'exact', bound=1.)))
 
 
 @pytest.fixture
@@ -60,8 +60,8 @@ def test_a_claim_is_what_was_declared_with_a_number_or_without(root):
     rows = {r.id: r for r in run.finish('not measured').rows}
     for id, claim in toy.claims.items():
         r = rows[id]
-        declared = ('claim', claim.statement, claim.rule, claim.margin, claim.bound)
-        assert (r.kind, r.statement, r.rule, r.margin, r.bound) == declared
+        declared = ('claim', claim.says, claim.tests, claim.rule, claim.margin, claim.bound, claim.design)
+        assert (r.kind, r.says, r.tests, r.rule, r.margin, r.bound, r.design) == declared
     assert rows['C2'].why == 'no minimum inside the grid' and rows['C2'].dataset == 'books@embedded'
     assert rows['C3'].why == 'not measured'
     assert [r.id for r in read_results(run.out / 'results.json')[0]] == ['C1', 'C2', 'C3', 'C1.size']

@@ -25,7 +25,7 @@ from papers_lib.lab.run import start
 @dataclass(frozen=True)
 class Toy:
     lr:float = 1.
-one = {'C1': Claim('One is more than none', 'greater')}
+one = {'C1': Claim('Section 1', 'One is more than none', 'greater', 0.)}
 toy = Paper('toy', Toy, {'tiny': RunSpec(Toy(), Toy(), Toy(), Toy())}, one)
 run = start(toy, preset=preset, seed=seed, n_seeds=n_seeds, claims=claims, device=device, wandb_mode=wandb_mode,
             out_dir=out_dir, overrides=overrides)

@@ -224,7 +224,7 @@ def test_a_prompt_of_any_length_is_continued_within_the_context(length):
 @pytest.mark.parametrize('every, id', [(True, 'S.score'), (False, 'S.score.lean')])
 def test_scoring_race_gives_its_row(every, id):
     row, = race_scoring(0, every=every, n_title=8, n_prompt=16)
-    assert (row.id, row.paper, row.n) == (id, 'gpt2', 7) and row.bound > 0.7 and row.ours > 0
+    assert (row.id, row.paper, row.n, row.bound) == (id, 'gpt2', 7, 31. if every else 18.) and row.ours > 0
 
 
 def test_a_preset_whose_text_cannot_be_fetched_says_so():
@@ -251,5 +251,5 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     own_grid, needs_data = ('C3.', 'C4.plain', 'C4.post'), ('C1', 'C6', 'T')
     always = {id for id in told if not id.startswith((*own_grid, *needs_data)) and id != 'C8'}     # C8: 3 seeds or more
     assert always <= {id for id, r in rows.items() if r['ours'] is not None}
-    for id in ('P.to_hf', 'P.from_hf', 'C5.roundtrip'): assert rows[id]['verdict'] in ('holds', 'reproduced')
+    for id in ('P.to_hf', 'P.from_hf', 'C5.roundtrip'): assert rows[id]['verdict'] == 'holds'
     assert rows['C4.variance']['ours'] > 0 and rows['C8']['why']

@@ -85,7 +85,7 @@ def test_a_signature_is_of_the_set_of_words(words, seed):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(0, 10), min_size=1, max_size=5).filter(any), st.floats(0.1, 100))
+@given(st.lists(st.floats(0, 10, allow_subnormal=False), min_size=1, max_size=5).filter(any), st.floats(1, 100))
 def test_sources_are_drawn_by_the_ratio_of_their_weights(weights, factor):
     drawn = draw_sources(weights, 200, seed=1)
     assert all(weights[i] > 0 for i in drawn)
@@ -124,5 +124,5 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     trained = {'C1', 'C2', 'C2.k0', 'C3', 'C3.curvature', 'L.efficiency', 'C4', 'C4.filter', 'C4.dedup', 'C6', 'C6.16',
                'C6.copy', 'C9', 'C9.1', 'C9.cleaned'}
     assert trained <= {id for id, r in rows.items() if r['ours'] is not None}
-    assert rows['C9.found']['verdict'] == rows['C9.false']['verdict'] == 'holds'
+    assert rows['C9.found']['ours'] == 1. and rows['C9.false']['ours'] == 0.
     for id in ('C7', 'C8'): assert rows[id]['why']                            # no model was asked

@@ -1,5 +1,5 @@
 "README's commands and its example are the ones that work."
-import re, shlex, subprocess, sys
+import configparser, re, shlex, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from papers_lib.lab import data
 from papers_lib.lab.cli import app
-from papers_lib.lab.scoreboard import readme_table
+from papers_lib.lab.scoreboard import PICTURE, published_files, published_forest, readme_table
 from papers_lib.store.fetch import NotFound
 
 root = Path(__file__).resolve().parents[1]
@@ -63,6 +63,8 @@ def test_the_lighter_weights_example_answers(smollm2): assert 'Rome' in run_exam
 
 def test_links_lead_somewhere():
     for link in re.findall(r'\]\((?!http)([^)#]+)\)', readme): assert (root / link).exists(), link
+    headings = {h.lower().replace(' ', '-') for h in re.findall(r'^##+ (.+)$', readme, re.M)}
+    assert set(re.findall(r'\]\(#([^)]+)\)', readme)) <= headings
 
 
 def test_the_table_is_the_one_the_results_give():
@@ -70,10 +72,27 @@ def test_the_table_is_the_one_the_results_give():
     assert table.strip() == readme_table()
 
 
-def test_the_site_builds_and_reads_offline(tmp_path):
-    options = ['-q', '-b', 'html', '-c', 'nbs', '-D', 'root_doc=toc']
-    subprocess.run([sys.executable, '-m', 'sphinx', *options, 'nbs', str(tmp_path)], cwd=root, check=True)
-    page = (tmp_path / '04_gpt2.html').read_text(encoding='utf-8')
-    scripts = re.findall(r'<(?:script|link)[^>]*(?:src|href)="([^"#]+)"', page)
-    assert any('MathJax.js' in s for s in scripts) and not [s for s in scripts if '//' in s]
-    assert all((tmp_path / s.split('?')[0]).exists() for s in scripts)
+def test_the_picture_is_the_one_the_results_give():
+    assert f']({PICTURE})' in readme
+    assert (root / PICTURE).read_text(encoding='utf-8') == str(published_forest())
+
+
+def test_every_published_claim_is_listed_with_what_we_test():
+    claims = [(paper, r) for paper, rows, _ in published_files() for r in rows if r.kind == 'claim']
+    assert claims and '| claim | what we test |' in readme
+    for paper, r in claims: assert f'| {paper} {r.id} |' in readme and f'**{r.verdict}**' in readme
+
+
+def test_a_speed_names_its_machine():
+    _, head, *races = readme.split('### Speed\n\n')[1].split('<!--')[0].strip().splitlines()
+    assert races and all(line.split('|')[-2].strip() not in ('', 'unknown machine') for line in races)
+
+
+def test_version_address_and_licence_are_the_repositorys():
+    config = configparser.ConfigParser()
+    config.read(root / 'settings.ini', encoding='utf-8')
+    cite, = (body for kind, body in blocks if kind == 'bibtex')
+    about = config['DEFAULT']
+    assert f"{{{about['version']}}}" in cite and f"{{{about['git_url']}}}" in cite
+    first = (root / 'LICENSE').read_text(encoding='utf-8').split()
+    assert ' '.join(first[:2]) == 'Apache License' and '[Apache License 2.0](LICENSE)' in readme

@@ -11,41 +11,132 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 # %% auto #0
-__all__ = ['verdict_rules', 'Effect', 'mean_t', 'paired_t', 'slope', 'trends', 'rank_skill', 'bootstrap', 'over_units',
-           'round_robin', 'median_interval', 'time_ratio', 'Row', 'verdict']
+__all__ = ['estimators', 'verdict_rules', 'VALUES_LOST', 'control_rules', 'Effect', 'effect', 'is_number', 'mean_t', 'paired_t',
+           'power', 'look_level', 'slope', 'trends', 'trend_t', 'rank_skill', 'crossed', 'bootstrap', 'over_units',
+           'share', 'paired_hits', 'round_robin', 'median_interval', 'time_ratio', 'Row', 'recomputed', 'control',
+           'unidentified', 'verdict', 'p_value', 'holm', 'new_seed']
 
 # %% ../../nbs/engine/12_stats.ipynb #e46f5b14
 @dataclass(frozen=True)
 class Effect:
-    "A measured quantity with its interval."
-    mean:float          # or the median, for timings
-    sd:float            # of the values
-    ci95:list           # [low, high]
-    values:list         # one a seed, or a round
-    test:str = ''       # the interval's kind
-    @property
-    def n(self)->int: return len(self.values)
+    "A measured quantity with its interval and what both follow from."
+    mean:float           # of two arms: first minus second; of timings the median ratio, first / second
+    sd:float             # of one value a seed, unit or round
+    ci95:list|None       # [low, high]; None where equal values give no interval
+    values:dict          # arm -> its values
+    test:str             # a name in `estimators`
+    n:int                # seeds, units or rounds
+    n_seeds:int = 1      # trained models an arm
+
+    def facts(self)->dict:
+        "What a row takes from an effect."
+        return dict(ours=self.mean, sd=self.sd, ci95=self.ci95, values=self.values, test=self.test,
+                    n_seeds=self.n_seeds)
+
+# %% ../../nbs/engine/12_stats.ipynb #d7727383
+estimators:dict[str, Callable] = {}   # name -> function of (values, level) that gives an Effect
+
+def _estimator(name):
+    "Register what computes an effect from values."
+    def register(fn):
+        estimators[name] = fn
+        return fn
+    return register
+
+def effect(
+    test:str,           # a name in `estimators`
+    values:dict,        # arm -> values, as an `Effect` has them
+    level:float=0.95,   # of the interval
+)->Effect:
+    "Compute an effect and its interval from the values of its arms."
+    if test not in estimators: raise ValueError(f'test={test!r}: must be one of {", ".join(map(repr, estimators))}')
+    if not isinstance(values, dict) or not values: raise ValueError(f'values={values!r}: must name the arms')
+    return estimators[test](values, level)
+
+# %% ../../nbs/engine/12_stats.ipynb #3c36750c
+def is_number(x)->bool:
+    "Tell whether a value is a finite number; true and false are none."
+    plain = isinstance(x, (int, float, np.integer, np.floating)) and not isinstance(x, bool)
+    return bool(plain and math.isfinite(x))
+
+def _numbers(x, arm, depth=1)->list:   # nested lists of floats
+    "Read the values of an arm, `depth` lists deep."
+    if depth and isinstance(x, (list, tuple, np.ndarray)): return [_numbers(y, arm, depth - 1) for y in x]
+    if depth or not is_number(x): raise ValueError(f'values of {arm!r}: {x!r} must be ' +
+                                                  ('a list' if depth else 'a finite number'))
+    return float(x)
+
+# %% ../../nbs/engine/12_stats.ipynb #24e384ed
+def _arms(values, depth=1, at_most=2)->list[np.ndarray]:   # the values of one arm or two, of the same shape
+    "Read the arms of a test."
+    if len(values) > at_most: raise ValueError(f'values: {", ".join(values)}: at most {at_most} arms')
+    arms = [_numbers(x, arm, depth) for arm, x in values.items()]
+    shape = lambda a: [shape(y) for y in a] if isinstance(a, list) else None
+    if any(shape(a) != shape(arms[0]) for a in arms):
+        raise ValueError(f'values: {" and ".join(values)} need the same seeds and units')
+    return arms
+
+def _difference(values, depth=1)->np.ndarray:   # first - second, or the only arm
+    "Subtract the second arm from the first."
+    arms = [np.array(a, dtype=float) for a in _arms(values, depth)]
+    return arms[0] - arms[1] if len(arms) == 2 else arms[0]
+
+# %% ../../nbs/engine/12_stats.ipynb #5397940d
+def _t_interval(x, level, values, test):
+    "Mean of one value a seed with its t-interval (1)."
+    if len(x) < 2: raise ValueError(f'{len(x)} value(s): an interval over seeds needs at least 2')
+    sd, half = x.std(ddof=1), None
+    if np.ptp(x) > 0: half = scipy_stats.t.ppf((1 + level) / 2, len(x) - 1) * sd / math.sqrt(len(x))      # (1)
+    around = None if half is None else [float(x.mean() - half), float(x.mean() + half)]
+    return Effect(float(x.mean()), float(sd), around, values, test, len(x), len(x))
+
+@_estimator('t over seeds')
+def _(values, level): return _t_interval(_difference(values), level, values, 't over seeds')
 
 # %% ../../nbs/engine/12_stats.ipynb #5c6e31d0
 def mean_t(
     values:Sequence[float],   # one a seed, at least 2
+    name:str='effect',        # what they are
 )->Effect:
     "Mean with its 95 % t-interval."
-    x = np.asarray(values, dtype=float)
-    if x.ndim != 1 or len(x) < 2: raise ValueError(f'{x.size} value(s): an interval over seeds needs at least 2')
-    if not np.isfinite(x).all(): raise ValueError(f'values {x.tolist()}: every one must be finite')
-    half = scipy_stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))      # (1)
-    return Effect(float(x.mean()), float(x.std(ddof=1)), [float(x.mean() - half), float(x.mean() + half)], x.tolist(),
-                  't-interval over seeds')
+    return effect('t over seeds', {name: np.asarray(values, dtype=float).tolist()})
 
 # %% ../../nbs/engine/12_stats.ipynb #c679f38c
 def paired_t(
-    ours:Sequence[float],   # one a seed
-    base:Sequence[float],   # the same seeds
-)->Effect:                  # of ours - base
+    first:Sequence[float],                  # one a seed
+    second:Sequence[float],                 # the same seeds
+    names:Sequence[str]=('first', 'second'),   # of the arms
+)->Effect:                                  # of first - second
     "Mean difference of two arms with the same seeds."
-    if len(ours) != len(base): raise ValueError(f'{len(ours)} and {len(base)} values: both arms need the same seeds')
-    return mean_t(np.asarray(ours, dtype=float) - np.asarray(base, dtype=float))
+    arms = (np.asarray(a, dtype=float).tolist() for a in (first, second))
+    return effect('t over seeds', dict(zip(names, arms)))
+
+# %% ../../nbs/engine/12_stats.ipynb #2ed181c1
+def power(
+    expected:float,     # the effect, in the claim's direction
+    spread:float,       # standard deviation of one value a seed or unit
+    n:int,              # seeds or units
+    margin:float=0.,    # that the interval must clear
+    level:float=0.95,
+)->float:               # between 0 and 1
+    "Chance that a t-interval lies wholly beyond the margin."
+    if n < 2 or spread <= 0: raise ValueError(f'n={n}, spread={spread}: at least 2 values with a spread above 0')
+    at = scipy_stats.t.ppf((1 + level) / 2, n - 1)
+    return float(scipy_stats.nct.sf(at, n - 1, (expected - margin) * math.sqrt(n) / spread))
+
+# %% ../../nbs/engine/12_stats.ipynb #e3e0d08d
+def look_level(
+    looks:Sequence[int],   # numbers of seeds at which the design looks, increasing; none or one is a plain interval
+    n:int,                 # seeds at this look
+    alpha:float=0.05,      # spent over all looks
+)->float:                  # level of this look's interval
+    "Share out the error over the looks of a design."
+    if len(looks) < 2: return 1 - alpha
+    if n not in looks: raise ValueError(f'{n} seeds: this design looks at {", ".join(map(str, looks))}')
+    z = scipy_stats.norm.ppf(1 - alpha / 2)
+    spent = [0.] + [2 * float(scipy_stats.norm.sf(z / math.sqrt(k / looks[-1]))) for k in looks]
+    i = list(looks).index(n)
+    return 1 - (spent[i + 1] - spent[i])
 
 # %% ../../nbs/engine/12_stats.ipynb #7f7ce1fd
 def slope(
@@ -67,6 +158,31 @@ def trends(
     curve = np.polyfit(x - x.mean(), y, 2)[0] if len(x) > 2 else None
     return dict(slope=-slope(x, y.T), step=(y[:-1] - y[1:]).min(0), curve=curve)
 
+# %% ../../nbs/engine/12_stats.ipynb #8e009778
+def _slopes(values, level, test, sign):
+    "Mean slope over seeds of 'y' against 'x'."
+    if set(values) != {'x', 'y'}: raise ValueError(f'values: a trend has x and y, not {", ".join(values)}')
+    x, y = (np.array(_numbers(values[k], k, depth)) for k, depth in (('x', 1), ('y', 2)))
+    if y.ndim != 2 or y.shape[1:] != x.shape or len(x) < 2:
+        raise ValueError(f'values: x of {x.shape} and y of {y.shape}: one y a seed and x, two x at least')
+    return _t_interval(sign * slope(x, y), level, values, test)
+
+@_estimator('slope over seeds')
+def _(values, level): return _slopes(values, level, 'slope over seeds', 1)
+
+@_estimator('fall over seeds')
+def _(values, level): return _slopes(values, level, 'fall over seeds', -1)
+
+# %% ../../nbs/engine/12_stats.ipynb #54a802c8
+def trend_t(
+    x:Sequence[float],   # (k,) increasing, such as ln(parameters)
+    y,                   # (k, n): one column a seed
+    falls:bool=True,     # the effect is minus the slope: lower is better
+)->Effect:
+    "Mean slope over seeds with its t-interval."
+    told = dict(x=np.asarray(x, dtype=float).tolist(), y=np.asarray(y, dtype=float).T.tolist())
+    return effect('fall over seeds' if falls else 'slope over seeds', told)
+
 # %% ../../nbs/engine/12_stats.ipynb #ba3b0821
 def rank_skill(
     correct:Sequence[float],      # (n,) 0 or 1, one a question
@@ -81,6 +197,48 @@ def rank_skill(
     rho = float(scipy_stats.spearmanr(sure, right).statistic) if varies else None
     top = float(ranked[:max(1, len(ranked) // 10)].mean() - right.mean())
     return dict(rho=rho, top=top, fifths=[float(f.mean()) for f in np.array_split(ranked, 5)])
+
+# %% ../../nbs/engine/12_stats.ipynb #5e143114
+def _two_way(e)->tuple[float, float]:   # variance of the mean, degrees of freedom
+    "Variance (2) of the mean of a table of seeds and units."
+    (s, d), rows, cols = e.shape, e.mean(1), e.mean(0)
+    rest = e - rows[:, None] - cols + e.mean()
+    squares = d * rows.var(ddof=1), s * cols.var(ddof=1), (rest**2).sum() / ((s - 1) * (d - 1))
+    total = squares[0] + squares[1] - squares[2]
+    free = squares[0]**2 / (s - 1) + squares[1]**2 / (d - 1) + squares[2]**2 / ((s - 1) * (d - 1))
+    if total < max(squares[:2]):                 # seeds or documents bring nothing: what the other brings remains
+        i = int(squares[1] > squares[0])
+        total, free = squares[i], squares[i]**2 / ((s, d)[i] - 1)
+    return total / (s * d), total**2 / free if free else 1.
+
+# %% ../../nbs/engine/12_stats.ipynb #9c49ede8
+@_estimator('seeds x units')
+def _(values, level):
+    "First minus second arm, (seeds, units) each, units weighted by 'weights' where there are some."
+    arms = {arm: x for arm, x in values.items() if arm != 'weights'}
+    diff = _difference(arms, 2)
+    if diff.ndim != 2 or min(diff.shape) < 2: raise ValueError(f'values of {diff.shape}: at least 2 seeds and 2 units')
+    w = np.array(_numbers(values['weights'], 'weights')) if 'weights' in values else np.ones(diff.shape[1])
+    if w.shape != diff.shape[1:] or (w <= 0).any(): raise ValueError('weights: one above 0 a unit')
+    w = w / w.sum()
+    of_seed = diff @ w
+    mean = float(of_seed.mean())
+    variance, free = _two_way(diff.shape[1] * w * (diff - mean))
+    half = float(scipy_stats.t.ppf((1 + level) / 2, free)) * math.sqrt(variance)
+    around = [mean - half, mean + half] if half > 0 else None
+    return Effect(mean, float(of_seed.std(ddof=1)), around, values, 'seeds x units', diff.shape[1], len(diff))
+
+# %% ../../nbs/engine/12_stats.ipynb #9b04b1bd
+def crossed(
+    first,                  # (seeds, units): one value a seed and document, question or user
+    second=None,            # the same seeds and units; None: the mean of `first`
+    weights=None,           # (units,) such as tokens; None counts each alike
+    names:Sequence[str]=('first', 'second'),   # of the arms
+)->Effect:                  # of first - second
+    "Mean difference with its interval over seeds and units, crossed."
+    lists = lambda a: np.asarray(a, dtype=float).tolist()
+    told = {names[0]: lists(first)} | ({} if second is None else {names[1]: lists(second)})
+    return effect('seeds x units', told | ({} if weights is None else dict(weights=lists(weights))))
 
 # %% ../../nbs/engine/12_stats.ipynb #ba2ea3cd
 def bootstrap(
@@ -97,14 +255,111 @@ def bootstrap(
     draws = [stat(values[rng.integers(0, len(values), len(values))]) for _ in range(n)]
     return tuple(map(float, np.quantile(draws, [0.025, 0.975])))
 
+# %% ../../nbs/engine/12_stats.ipynb #5c4efc15
+def _strata_interval(groups, level, seed=0, n=2000)->list:
+    "Interval of the mean of the groups' means; a group's rows (sum, count) are resampled within it."
+    rng, least, free = np.random.default_rng(seed), min(map(len, groups)), sum(len(g) - 1 for g in groups)
+    if least < 10: raise ValueError(f'{least} units: a bootstrap needs at least 10')
+    draws = np.zeros(n)
+    for g in groups:
+        for i in range(0, n, 200):
+            picked = g[rng.integers(0, len(g), (200, len(g)))].sum(1)
+            draws[i:i + 200] += picked[:, 0] / picked[:, 1] / len(groups)
+    outer = math.sqrt(least / (least - 1)) * scipy_stats.t.ppf((1 - level) / 2, free)
+    tail = float(scipy_stats.norm.cdf(outer))
+    return [float(x) for x in np.quantile(draws, [tail, 1 - tail])]
+
+def _resampled(groups, level, values, test, n):
+    "Effect over units in groups of equal weight; an entry of a group is a row (sum, count)."
+    mean = float(np.mean([g[:, 0].sum() / g[:, 1].sum() for g in groups]))
+    each = np.concatenate([g[:, 0] / g[:, 1] for g in groups])
+    around = _strata_interval(groups, level) if np.ptp(each) > 0 else None
+    return Effect(mean, float(each.std(ddof=1)), around, values, test, n)
+
+# %% ../../nbs/engine/12_stats.ipynb #03088c1b
+@_estimator('bootstrap over units')
+def _(values, level):
+    d = _difference(values)
+    return _resampled([np.stack([d, np.ones(len(d))], 1)], level, values, 'bootstrap over units', len(d))
+
+def _grouped(values)->list[np.ndarray]:   # one array a group
+    "Subtract the arms, group by group."
+    return [_difference({arm: x[i] for arm, x in values.items()})
+            for i in range(len(_arms(values, 2)[0]))]
+
+@_estimator('bootstrap over clusters')
+def _(values, level):
+    sums = np.array([[d.sum(), len(d)] for d in _grouped(values)])
+    return _resampled([sums], level, values, 'bootstrap over clusters', len(sums))
+
+@_estimator('bootstrap in strata')
+def _(values, level):
+    groups = _grouped(values)
+    rows = [np.stack([d, np.ones(len(d))], 1) for d in groups]
+    return _resampled(rows, level, values, 'bootstrap in strata', sum(map(len, groups)))
+
 # %% ../../nbs/engine/12_stats.ipynb #c4783bad
 def over_units(
-    values,            # (n,): one a question, passage or user, at least 10
-    scale:float=1.,    # 100 for percent
-)->Effect:
+    first,                  # (n,): one a question, passage or user, at least 10; or a list of groups
+    second=None,            # the same units; None: the mean of `first`
+    *,
+    scale:float=1.,         # 100 for percent
+    groups:str='',          # 'clusters' (resampled whole) or 'strata' (of equal weight) where `first` is in groups
+    names:Sequence[str]=('first', 'second'),   # of the arms
+)->Effect:                  # of first - second
     "Mean over units of one run, with its bootstrap interval."
-    x = scale * np.asarray(values, dtype=float)
-    return Effect(float(x.mean()), float(x.std(ddof=1)), list(bootstrap(x)), [float(x.mean())], 'bootstrap over units')
+    kinds = {'': 'bootstrap over units', 'clusters': 'bootstrap over clusters', 'strata': 'bootstrap in strata'}
+    if groups not in kinds: raise ValueError(f"groups={groups!r}: must be '', 'clusters' or 'strata'")
+    plain = lambda x: (scale * np.asarray(x, dtype=float)).tolist()
+    arms = [plain(a) if not groups else [plain(g) for g in a] for a in (first, second) if a is not None]
+    return effect(kinds[groups], dict(zip(names, arms)))
+
+# %% ../../nbs/engine/12_stats.ipynb #16f486f9
+@_estimator('share')
+def _(values, level):
+    "Hits of tries, times a scale where one is given (100 for percent)."
+    if set(values) - {'scale'} != {'hits', 'of'}:
+        raise ValueError(f'values: a share has hits and of, not {", ".join(values)}')
+    k, n, scale = values['hits'], values['of'], values.get('scale', 1)
+    whole = is_number(k) and is_number(n) and k == int(k) and n == int(n) and 0 <= k <= n and n > 0
+    if not whole or not is_number(scale): raise ValueError(f'values: {k!r} hits of {n!r} are no share')
+    method = 'exact' if min(k, n - k) < 5 else 'wilson'
+    told = scipy_stats.binomtest(int(k), int(n)).proportion_ci(level, method)
+    p = k / n
+    return Effect(scale * p, scale * math.sqrt(p * (1 - p)), [scale * float(told.low), scale * float(told.high)],
+                  values, 'share', int(n))
+
+# %% ../../nbs/engine/12_stats.ipynb #a49f765e
+def share(
+    hits,             # how many, or one true or false a try
+    of:int|None=None, # tries; None: as many as `hits` has entries
+    scale:int=1,      # 100 for percent
+)->Effect:
+    "Share of hits with its interval."
+    if of is None: hits, of = np.count_nonzero(hits), np.size(hits)
+    return effect('share', dict(hits=int(hits), of=int(of)) | (dict(scale=scale) if scale != 1 else {}))
+
+# %% ../../nbs/engine/12_stats.ipynb #93c36be6
+@_estimator('paired hits')
+def _(values, level):
+    "Difference of two shares over the same tries, each 0 or 1."
+    if len(values) != 2: raise ValueError(f'values: paired hits have two arms, not {len(values)}')
+    a, b = (np.array(x) for x in _arms(values))
+    if not set(np.unique([a, b])) <= {0., 1.}: raise ValueError('values: hits are 0 or 1')
+    n, only, either = len(a), int((a > b).sum()), int((a != b).sum())
+    mean = float((a - b).mean())
+    if not either: return Effect(mean, 0., None, values, 'paired hits', n)
+    told = scipy_stats.binomtest(only, either).proportion_ci(level, 'exact')
+    around = [either / n * (2 * float(p) - 1) for p in (told.low, told.high)]
+    return Effect(mean, float((a - b).std(ddof=1)), around, values, 'paired hits', n)
+
+def paired_hits(
+    first,      # (n,) true or false, one a question
+    second,     # the same questions
+    names:Sequence[str]=('first', 'second'),   # of the arms
+)->Effect:      # of first - second
+    "Difference of two accuracies over the same questions."
+    return effect('paired hits', dict(zip(names, (np.asarray(x).astype(int).tolist() for x in (first, second)))))
 
 # %% ../../nbs/engine/12_stats.ipynb #ac497bd0
 def round_robin(
@@ -123,24 +378,44 @@ def round_robin(
     return times
 
 # %% ../../nbs/engine/12_stats.ipynb #9b4f5b5d
+def _median_of(x, level, values, test):
+    "Median of one value a round with its distribution-free interval (the whole range below six rounds)."
+    if len(x) < 3: raise ValueError(f'{len(x)} round(s): a median needs at least 3')
+    x, n = np.sort(x), len(x)
+    k = max(1, int(scipy_stats.binom.ppf((1 - level) / 2, n, 0.5)))                 # the k-th from each end
+    around = [float(x[k - 1]), float(x[n - k])] if x[k - 1] < x[n - k] else None
+    return Effect(float(np.median(x)), float(x.std(ddof=1)), around, values, test, n)
+
+def _rounds(x, arm)->np.ndarray:   # (rounds,)
+    "Read the times of an arm; several in one round count as one, their median."
+    if not isinstance(x, (list, tuple)) or [] in x: raise ValueError(f'values of {arm!r}: must be a list of rounds')
+    return np.array([np.median(_numbers(r if isinstance(r, (list, tuple)) else [r], arm)) for r in x])
+
+# %% ../../nbs/engine/12_stats.ipynb #25af6426
+@_estimator('median of rounds')
+def _(values, level):
+    "Median of the rounds of one arm, or of first / second."
+    arms = [_rounds(x, arm) for arm, x in values.items()]
+    if len(arms) > 2 or len({len(a) for a in arms}) > 1:
+        raise ValueError(f'values: {" and ".join(values)} need the same rounds, two arms at most')
+    if len(arms) == 2 and not (arms[1] > 0).all(): raise ValueError('values: the second arm must be above 0')
+    return _median_of(arms[0] / arms[1] if len(arms) == 2 else arms[0], level, values, 'median of rounds')
+
 def median_interval(
-    values:Sequence[float],   # one a round
+    values:Sequence[float],   # one a round; a list of several counts as one round
+    name:str='rounds',        # what they are
 )->Effect:
     "Median with its distribution-free 95 % interval (the whole range below six values)."
-    x = np.sort(np.asarray(values, dtype=float))
-    n = len(x)
-    k = max(1, int(scipy_stats.binom.ppf(0.025, n, 0.5)))                           # the k-th from each end
-    return Effect(float(np.median(x)), float(x.std(ddof=1)) if n > 1 else 0., [float(x[k - 1]), float(x[n - k])],
-                  list(map(float, values)))
+    return effect('median of rounds', {name: np.asarray(values, dtype=float).tolist()})
 
 # %% ../../nbs/engine/12_stats.ipynb #bc96ad42
 def time_ratio(
-    times:dict[str, list[float]],   # from `round_robin`
+    times:dict[str, list[float]],   # from `round_robin`; several a round count as one round
     slow:str,                       # name of the numerator
     fast:str,                       # name of the denominator
 )->Effect:
     "Median of the rounds' ratios."
-    return median_interval(np.array(times[slow]) / np.array(times[fast]))
+    return effect('median of rounds', {name: np.asarray(times[name], dtype=float).tolist() for name in (slow, fast)})
 
 # %% ../../nbs/engine/12_stats.ipynb #7d1b7a4f
 @dataclass
@@ -149,27 +424,31 @@ class Row:
     paper:str
     kind:str                             # claim, table, parity, speed, leak
     id:str
-    statement:str = ''                   # the sentence that is judged
+    says:str = ''                        # claims: what the paper says, and where
+    tests:str = ''                       # the sentence that is judged, true of what was measured
     metric:str = ''                      # what `ours` is
     unit:str = ''
     protocol:str = ''                    # split, tokenizer, shots, decoding: what must be equal to compare
     dataset:str = ''                     # name@source
     n:int|None = None                    # units measured: tokens, passages, rounds
     ours:float|None = None               # of a claim the effect, signed so that positive is what the paper says
-    sd:float|None = None                 # of the values
+    sd:float|None = None                 # of one value a seed, unit or round
     ci95:list|None = None                # [low, high]
-    values:list|None = None              # one a seed, or a round
+    values:dict|None = None              # arm -> values: what `ours` and `ci95` follow from by `test`
     n_seeds:int|None = None
     baseline_name:str = ''               # what `ours` is held against, and its number
     baseline_value:float|None = None
     paper_value:float|None = None        # and where it stands in the paper
     paper_ref:str = ''
     rule:str = ''                        # how `verdict` judges
-    margin:float|None = None             # claims: effect that counts; table: tolerance
+    margin:float|None = None             # claims: smallest effect worth the name; table: tolerance
     bound:float|None = None              # exact, parity, speed: the number to meet
-    test:str = ''                        # the interval's kind
+    test:str = ''                        # a name in `estimators`; '' is a number without an interval
+    controls:list|None = None            # claims: what must show nothing, or the most
+    looks:list|None = None               # numbers of seeds at which the design looks
+    design:str = ''                      # hash of the claim's design
     verdict:str = ''                     # computed
-    why:str = ''                         # reason where there is no number
+    why:str = ''                         # reason of *not attempted* and *not identified*
 
     def to_dict(self)->dict: return asdict(self)
 
@@ -187,44 +466,176 @@ _bounds = ('at_least', 'at_most')
 verdict_rules = dict(claim=('greater', 'less', 'trend', 'equal', 'exact'), table=('paper', 'scaled'),
                      parity=_bounds, speed=_bounds, leak=_bounds)
 
+VALUES_LOST = 'values not kept'   # the test of a row, from before values were kept, that cannot be computed again
+
+# %% ../../nbs/engine/12_stats.ipynb #1e2dfef7
+def _need(row, name):
+    "A field that must be a finite number."
+    x = getattr(row, name)
+    if not is_number(x): raise ValueError(f'row {row.id}: {name}={x!r} must be a finite number')
+    return x
+
+def recomputed(
+    row:Row,
+    level:float|None=None,   # of the interval; None is that of the row's look
+)->Effect|None:              # None for a number without values
+    "Compute a row's effect from its values."
+    if row.values is None: return None
+    looks = row.looks or ()
+    try: return effect(row.test, row.values, look_level(looks, row.n_seeds) if level is None else level)
+    except ValueError as e: raise ValueError(f'row {row.id}: {e}') from None
+
+# %% ../../nbs/engine/12_stats.ipynb #7164d8ed
+def _same(a, b)->bool:
+    "Tell whether two numbers, or two intervals, agree but for rounding."
+    if a is None or b is None: return a is b
+    a, b = np.atleast_1d(a), np.atleast_1d(b)
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-6, atol=1e-12))
+
+def _believe(row)->list|None:   # its interval
+    "Check a row against its values."
+    pair = isinstance(row.ci95, (list, tuple)) and len(row.ci95) == 2 and all(map(is_number, row.ci95))
+    if row.ci95 is not None and not (pair and row.ci95[0] <= row.ours <= row.ci95[1] and row.ci95[0] < row.ci95[1]):
+        raise ValueError(f'row {row.id}: ci95={row.ci95} must be two finite numbers around ours={row.ours}, or null')
+    told = recomputed(row)
+    if told is None and row.ci95 is not None and row.test != VALUES_LOST:
+        raise ValueError(f'row {row.id}: ci95={row.ci95}: an interval needs the values that it follows from')
+    if told is None: return row.ci95
+    if not _same(told.mean, row.ours): raise ValueError(f'row {row.id}: ours={row.ours}, its values say {told.mean}')
+    if not _same(told.ci95, row.ci95): raise ValueError(f'row {row.id}: ci95={row.ci95}, its values say {told.ci95}')
+    if row.n_seeds != told.n_seeds:
+        raise ValueError(f'row {row.id}: n_seeds={row.n_seeds}, its values say {told.n_seeds}')
+    return told.ci95
+
+# %% ../../nbs/engine/12_stats.ipynb #942b0cad
+control_rules = dict(nothing='must show nothing', effect='must show the effect', floor='must not lie below its floor')
+
+def control(
+    name:str,             # of the arm
+    must:str,             # a name in `control_rules`
+    effect:Effect|None,   # None: it was not measured
+)->dict:
+    "Describe a control for a row."
+    if must not in control_rules:
+        raise ValueError(f'control {name!r}: must={must!r} must be one of {", ".join(control_rules)}')
+    told = dict(ours=None, ci95=None, values=None, test='')
+    if effect is not None:
+        told = dict(ours=effect.mean, ci95=effect.ci95, values=effect.values, test=effect.test)
+    return dict(name=name, must=must) | told
+
+# %% ../../nbs/engine/12_stats.ipynb #74c18edd
+def _misbehaves(c, row)->str:   # '' if it behaves
+    "Say what is wrong with a control."
+    if set(c) != {'name', 'must', 'ours', 'ci95', 'values', 'test'} or c['must'] not in control_rules:
+        raise ValueError(f'row {row.id}: control {c.get("name")!r} has unknown or missing fields')
+    if c['ours'] is None: return f"its control {c['name']} was not measured"
+    told = effect(c['test'], c['values'])
+    if not (_same(told.mean, c['ours']) and _same(told.ci95, c['ci95'])):
+        raise ValueError(f"row {row.id}: control {c['name']}: its values say {told.mean} {told.ci95}")
+    lo, hi = told.ci95 or [told.mean, told.mean]
+    if c['must'] == 'floor': return f"{c['name']} lies below its floor" if hi < 0 else ''
+    there = _judge_claim(row.rule, lo, hi, row.margin) == 'holds'
+    if c['must'] == 'effect': return '' if there else f"{c['name']}, which must show the effect, does not"
+    if there: return f"{c['name']} shows the effect too"
+    half = bool(row.ours) and row.rule != 'equal' and told.mean / row.ours >= 0.5
+    return f"{c['name']} shows half the effect or more" if half else ''
+
+def unidentified(row:Row)->str:   # '' if nothing keeps it from a verdict
+    "Say why a claim's number cannot be judged: its own reason, or a control that misbehaves."
+    found = [_misbehaves(c, row) for c in row.controls or []]
+    return row.why or '; '.join(filter(None, found))
+
 # %% ../../nbs/engine/12_stats.ipynb #e7cf351f
 def verdict(
     row:Row,      # its own `verdict` is not looked at
 )->str:
     "Judge a row: the one function that does."
-    def need(name):
-        x = getattr(row, name)
-        if not isinstance(x, (int, float)) or not math.isfinite(x):
-            raise ValueError(f'row {row.id}: {name}={x!r} must be a finite number')
-        return x
     if row.kind not in verdict_rules:
         raise ValueError(f'row {row.id}: kind={row.kind!r} must be one of {", ".join(verdict_rules)}')
     if row.ours is None:
         if not row.why: raise ValueError(f'row {row.id}: no number and no reason: `why` must say what kept it')
-        return 'not attempted'
-    need('ours')
+        return 'not identified' if row.n_seeds else 'not attempted'      # models ran, and gave no number
+    _need(row, 'ours')
     if row.rule not in verdict_rules[row.kind]:
         known = verdict_rules[row.kind]
         raise ValueError(f'row {row.id}: rule={row.rule!r} must be one of {known} for kind {row.kind}')
-    if row.rule == 'exact': return 'holds' if row.ours == need('bound') else 'fails'
+    around = _believe(row)
     if row.rule == 'scaled': return 'scaled down'
-    lo, hi = _interval(row)
-    if row.kind == 'claim': return _judge_claim(row.rule, lo, hi, need('margin'))
-    if row.rule == 'paper':
-        return 'reproduced' if lo - need('margin') <= need('paper_value') <= hi + row.margin else 'not reproduced'
-    return 'holds' if (lo >= need('bound') if row.rule == 'at_least' else hi <= need('bound')) else 'fails'
+    if unidentified(row): return 'not identified'
+    if row.test == VALUES_LOST: raise ValueError(f'row {row.id}: its values were not kept, so that `why` must say it')
+    return _judge(row, around)
 
 # %% ../../nbs/engine/12_stats.ipynb #35516d27
-def _interval(row):
-    "The row's interval, checked."
-    pair = isinstance(row.ci95, (list, tuple)) and len(row.ci95) == 2
-    ok = pair and all(isinstance(x, (int, float)) and math.isfinite(x) for x in row.ci95)
-    if not ok or not row.ci95[0] <= row.ours <= row.ci95[1]:
-        raise ValueError(f'row {row.id}: ci95={row.ci95} must be two finite numbers around ours={row.ours}')
-    return row.ci95
+def _judge(row, around):
+    "Judge a row by its interval; parity and exact claims may be bare numbers."
+    if row.rule == 'exact': return _judge_exact(row, around)
+    if row.rule == 'paper': return _judge_paper(row, around)
+    if around is None and row.kind == 'parity': around = [row.ours, row.ours]
+    if around is None:
+        if row.values is None: raise ValueError(f'row {row.id}: {row.kind} needs values, both arms')
+        return 'inconclusive'                                    # equal values say nothing of their spread
+    lo, hi = around
+    if row.kind == 'claim': return _judge_claim(row.rule, lo, hi, _need(row, 'margin'))
+    if row.rule == 'at_most': lo, hi, bound = -hi, -lo, -_need(row, 'bound')
+    else: bound = _need(row, 'bound')
+    return 'holds' if lo >= bound else 'fails' if hi < bound else 'inconclusive'
 
 def _judge_claim(rule, lo, hi, margin):
+    if margin < 0 and rule in ('equal', 'less'): raise ValueError(f'margin={margin}: not below 0 for rule {rule}')
     if rule == 'equal':
-        if margin < 0: raise ValueError(f'margin={margin}: must not be negative for rule equal')
         return 'holds' if -margin <= lo and hi <= margin else 'fails' if lo > margin or hi < -margin else 'inconclusive'
+    if rule == 'less': lo, hi = -hi, -lo
     return 'holds' if lo > margin else 'fails' if hi < margin else 'inconclusive'
+
+# %% ../../nbs/engine/12_stats.ipynb #ac558cbb
+def _judge_exact(row, around):
+    bound = _need(row, 'bound')
+    if row.test == 'share' and bound not in (0, 1): return 'holds' if around[0] >= bound else 'fails'
+    return 'holds' if row.ours == bound else 'fails'
+
+def _judge_paper(row, around):
+    value, margin = _need(row, 'paper_value'), _need(row, 'margin')
+    if not 0 <= margin <= 0.05 * abs(value):
+        raise ValueError(f'row {row.id}: margin={margin}: a tolerance is at most 5 % of the paper\'s {value}')
+    if around is None: raise ValueError(f'row {row.id}: rule paper needs an interval')
+    lo, hi = around
+    near = lo - margin <= value <= hi + margin and hi - lo <= 0.2 * abs(value)
+    return 'reproduced' if near else 'not reproduced'
+
+# %% ../../nbs/engine/12_stats.ipynb #9554c49f
+def _clears(row, level)->bool:
+    "Tell whether a claim would still be decided with an interval of this level."
+    told = recomputed(row, level)
+    return bool(told and told.ci95) and _judge_claim(row.rule, *told.ci95, row.margin) in ('holds', 'fails')
+
+def p_value(row:Row)->float:
+    "Error level at which a claim is just decided; 1 where none decides it."
+    low, high = 1e-6, 1.
+    if _clears(row, 1 - low): return low
+    for _ in range(20):
+        mid = math.sqrt(low * high)
+        low, high = (low, mid) if _clears(row, 1 - mid) else (mid, high)
+    return high
+
+def holm(
+    rows:Sequence[Row],   # the claims of one paper
+)->dict[str, str]:        # id -> verdict, corrected for their number
+    "Judge the claims of a paper together."
+    found = {r.id: verdict(r) for r in rows}
+    open_ = [r for r in rows if found[r.id] in ('holds', 'fails') and r.rule != 'exact']
+    m = sum(r.ours is not None and r.rule != 'exact' and found[r.id] != 'not identified' for r in rows)
+    stopped = False
+    for i, (p, r) in enumerate(sorted(((p_value(r), r) for r in open_), key=lambda x: x[0])):
+        stopped = stopped or p > 0.05 / (m - i)
+        if stopped: found[r.id] = 'inconclusive'
+    return found
+
+# %% ../../nbs/engine/12_stats.ipynb #c8698420
+def new_seed(
+    row:Row,
+)->list|None:   # [low, high]; None for what is not measured over seeds
+    "The interval in which the effect of one new seed falls, 95 times in a hundred."
+    told = recomputed(row)
+    if told is None or told.n_seeds < 2 or not told.sd: return None
+    half = scipy_stats.t.ppf(0.975, told.n_seeds - 1) * told.sd * math.sqrt(1 + 1 / told.n_seeds)
+    return [told.mean - float(half), told.mean + float(half)]

@@ -293,15 +293,32 @@ def _open(done, out):
 def _publish(paper:str, preset:Annotated[str, typer.Option(help='tiny, cpu, gpu, paper or bench')]='cpu'):
     "Copy the newest finished, unchanged run's rows to results/ and bring README's table up to date."
     from papers_lib.lab.data import did_you_mean
-    from papers_lib.lab.presets import PRESETS
+    from papers_lib.lab.presets import PRESETS, paper_of
     from papers_lib.lab.results import newest, paper_notebooks, publish
     from papers_lib.lab.scoreboard import update_readme
     if paper not in paper_notebooks(): _stop(f'unknown paper {paper!r}' + did_you_mean(paper, paper_notebooks()))
     if preset not in (*PRESETS, 'bench'):
         _stop(f'unknown preset {preset!r}' + did_you_mean(preset, (*PRESETS, 'bench')))
-    try: print(publish(newest(paper, preset)))
+    try: print(publish(newest(paper, preset), paper_of(paper)))
     except ValueError as e: _stop(e)
     update_readme()
+
+# %% ../../nbs/lab/14_cli.ipynb #7c1f0a2e
+@app.command('verify')
+@_one_line
+def _verify(
+    why:Annotated[str, typer.Option(help='record the designs of claims that are new or changed, with this reason')]='',
+):
+    "Compute every published result again from the values in its file, and check claims and designs."
+    from papers_lib.lab.presets import paper_of
+    from papers_lib.lab.results import declare, paper_notebooks, results_dir, verify
+    papers = {name: paper for name in paper_notebooks() if (paper := paper_of(name)) is not None}
+    for paper in papers.values() if why else ():
+        if ids := declare(paper, why): print(f'{paper.name}: recorded the design of {", ".join(ids)}')
+    problems = verify(papers)
+    for problem in problems: print(f'papers: {problem}', file=sys.stderr)
+    if problems: raise typer.Exit(1)
+    print(f'{len(list(results_dir().glob("*.json")))} published files: every number follows from its values')
 
 # %% ../../nbs/lab/14_cli.ipynb #0f7e0a49
 @app.command('scoreboard')

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/03_presets.ipynb #1647ea9d
 from __future__ import annotations
-import importlib, json, math, types, typing
+import hashlib, importlib, json, math, types, typing
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -59,23 +59,64 @@ def finite(
 @dataclass(frozen=True)
 class Claim:
     "One claim, as it is tested; written once, before measuring."
-    statement:str            # what is tested, one sentence
+    says:str                 # what the paper says, and where
+    tests:str                # what is tested, one sentence that is true of the measurement
     rule:str                 # greater | less | trend | equal | exact
-    margin:float = 0.        # effect that counts, in natural units
+    margin:float|None = None   # smallest effect worth the name, in natural units; rule 'exact' has none
+    arms:tuple = ()          # what is compared: the effect is the first minus the second
+    controls:dict = field(default_factory=dict)   # arm -> 'nothing', 'effect' or 'floor': what it must show
+    n:int = 5                # seeds or units that are measured
+    looks:tuple = ()         # numbers of seeds at which the design looks, such as (5, 10, 15); () is once
+    expected:float|None = None   # the paper's effect at this size, in natural units
+    spread:float|None = None   # standard deviation of one value a seed or unit, from tuning seeds
     bound:float|None = None  # the number to meet, for rule 'exact'
     needs:tuple = ()         # fields of the paper's grids that must not be empty, such as ('widths',)
     over:str = 'seeds'       # what its interval is taken over: 'seeds', or 'units' (documents, questions, strings)
+    free:bool = False        # costs nothing, so that every preset judges it, `tiny` included
+    flaw:str = ''            # what the design cannot tell; while it stands, the claim is *not identified*
 
     def __post_init__(self):
-        from papers_lib.engine.stats import verdict_rules          # loads scipy, which a runner can do without
-        if self.rule not in verdict_rules['claim']:
-            raise ValueError(f'Claim.rule={self.rule!r}: must be one of {", ".join(verdict_rules["claim"])}')
-        if not (finite(self.margin) and finite(self.bound)):
-            raise ValueError(f'Claim.margin={self.margin}, bound={self.bound}: must be finite')
-        if self.rule == 'equal' and self.margin <= 0:
-            raise ValueError(f"Claim.margin={self.margin}: rule 'equal' needs a margin above 0")
-        if self.over not in ('seeds', 'units'):
-            raise ValueError(f"Claim.over={self.over!r}: must be 'seeds' or 'units'")
+        _check_rule(self)
+        _check_design(self)
+
+    @property
+    def power(self)->float|None:   # None where nobody said what to expect
+        "Chance that the measurement decides for the claim, if the effect is as large as expected."
+        from papers_lib.engine.stats import power
+        if self.expected is None or self.spread is None: return None
+        return power(abs(self.expected), self.spread, self.n, self.margin or 0.)
+
+    @property
+    def design(self)->str:
+        "Name the design: a hash of all that decides the verdict, the sentence that is tested included."
+        told = [self.tests, self.rule, self.margin, self.bound, list(self.arms), self.controls, self.n,
+                list(self.looks), self.over]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+# %% ../../nbs/lab/03_presets.ipynb #e6d84b90
+def _check_rule(claim):
+    "Refuse a rule, margin or bound that cannot judge."
+    from papers_lib.engine.stats import verdict_rules              # loads scipy, which a runner can do without
+    if claim.rule not in verdict_rules['claim']:
+        raise ValueError(f'Claim.rule={claim.rule!r}: must be one of {", ".join(verdict_rules["claim"])}')
+    if not (finite(claim.margin) and finite(claim.bound)):
+        raise ValueError(f'Claim.margin={claim.margin}, bound={claim.bound}: must be finite')
+    number = 'bound' if claim.rule == 'exact' else 'margin'
+    if getattr(claim, number) is None: raise ValueError(f'Claim.{number}: rule {claim.rule!r} needs one')
+    if claim.rule == 'equal' and claim.margin <= 0:
+        raise ValueError(f"Claim.margin={claim.margin}: rule 'equal' needs a margin above 0")
+
+def _check_design(claim):
+    "Refuse controls, looks or numbers of seeds that make no design."
+    from papers_lib.engine.stats import control_rules
+    for name, must in claim.controls.items():
+        if must not in control_rules:
+            raise ValueError(f'Claim.controls[{name!r}]={must!r}: must be one of {", ".join(control_rules)}')
+    if claim.n < 1: raise ValueError(f'Claim.n={claim.n}: must be at least 1')
+    if claim.looks and (list(claim.looks) != sorted(set(claim.looks)) or claim.looks[0] < 2):
+        raise ValueError(f'Claim.looks={claim.looks}: must be increasing numbers of seeds from 2 on')
+    if claim.over not in ('seeds', 'units'):
+        raise ValueError(f"Claim.over={claim.over!r}: must be 'seeds' or 'units'")
 
 # %% ../../nbs/lab/03_presets.ipynb #c477d7ad
 @dataclass(frozen=True)
@@ -219,8 +260,9 @@ def measured_claims(
     spec:RunSpec,       # the preset's, with its overrides
     asked:str='all',    # 'all', 'none' or a list such as 'C1,C4'
 )->list[str]:
-    "List the claims that a run measures; `tiny` measures those that are asked for by name."
-    if asked == 'none' or (asked == 'all' and preset == 'tiny'): return []
+    "List the claims that a run measures; of all claims `tiny` measures those that cost nothing."
+    if asked == 'none': return []
+    if asked == 'all' and preset == 'tiny': return [id for id, claim in paper.claims.items() if claim.free]
     if asked == 'all': return [id for id, claim in paper.claims.items() if not left_out(claim, spec)]
     return asked.split(',')
 

@@ -12,9 +12,10 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks',
            'dirty', 'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'high_water', 'peak_run_memory',
-           'library_versions', 'current_commit', 'provenance', 'write_results', 'read_object', 'read_results',
-           'read_those', 'number', 'interval', 'Table', 'published', 'publish', 'run_order', 'fresh_folder',
-           'finished_runs', 'newest']
+           'library_versions', 'current_commit', 'provenance', 'sealed', 'write_results', 'read_object', 'read_results',
+           'read_those', 'number', 'interval', 'Table', 'designs', 'designs_of', 'redesigned', 'undeclared', 'declare',
+           'bar', 'cleared', 'carried', 'Card', 'number_range', 'card_of', 'published', 'publish', 'verify',
+           'run_order', 'next_folder', 'fresh_folder', 'finished_runs', 'newest']
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
 from ..store.files import atomic_write
@@ -169,6 +170,15 @@ def provenance(
                 date=datetime.date.today().isoformat())
 
 # %% ../../nbs/lab/08_results.ipynb #be89a381
+def sealed(
+    d:dict,   # schema, provenance, rows
+)->dict:      # the same with the seal in its provenance
+    "Put a hash of all else into a results file."
+    rest = dict(d, provenance={k: v for k, v in d['provenance'].items() if k != 'seal'})
+    text = json.dumps(rest, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    seal = hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()
+    return dict(rest, provenance=rest['provenance'] | dict(seal=seal))
+
 def write_results(
     path:str|Path,
     rows:list[Row],
@@ -180,7 +190,7 @@ def write_results(
     if twice := [i for i, n in ids.items() if n > 1]:
         raise ValueError(f'row(s) {", ".join(twice)} stand more than once')
     for r in rows: r.verdict = verdict(r)
-    whole = dict(schema=1, provenance=provenance, rows=[r.to_dict() for r in rows])
+    whole = sealed(dict(schema=2, provenance=provenance, rows=[r.to_dict() for r in rows]))
     return atomic_write(path, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
 
 # %% ../../nbs/lab/08_results.ipynb #21a350be
@@ -199,11 +209,15 @@ def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
     from papers_lib.engine.stats import Row, verdict
     path = Path(path)
     d = read_object(path)
-    if d.get('schema') != 1 or set(d) != {'schema', 'provenance', 'rows'}:
-        raise ValueError(f'{path.name}: not a results file of schema 1')
+    if d.get('schema') == 1: raise ValueError(f'{path.name}: of schema 1, which kept one arm only: run again')
+    if d.get('schema') != 2 or set(d) != {'schema', 'provenance', 'rows'}:
+        raise ValueError(f'{path.name}: not a results file of schema 2')
     prov, rows = d['provenance'], d['rows']
     if not isinstance(prov, dict) or not isinstance(prov.get('preset'), str):
         raise ValueError(f'{path.name}: its provenance names no preset')
+    seeds = prov.get('seeds', [])
+    if not isinstance(seeds, list) or len(set(map(str, seeds))) < len(seeds):
+        raise ValueError(f'{path.name}: its seeds {seeds} are not different ones')
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise ValueError(f'{path.name}: its rows are not a list of objects')
     try:
@@ -214,6 +228,8 @@ def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
         if v != r.verdict:
             raise ValueError(f'{path.name}: row {r.id} says {r.verdict!r}, its numbers say {v!r}: '
                              f'the file was edited by hand')
+    if sealed(d)['provenance']['seal'] != prov.get('seal'):
+        raise ValueError(f'{path.name}: its seal is not that of what it says: the file was edited by hand')
     return rows, prov
 
 # %% ../../nbs/lab/08_results.ipynb #15977d27
@@ -239,8 +255,10 @@ def number(
 def interval(row:Row)->str:
     "Our number with its interval."
     if row.ours is None: return ''
-    if not row.ci95 or row.ci95[0] == row.ci95[1]: return number(row.ours)
-    return f'{number(row.ours)} [{number(row.ci95[0])}, {number(row.ci95[1])}]'
+    if not row.ci95: return number(row.ours)
+    told = [row.ours, *row.ci95]
+    digits = next((d for d in (3, 4, 5) if len({number(x, d) for x in told}) == len(set(told))), 6)   # 1 [0.9996, 1]
+    return '{} [{}, {}]'.format(*(number(x, digits) for x in told))
 
 # %% ../../nbs/lab/08_results.ipynb #b24e2b8b
 class Table:
@@ -256,12 +274,22 @@ class Table:
     head = ['preset', 'id', 'what', 'ours [95 %]', 'paper', 'verdict']
 
     def cells(self)->list[list[str]]:
-        "One list a row, in the order of `head`: the statement, if there is one, stands before what was measured."
+        "One list a row, in the order of `head`: what is tested, if that is said, stands before what was measured."
         measured = lambda r: f'{r.metric} ({r.unit})' if r.unit else r.metric
-        what = lambda r: ': '.join(filter(None, [r.statement, measured(r)]))
+        what = lambda r: ': '.join(filter(None, [r.tests, measured(r)]))
         return [[p['preset'], r.id, what(r), interval(r), number(r.paper_value),
                  r.verdict + (f': {r.why}' if r.why else '')]
-                for rows, p in self.files for r in rows]
+                for rows, p in self.files for r in rows if r.verdict != 'not attempted'] + self._folded()
+
+    def _folded(self)->list[list[str]]:
+        "One line for all rows of a file that were not attempted for the same reason."
+        found = {}
+        for rows, p in self.files:
+            for r in rows:
+                if r.verdict == 'not attempted': found.setdefault((p['preset'], r.why), []).append(r.id)
+        name = lambda ids: f'{len(ids)} rows' if len(ids) > 1 else ids[0]
+        return [[preset, name(ids), ', '.join(ids), '', '', f'not attempted: {why}']
+                for (preset, why), ids in found.items()]
 
     def __str__(self):
         if not self.files: return 'nothing published yet'
@@ -273,6 +301,163 @@ class Table:
         line = lambda kind, cells: ''.join(f'<{kind} style="{style}">{html.escape(c)}</{kind}>' for c in cells)
         body = ''.join(f'<tr>{line("td", cells)}</tr>' for cells in self.cells())
         return f'<table><thead><tr>{line("th", self.head)}</tr></thead><tbody>{body}</tbody></table>'
+
+# %% ../../nbs/lab/08_results.ipynb #e0e9be6a
+_design_fields = {'paper', 'id', 'design', 'date', 'commit', 'why'}
+
+def designs()->list[dict]:   # in order
+    "Read the lines of results/designs.jsonl."
+    path = results_dir() / 'designs.jsonl'
+    if not path.exists(): return []
+    found = []
+    for n, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        try: d = json.loads(line)
+        except ValueError as e: raise ValueError(f'designs.jsonl: line {n}: not JSON ({e})') from None
+        if not isinstance(d, dict) or set(d) != _design_fields or not all(isinstance(x, str) for x in d.values()):
+            raise ValueError(f'designs.jsonl: line {n}: must have {", ".join(sorted(_design_fields))}, all text')
+        found.append(d)
+    return found
+
+def designs_of(paper:str, id:str)->list[dict]:   # oldest first
+    "List the designs that a claim had."
+    return [d for d in designs() if (d['paper'], d['id']) == (paper, id)]
+
+def redesigned(paper:str, id:str)->str:   # '' if it has its first design
+    "Say when and why a claim's design changed."
+    return '; '.join(f"changed {d['date']}: {d['why']}" for d in designs_of(paper, id)[1:])
+
+# %% ../../nbs/lab/08_results.ipynb #7a6461c4
+def undeclared(paper:Paper)->list[str]:   # ids
+    "List the claims whose design is not the newest line that is recorded of them."
+    return [id for id, claim in paper.claims.items()
+            if [d['design'] for d in designs_of(paper.name, id)][-1:] != [claim.design]]
+
+def declare(
+    paper:Paper,
+    why:str,         # the design is what it is, or is no longer what it was
+)->list[str]:        # ids of the claims that got a line
+    "Record the designs of a paper's claims that are new or have changed."
+    if not why.strip(): raise ValueError('why: a design is recorded with its reason')
+    ids, path = undeclared(paper), results_dir() / 'designs.jsonl'
+    told = dict(date=datetime.date.today().isoformat(), commit=current_commit(), why=why)
+    lines = [json.dumps(dict(paper=paper.name, id=id, design=paper.claims[id].design) | told, ensure_ascii=False)
+             for id in ids]
+    before = path.read_text(encoding='utf-8') if path.exists() else ''
+    if lines: atomic_write(path, before + '\n'.join(lines) + '\n')
+    return ids
+
+# %% ../../nbs/lab/08_results.ipynb #541ae8f6
+_colours = {'holds': '#1a7f37', 'fails': '#b42318', 'inconclusive': '#8a6100', 'not identified': '#6b3fa0',
+            'not attempted': '#57606a'}
+
+def bar(
+    row:Row,
+    width:int=360,   # pixels
+)->str:              # SVG; '' for a number without an interval
+    "Draw a claim's effect, its interval, and what it must clear."
+    if not row.ci95 or row.margin is None: return ''
+    edges = [-row.margin, row.margin] if row.rule == 'equal' else [-row.margin if row.rule == 'less' else row.margin]
+    span = [*row.ci95, *edges, 0.]
+    low, high = min(span), max(span)
+    at = lambda x: 10 + (width - 20) * (x - low) / (high - low or 1)
+    lines = [f'<line x1="{at(x):.1f}" x2="{at(x):.1f}" y1="4" y2="28" stroke="#57606a" stroke-dasharray="3 2"/>'
+             for x in edges]
+    colour = _colours.get(row.verdict, '#57606a')
+    return (f'<svg width="{width}" height="32" viewBox="0 0 {width} 32" role="img" style="max-width:100%">'
+            f'<line x1="{at(0):.1f}" x2="{at(0):.1f}" y1="8" y2="24" stroke="#8c959f"/>{"".join(lines)}'
+            f'<line x1="{at(row.ci95[0]):.1f}" x2="{at(row.ci95[1]):.1f}" y1="16" y2="16" stroke="{colour}" '
+            f'stroke-width="3"/><circle cx="{at(row.ours):.1f}" cy="16" r="5" fill="{colour}"/></svg>')
+
+# %% ../../nbs/lab/08_results.ipynb #ede9951c
+def cleared(row:Row)->str:
+    "Say what a claim's interval must clear."
+    unit = f' {row.unit}' if row.unit else ''
+    if row.rule == 'exact': return f'must be {number(row.bound)}{unit}'
+    if row.margin is None: return ''
+    words = dict(greater='above', trend='above', less='below', equal='within ±')
+    edge = -row.margin if row.rule == 'less' else row.margin
+    return f'must lie {words[row.rule]} {number(edge)}{unit}'.replace('± ', '±')
+
+def _of_controls(row)->list[str]:
+    "Say what each control did."
+    from papers_lib.engine.stats import control_rules
+    told = lambda c: 'not measured' if c['ours'] is None else number(c['ours']) + _around(c['ci95'])
+    return [f"{c['name']} ({control_rules[c['must']]}): {told(c)}" for c in row.controls or []]
+
+def _around(ci95)->str:
+    return f' [{number(ci95[0])}, {number(ci95[1])}]' if ci95 else ''
+
+# %% ../../nbs/lab/08_results.ipynb #5f4be2bd
+def carried(provenance:dict)->str:   # '' where all was computed by this run
+    "Say how many variants of a run were not computed by it."
+    if 'migrated' in provenance and 'variants' not in provenance: return 'not counted (an older file)'
+    variants = provenance.get('variants') or {}
+    n, computed = sum(c['n'] for c in variants.get('carried', [])), variants.get('computed', 0)
+    commits = sorted({c['commit'] for c in variants.get('carried', [])})
+    return f'{n} of {n + computed} variants carried over from commit {", ".join(commits)}' if n else ''
+
+class Card:
+    "One claim's verdict, for a notebook or a terminal."
+    def __init__(
+        self,
+        row:Row,
+        provenance:dict,   # of its run
+        where:str,         # 'this run' or 'published'
+    ):
+        self.row, self.provenance, self.where = row, provenance, where
+
+    def lines(self)->list[tuple[str, str]]:   # (what, text), empty ones left out
+        "What stands on the card, in order."
+        from papers_lib.engine.stats import new_seed
+        row, prov = self.row, self.provenance
+        seeds = f'{row.n_seeds} seeds' if (row.n_seeds or 1) > 1 else 'one model'
+        one = new_seed(row) if row.ours is not None and row.kind == 'claim' else None
+        told = [('paper', row.says), ('we test', row.tests), ('effect', self.effect()), ('why', row.why),
+                ('controls', '; '.join(_of_controls(row))), ('one new seed', number_range(one)),
+                ('from', f"{self.where}: preset {prov.get('preset', '?')}, {seeds}" if row.ours is not None else ''),
+                ('carried', carried(prov)), ('design', redesigned(row.paper, row.id))]
+        return [(what, text) for what, text in told if text]
+
+    def effect(self)->str:
+        "The effect with its interval and what it must clear."
+        if self.row.ours is None: return ''
+        unit = f' {self.row.unit}' if self.row.unit else ''
+        return f'{interval(self.row)}{unit}, {cleared(self.row)}'
+
+    def __str__(self):
+        row = self.row
+        return '\n'.join([f'{row.paper} {row.id}: {row.verdict.upper()}', *(f'  {k}: {v}' for k, v in self.lines())])
+
+    __repr__ = __str__
+
+    def _repr_html_(self):
+        row, colour = self.row, _colours.get(self.row.verdict, '#57606a')
+        body = ''.join(f'<div><b>{what}</b> {html.escape(text)}</div>' for what, text in self.lines())
+        chip = (f'<span style="background:{colour};color:#fff;padding:.1em .6em;border-radius:1em">'
+                f'{html.escape(row.verdict)}</span>')
+        return (f'<div class="verdict-card" style="border-left:5px solid {colour};padding:.4em .8em;margin:.6em 0;'
+                f'max-width:46em;overflow-wrap:anywhere"><div><b>{html.escape(row.paper)} {html.escape(row.id)}</b> '
+                f'{chip}</div>{bar(row)}{body}</div>')
+
+# %% ../../nbs/lab/08_results.ipynb #59519edf
+def number_range(pair:list|None)->str:
+    "Write an interval for a reader."
+    return f'{number(pair[0])} to {number(pair[1])}' if pair else ''
+
+def card_of(
+    paper:str,
+    id:str,                 # of a claim
+    rows:list[Row],         # of a run; the published row stands in where this one has no number
+    provenance:dict,        # of that run
+)->Card:
+    "Find a claim's row, in a run or as published."
+    here = next((r for r in rows if r.id == id), None)
+    if here is None or here.ours is None:
+        for rows_, prov in published(paper).files:
+            for r in rows_:
+                if r.id == id and r.kind == 'claim': return Card(r, prov, 'published')
+    if here is None: raise ValueError(f'{paper} {id}: neither this run nor results/ has a row of it')
+    return Card(here, provenance, 'this run')
 
 # %% ../../nbs/lab/08_results.ipynb #8876ec30
 def published(paper:str)->Table:
@@ -290,16 +475,27 @@ def _check_notebook(folder, paper, prov):
     if ran != committed_hash(path, commit):
         raise ValueError(f'{path} as it ran is not the one that is committed ({commit}): commit, run again, publish')
 
+# %% ../../nbs/lab/08_results.ipynb #d0a7facb
+def _check_designs(paper, rows):
+    "Refuse claims whose design is not the newest that was recorded."
+    if changed := undeclared(paper):
+        raise ValueError(f'{paper.name}: the design of {", ".join(changed)} has no line in results/designs.jsonl: '
+                         f"record it with `papers verify --why '...'`, commit, run again, publish")
+    for r in rows:
+        if r.kind == 'claim' and r.design != paper.claims[r.id].design:
+            raise ValueError(f'{paper.name} {r.id} was measured under an earlier design: run again')
+
 # %% ../../nbs/lab/08_results.ipynb #975ce124
 def publish(
-    folder:str|Path,   # of a run
-)->Path:               # the file in results/
+    folder:str|Path,          # of a run
+    paper:Paper|None=None,    # what it declares; its designs must be those that are recorded
+)->Path:                      # the file in results/
     "Copy a finished run's rows to results/."
     folder = Path(folder)
     status = read_object(folder / 'status.json')
     if status['status'] != 'finished':
         raise ValueError(f"this run {status['status']}: only a finished one is published")
-    _, prov = read_results(folder / 'results.json')
+    rows, prov = read_results(folder / 'results.json')
     if prov['overrides'] not in ('{}', ''):
         raise ValueError(f"this run was overridden ({prov['overrides']}): a published one uses the preset as it is")
     if prov['claims'] != 'all':
@@ -312,8 +508,58 @@ def publish(
         raise ValueError('the commit is unknown, because git is not installed or this folder is not the top of a '
                          'repository: run and publish in a clone')
     _check_notebook(folder, status['paper'], prov)
+    if paper is not None: _check_designs(paper, rows)
     return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json",
                         (folder / 'results.json').read_text(encoding='utf-8'))
+
+# %% ../../nbs/lab/08_results.ipynb #46ee2ede
+_told = ('commit', 'preset', 'seeds', 'machine', 'versions', 'data', 'wall_seconds', 'date')
+
+def _file_problems(path, papers)->list[str]:
+    "List what is wrong with a published file."
+    from papers_lib.engine.stats import VALUES_LOST
+    try: rows, prov = read_results(path)
+    except ValueError as e: return [str(e)]
+    old = prov.get('migrated') or {}
+    lacks = [k for k in _told if k not in prov and k not in old.get('not_told', [])]
+    found = [f'{path.name}: its provenance does not tell {", ".join(lacks)}'] if lacks else []
+    lost = sorted(r.id for r in rows if r.test == VALUES_LOST)
+    if lost != sorted(old.get('not_checked', [])):
+        found.append(f'{path.name}: rows without values are not those that its provenance lists: {", ".join(lost)}')
+    name = path.name.split('.')[0]
+    if wrong := [r.id for r in rows if r.paper != name]:
+        found.append(f'{path.name}: row(s) {", ".join(wrong)} are of another paper')
+    paper = papers.get(name)
+    if paper is None: return [*found, f'{path.name}: no paper {name} is declared']
+    return found + (_claim_problems(path.name, paper, rows) if prov['preset'] != 'bench' else [])
+
+def _claim_problems(name, paper, rows)->list[str]:
+    "List claims without a row, rows without a claim, and designs that nobody recorded."
+    ids = [r.id for r in rows if r.kind == 'claim']
+    found = [f'{name}: {id} is declared and has no row' for id in paper.claims if id not in ids]
+    found += [f'{name}: {id} is not declared' for id in ids if id not in paper.claims]
+    for r in rows:
+        if r.kind != 'claim' or r.id not in paper.claims: continue
+        claim, known = paper.claims[r.id], [d['design'] for d in designs_of(paper.name, r.id)]
+        if r.design not in known:
+            found.append(f'{name}: {r.id} was measured under a design that results/designs.jsonl does not know')
+        told = [getattr(r, k) == getattr(claim, k) for k in ('tests', 'rule', 'margin', 'bound')]
+        controls = {c['name']: c['must'] for c in r.controls or []}
+        if r.design == claim.design and not (all(told) and controls == claim.controls):
+            found.append(f'{name}: {r.id} is not judged as its design says')
+    return found
+
+# %% ../../nbs/lab/08_results.ipynb #b88766fc
+def verify(
+    papers:dict[str, Paper],   # name -> what it declares
+)->list[str]:                  # one sentence a problem
+    "Check every published result against its own values, its claims and their designs."
+    try: designs()
+    except ValueError as e: return [str(e)]
+    found = [f'{name}: the design of {", ".join(ids)} has no line in results/designs.jsonl'
+             for name, p in papers.items() if (ids := undeclared(p))]
+    for path in sorted(results_dir().glob('*.json')): found += _file_problems(path, papers)
+    return found
 
 # %% ../../nbs/lab/08_results.ipynb #4fed0b6d
 def run_order(folder:Path)->tuple[int, ...]:
@@ -321,21 +567,26 @@ def run_order(folder:Path)->tuple[int, ...]:
     return tuple(map(int, re.findall(r'\d+', folder.name)))
 
 # %% ../../nbs/lab/08_results.ipynb #7062ac33
-def fresh_folder(
+def next_folder(
     base:Path,   # of the runs of a paper and a preset
+)->Path:         # not made yet
+    "Name a folder that comes after all that are there."
+    there = Path(base).glob('*')
+    last = max((run_order(p) for p in there if re.fullmatch(r'\d{8}-\d{6}(-\d+)?', p.name)), default=())
+    stamp = tuple(map(int, time.strftime('%Y%m%d-%H%M%S').split('-')))
+    if last >= stamp: stamp = (*last[:2], (last[2] if len(last) > 2 else 0) + 1)
+    return Path(base) / (f'{stamp[0]:08d}-{stamp[1]:06d}' + ''.join(f'-{i}' for i in stamp[2:]))
+
+def fresh_folder(
+    base:Path,   # as in `next_folder`
 )->Path:
     "Make a folder that no other run has and that comes after all that are there."
-    base = Path(base)
-    base.mkdir(parents=True, exist_ok=True)
-    now = time.strftime('%Y%m%d-%H%M%S')
+    Path(base).mkdir(parents=True, exist_ok=True)
     for n in range(1000):
-        last = max((run_order(p) for p in base.iterdir() if re.fullmatch(r'\d{8}-\d{6}(-\d+)?', p.name)), default=())
-        stamp = tuple(map(int, now.split('-')))
-        if last >= stamp: stamp = (*last[:2], (last[2] if len(last) > 2 else 0) + 1)
-        name = f'{stamp[0]:08d}-{stamp[1]:06d}' + ''.join(f'-{i}' for i in stamp[2:])
-        try: (base / name).mkdir()
+        folder = next_folder(base)
+        try: folder.mkdir()
         except FileExistsError: continue                                     # another run took it just now
-        return base / name
+        return folder
     raise RuntimeError(f'{base}: no free folder')
 
 # %% ../../nbs/lab/08_results.ipynb #2294e89a

@@ -15,24 +15,33 @@ import numpy as np
 __all__ = ['Run', 'start']
 
 # %% ../../nbs/lab/06_run.ipynb #2d4cfd64
-from ..engine.stats import Effect, Row, verdict
+from ..engine.stats import Effect, Row, control, unidentified, verdict
 from .memo import Measured, measure
 from .presets import Paper, RunSpec, check_parameters, measured_claims
-from .results import Table, notebook_hash, provenance, repo_root, write_results
+from .results import (
+    Card, Table, card_of, next_folder, notebook_hash, provenance, repo_root, write_results)
 from ..store.files import atomic_write
 
 # %% ../../nbs/lab/06_run.ipynb #93c525ee
 def _row(paper, kind, id, effect, **facts)->Row:
     "Make a row of an effect, or of a number without an interval."
-    if not isinstance(effect, Effect): effect = Effect(float(effect), 0., [float(effect)] * 2, [float(effect)])
-    return Row(paper, kind, id, ours=effect.mean, sd=effect.sd, ci95=list(effect.ci95), values=list(effect.values),
-               n_seeds=effect.n, test=effect.test, **facts)
+    measured = effect.facts() if isinstance(effect, Effect) else dict(ours=float(effect), n_seeds=1)
+    return Row(paper, kind, id, **measured | facts)
 
 # %% ../../nbs/lab/06_run.ipynb #c4236970
 def _declared(claim)->dict:
     "What a claim's row takes from its declaration."
-    told = dict(statement=claim.statement, rule=claim.rule, margin=claim.margin)
-    return told if claim.bound is None else told | dict(bound=claim.bound)
+    told = {k: getattr(claim, k) for k in ('says', 'tests', 'rule', 'margin', 'bound', 'design')}
+    return told | dict(looks=list(claim.looks) or None)
+
+def _check_measured(id, claim, effect, seeds):
+    "Refuse an effect whose arms or seeds are not those of the design."
+    if not isinstance(effect, Effect): return
+    arms = tuple(arm for arm in effect.values if arm != 'weights')
+    if claim.arms and claim.rule != 'trend' and arms != tuple(claim.arms):
+        raise ValueError(f'{id}: values of {", ".join(arms)}, its design compares {", ".join(claim.arms)}')
+    if claim.over == 'seeds' and effect.n_seeds > len(seeds):
+        raise ValueError(f'{id}: {effect.n_seeds} values of {len(seeds)} seeds')
 
 # %% ../../nbs/lab/06_run.ipynb #93c8febb
 @dataclass
@@ -99,6 +108,7 @@ class Run:
     )->Row:
         "Judge a row and keep it."
         row.verdict = verdict(row)
+        if row.verdict == 'not identified': row.why = unidentified(row)
         self.rows.append(row)
         return row
 
@@ -106,12 +116,19 @@ class Run:
         self,
         id:str,                 # of a declared claim
         effect:Effect|float,    # what was measured
+        controls:dict|None=None,   # declared control -> what was measured of it
         **facts,                # other fields of the row
     )->Row|None:                # None for a claim that was not asked for
-        "Record a claim; its statement, rule, margin and bound are those declared."
+        "Record a claim; what is tested, and how it is judged, was declared."
         if id not in self.paper.claims: raise ValueError(f'{id}: {self.paper.name} declares no such claim')
         if not self.wants(id): return None
-        return self.add(_row(self.paper.name, 'claim', id, effect, **_declared(self.paper.claims[id]) | facts))
+        claim, found = self.paper.claims[id], controls or {}
+        if extra := set(found) - set(claim.controls):
+            raise ValueError(f'{id}: control(s) {", ".join(sorted(extra))} are not in its design')
+        _check_measured(id, claim, effect, self.seeds)
+        told = [control(name, must, found.get(name)) for name, must in claim.controls.items()] or None
+        fixed = _declared(claim) | dict(controls=told, why=claim.flaw)
+        return self.add(_row(self.paper.name, 'claim', id, effect, **facts | fixed))
 
     def table(
         self,
@@ -133,6 +150,24 @@ class Run:
         "Record that there is no number, and why."
         if id in self.paper.claims: kind, facts = 'claim', _declared(self.paper.claims[id]) | facts
         return self.add(Row(self.paper.name, kind, id, why=why, **facts))
+
+    def card(
+        self,
+        id:str,   # of a declared claim
+    )->Card:
+        "The verdict on a claim: of this run, or as published where this run has none."
+        here = [r for r in self.rows if r.id == id and r.kind == 'claim']
+        return card_of(self.paper.name, id, here, dict(preset=self.preset, seeds=self.seeds))
+
+    def not_identified(
+        self,
+        id:str,       # of a declared claim
+        why:str,      # what the models that ran cannot tell
+        n_seeds:int,  # how many of each ran
+        **facts,      # other fields of the row
+    )->Row:
+        "Record that models ran and gave no number."
+        return self.not_attempted(id, why, n_seeds=n_seeds, **facts)
 
     def expect(
         self,
@@ -217,8 +252,7 @@ def start(
     if device == 'auto':
         import torch
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    stamp = time.strftime('%Y%m%d-%H%M%S')
-    out = Path(out_dir) if out_dir else repo_root() / 'runs' / paper.name / preset / stamp
+    out = Path(out_dir) if out_dir else next_folder(repo_root() / 'runs' / paper.name / preset)
     run = Run(paper, preset, spec, list(range(seed, seed + (n_seeds or spec.n_seeds))), device, wandb_mode, out, claims,
               overrides)
     _fail_trackers(run)

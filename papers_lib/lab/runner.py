@@ -208,8 +208,15 @@ def _at_the_end(out, status)->dict:
 def _render(out, paper):
     "Write the executed notebook as a page; a notebook that cannot be shown does not fail its run."
     try:
+        from importlib.util import find_spec
+        from jinja2 import PackageLoader
         from nbconvert import HTMLExporter
-        body, _ = HTMLExporter(embed_images=True).from_filename(str(out / f'{paper}.ipynb'))
+        found = find_spec('jupyter_server_mathjax')                            # an extra: no page asks outside for it
+        mathjax = (Path(found.origin).parent / 'static/MathJax.js').as_uri() if found else ''
+        page = HTMLExporter(embed_images=True, template_file='run.html',
+                            extra_loaders=[PackageLoader('papers_lib.lab', 'templates')],
+                            mathjax_url=mathjax and f'{mathjax}?config=TeX-AMS-MML_HTMLorMML-full')
+        body, _ = page.from_filename(str(out / f'{paper}.ipynb'))
         atomic_write(out / f'{paper}.html', body)
     except Exception as e: print(f'{paper}: the page could not be made ({type(e).__name__}: {e})', file=sys.stderr)
 
