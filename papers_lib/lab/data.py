@@ -27,6 +27,7 @@ adapters:dict[str, Callable[[bytes], bytes]] = {   # what a source needs to beco
     'unix': lambda raw: raw.replace(b'\r', b''),   # lines of another system
 }
 
+# %% ../../nbs/lab/01_data.ipynb #7d496e09
 @dataclass(frozen=True)
 class FileSpec:
     "A file of a data set in its canonical form."
@@ -253,6 +254,7 @@ def _at_hand(name)->str|None:   # its hash; None if it would have to be fetched,
     kept_here = (cache_dir() / 'data' / _cache_key(name, spec)).is_dir()
     return spec.hash if kept_here or spec.embedded or mirrored else None
 
+# %% ../../nbs/lab/01_data.ipynb #af685892
 finders[''] = _at_hand
 
 def available(
@@ -307,6 +309,7 @@ def _tokenise(name, n_vocab, folder):
 
 def _splits(name): return [s for s in ('train', 'valid', 'tune') if f'{s}.txt' in registry[name].files]
 
+# %% ../../nbs/lab/01_data.ipynb #5747ff8f
 def lm_corpus(
     name:str,        # a text set with train.txt and valid.txt, and tune.txt if it has a tuning text
     n_vocab:int,     # byte-level BPE vocabulary, end of text included
