@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 # %% auto #0
 __all__ = ['PICTURE', 'published_files', 'local_runs', 'FoundRow', 'side_by_side', 'rows_found', 'verdicts', 'title',
-           'readme_table', 'published_forest', 'update_readme', 'scoreboard']
+           'published_forest', 'readme_table', 'update_readme', 'scoreboard']
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #67ef9ab1
 from ..store.files import atomic_write
@@ -206,19 +206,31 @@ def _speed_table(files)->str:
               _markdown(_machine(p))] for paper, r, p in races]
     return _table(['race', 'what we test', 'ratio of', 'ratio [95 %]', 'verdict', 'machine'], lines)
 
-# %% ../../nbs/lab/11_scoreboard.ipynb #a5341993
-def readme_table()->str:
-    "List the papers, their claims and their races, as published, in Markdown."
-    files = published_files()
-    parts = {'': _papers_table(files), '### Claims\n\n': _claims_table(files), '### Speed\n\n': _speed_table(files)}
-    return '\n\n'.join(head + table for head, table in parts.items() if table)
+# %% ../../nbs/lab/11_scoreboard.ipynb #39574516
+def _caveat(files)->str:
+    "Say how many published claims have no control, and how many lack the values of their arms."
+    claims = [(r, p.get('migrated') or {}) for _, rows, p in files for r in rows if r.kind == 'claim']
+    lost = sum(r.id in [*moved.get('no_arms', []), *moved.get('not_checked', [])] for r, moved in claims)
+    lacks = {'have no control': sum(not r.controls for r, _ in claims), 'do not keep the values of both arms': lost}
+    told = ', '.join(f'{n} {what}' for what, n in lacks.items() if n)
+    return f'Of {len(claims)} published claims, {told}.\n\n' if told else ''
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #e911cbad
 PICTURE = 'nbs/_static/claims.svg'   # in README
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #53b23573
 def published_forest()->Svg:
     "Draw every published claim."
     return forest(published_files(), names={name: title(path)[0] for name, path in paper_notebooks().items()})
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #a5341993
+def readme_table()->str:
+    "List the papers, their claims and their races, as published, in Markdown."
+    files = published_files()
+    picture = f'![Every published claim: what we test, its interval, its verdict]({PICTURE})'
+    parts = {'': _papers_table(files), f'### Claims\n\n{_caveat(files)}{picture}\n\n': _claims_table(files),
+             '### Speed\n\n': _speed_table(files)}
+    return '\n\n'.join(head + table for head, table in parts.items() if table)
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #f13f4a1b
 def update_readme(
