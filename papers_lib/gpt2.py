@@ -384,9 +384,10 @@ claims = {  # fixed before anything is measured
                 'that met none', 'greater', 0., arms=('demonstrations', 'none'), needs=('shares',),
                 flaw='the pairs that are asked are the pairs that were taught: memory gives the same number'),
     'C4': Claim('Residual weights are divided by sqrt(N) at initialisation, for the accumulation on the residual path '
-                '(section 2.3)', 'At the largest depth, without warm-up and at one rate, a Pre-LN model with that '
-                'division reaches a lower held-out loss than one without', 'greater', 0., arms=('plain', 'scaled'),
-                needs=('depths',)),
+                '(section 2.3)',
+                'A Pre-LN model whose residual weights are divided by sqrt(N) at initialisation '
+                'reaches a lower held-out loss than one without, at the largest depth, one rate, no warm-up',
+                'greater', 0., arms=('plain', 'scaled'), needs=('depths',)),
     'C5': Claim('Byte-level BPE writes any string; byte-level models lag behind word-level ones (section 2.2)',
                 'At equal training compute and equal context in tokens, a model over byte-level BPE needs fewer bits '
                 'a byte of held-out books than one over bytes', 'greater', 0., arms=('bytes', 'BPE'),

@@ -22,6 +22,7 @@ from .plots import Svg, forest
 from .results import (
     carried, cleared, cpu_name, finished_runs, interval, number, number_range, paper_notebooks, read_object,
     read_results, redesigned, repo_root, results_dir)
+from .terminal import as_line, as_text
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #8825cb6c
 def _readable(paths, problems:list[str])->list[tuple]:   # path, rows, provenance
@@ -121,17 +122,10 @@ def _reading_order(key:tuple)->tuple:   # paper, id, preset
     paper, id, preset = key
     return _paper_rank(paper), paper, _counted(id), _rank(preset, _presets)
 
-# %% ../../nbs/lab/11_scoreboard.ipynb #253070c1
-_unseen = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]')
-
-def _visible(text:str)->str:
-    "Write out the control characters of a text."
-    return _unseen.sub(lambda m: m[0].encode('unicode_escape').decode(), text)
-
 # %% ../../nbs/lab/11_scoreboard.ipynb #8955272f
 def _markdown(text:str)->str:
     "Write a text for a cell of a Markdown table."
-    return re.sub(r'([\\|*_`\[\]~])', r'\\\1', html.escape(' '.join(_visible(text).split()), quote=False))
+    return re.sub(r'([\\|*_`\[\]~])', r'\\\1', html.escape(as_line(text), quote=False))
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #5ec1a9b4
 def verdicts(rows:list[Row])->str:
@@ -506,7 +500,7 @@ def _beneath(lines, found)->tuple[dict, list]:   # claim's key -> keys of its ev
 def _page_template():
     "The page's template, out of this package; what is not seen in a text is written out, then jinja2 escapes it."
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    seen = lambda x: _visible(x) if type(x) is str else x
+    seen = lambda x: as_text(x, allowed='\n\t') if type(x) is str else x
     return Environment(loader=PackageLoader('papers_lib.lab', 'templates'), autoescape=True, undefined=StrictUndefined,
                        trim_blocks=True, finalize=seen).get_template('scoreboard.html')
 
