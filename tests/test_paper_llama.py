@@ -367,5 +367,5 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     own = {'C1.1', 'C1.loss.1', 'C1.loss.larger', 'C6.0.001.0', 'C6.0.01.2', 'T.loss.nobias', 'C8.none'}
     assert told | own <= {id for id, r in rows.items() if r['ours'] is not None}
     assert sum(id.startswith('C2.loss.') for id in rows) == 6
-    assert rows['C2']['verdict'] in ('not identified', 'holds', 'inconclusive', 'fails')
+    assert rows['C2']['n_seeds'] == 2                                  # models ran, wherever their minima lie
     assert rows['C8']['verdict'] == 'holds' and {rows[f'C{i}']['verdict'] for i in (1, 4, 5)} == {'not identified'}
