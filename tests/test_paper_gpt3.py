@@ -137,9 +137,10 @@ def outputs(cells): return [o.get('data', {}) for c in cells for o in c.get('out
 
 def patterns(cells=cells):
     "The ids that figures ask `shown` for; a pattern that is put together while running could not be checked."
-    for c in cells:
-        for node in ast.walk(ast.parse(text_of(c))) if c['cell_type'] == 'code' else ():
-            if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'shown': yield ast.literal_eval(node.args[1])
+    for c in (c for c in cells if c['cell_type'] == 'code'):
+        for node in ast.walk(ast.parse(text_of(c))):
+            asks = isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'shown'
+            if asks: yield ast.literal_eval(node.args[1])
 
 
 @pytest.mark.parametrize('id', claims)
@@ -148,7 +149,7 @@ def test_a_claims_section_ends_in_its_figure_its_verdict_and_a_sentence(id):
     data = outputs(mine)
     card, = (html for d in data if 'class="verdict-card"' in (html := ''.join(d.get('text/html', ''))))
     row = next(r for r in published('gpt3').rows if r.kind == 'claim' and r.id == id)
-    assert f'gpt3 {id}</b>' in card and f'>{row.verdict}</span>' in card                   # of this claim, and not stale
+    assert f'gpt3 {id}</b>' in card and f'>{row.verdict}</span>' in card                  # of this claim, and not stale
     assert any(set(figures) & set(d) for d in data)
     prose = '\n'.join(text_of(c) for c in mine if c['cell_type'] == 'markdown')
     told = [prose.find(word) for word in ('**The paper**', '**Against it**', '**In one sentence.**')]
