@@ -282,7 +282,7 @@ def status(toy, **kw):
 
 @pytest.mark.parametrize('columns', ['80', '200'])
 def test_a_run_ends_with_every_verdict_and_what_to_open(toy, monkeypatch, columns):
-    rows = [claim(id='C1'), claim(id='C2', ci95=[-2., -1.], ours=-1.5, values=[-1.5]), claim(id='C10'),
+    rows = [claim(id='C1'), claim((-1.4, -1.5, -1.6), id='C2'), claim(id='C10'),
             Row('toy', 'claim', 'C3', why='later'), Row('toy', 'claim', 'C4', why='later'),
             Row('toy', 'table', 'T1', why='no data')]
     folder = add_run(toy, '20200101-000001', rows=rows)
@@ -326,14 +326,15 @@ def test_text_of_others_is_shown_and_not_obeyed(toy, monkeypatch):
     module = ModuleType('papers_lib.evil')
     module.paper = replace(toy_paper(), name='evil', races={'S.x': lambda seed: iter([speed(id=f'S.x.{EVIL}')])})
     monkeypatch.setitem(sys.modules, 'papers_lib.evil', module)
-    evil = dict(id=EVIL, dataset=f'{EVIL} books@{EVIL}', protocol=EVIL)
+    evil = dict(id=EVIL, says=EVIL, tests=EVIL, dataset=f'{EVIL} books@{EVIL}', protocol=EVIL)
     published(toy, [claim(**evil), Row('toy', 'table', 'T', why=EVIL)])
     (toy / f'results/{EVIL.replace("/", "")}.cpu.json').write_text(f'{{"schema": "{EVIL}"')
     add_run(toy, '20200101-000001', rows=[claim(id=EVIL, metric=EVIL), Row('toy', 'claim', 'C1', why=EVIL)])
     outcomes(toy, monkeypatch, status(toy, folder=str(toy / 'runs/toy/cpu/20200101-000001')))
     for args in (['list'], ['list', '--json'], ['run', 'toy', '--preset', 'cpu'], ['run', EVIL], ['data'], ['doctor'],
                  ['data', 'get', EVIL], ['scoreboard'], ['scoreboard', '--json'], ['bench', 'evil'], ['new', EVIL],
-                 ['run', 'toy', '--set', EVIL], ['run', 'toy', '--dry-run'], ['publish', 'toy'], ['data', EVIL]):
+                 ['run', 'toy', '--set', EVIL], ['run', 'toy', '--dry-run'], ['publish', 'toy'], ['data', EVIL],
+                 ['verify']):
         p = CliRunner().invoke(app, args, env=dict(COLUMNS='80'))
         assert p.exception is None or isinstance(p.exception, SystemExit), (args, p.exception)
         assert '\x1b' not in p.output, args
