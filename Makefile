@@ -28,9 +28,10 @@ reproduce: setup ## run every paper at preset tiny, write the scoreboard, print 
 	$(BIN)/papers run all --preset tiny --jobs 2
 	@$(BIN)/papers scoreboard
 
-test: setup ## check the export and the notebooks, lint, run the tests that are not marked slow
+test: setup ## check the export, the notebooks and the published results, lint, run the tests that are not marked slow
 	$(BIN)/python tests/check_export.py
 	$(BIN)/ruff check papers_lib nbs data_prep tests setup.py
+	$(BIN)/papers verify
 	WANDB_MODE=disabled OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(shell nproc 2>/dev/null || echo 2)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow' tests
 

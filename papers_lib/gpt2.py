@@ -20,7 +20,7 @@ __all__ = ['sizes', 'ESCAPE', 'detokenizers', 'claims', 'runs', 'races', 'paper'
            'answer_question', 'race_scoring', 'Claims', 'pretrained']
 
 # %% ../nbs/04_gpt2.ipynb #55288411
-from .nn.blocks import Block, Decoder
+from .nn.blocks import Block, Decoder, residual_std
 from .nn.norms import LayerNorm
 from .nn.positions import LearnedPositions
 
@@ -87,12 +87,7 @@ class GPT2(Decoder):
 @patch
 def init_weights(self:GPT2):
     "Draw the weights of section 2.3: N(0, 0.02), residual outputs divided by sqrt(2 n_layer)."
-    for name, p in self.named_parameters():
-        if name.endswith('bias'): nn.init.zeros_(p)
-        elif p.dim() >= 2: nn.init.normal_(p, std=0.01 if name.startswith('positions') else 0.02)
-    with torch.no_grad():
-        for block in self.blocks:
-            for layer in (block.attn.out, block.mlp.proj): layer.weight /= math.sqrt(2 * self.cfg.n_layer)
+    self.draw_weights(lambda name: 0.01 if name.startswith('positions') else residual_std(name, self.cfg.n_layer))
 
 # %% ../nbs/04_gpt2.ipynb #c65521da
 sizes = {  # GPT-2 report, table 2; head counts from the released hparams.json
@@ -384,9 +379,10 @@ claims = {  # fixed before anything is measured
                 'that met none', 'greater', 0., arms=('demonstrations', 'none'), needs=('shares',),
                 flaw='the pairs that are asked are the pairs that were taught: memory gives the same number'),
     'C4': Claim('Residual weights are divided by sqrt(N) at initialisation, for the accumulation on the residual path '
-                '(section 2.3)', 'At the largest depth, without warm-up and at one rate, a Pre-LN model with that '
-                'division reaches a lower held-out loss than one without', 'greater', 0., arms=('plain', 'scaled'),
-                needs=('depths',)),
+                '(section 2.3)',
+                'A Pre-LN model whose residual weights are divided by sqrt(N) at initialisation '
+                'reaches a lower held-out loss than one without, at the largest depth, one rate, no warm-up',
+                'greater', 0., arms=('plain', 'scaled'), needs=('depths',)),
     'C5': Claim('Byte-level BPE writes any string; byte-level models lag behind word-level ones (section 2.2)',
                 'At equal training compute and equal context in tokens, a model over byte-level BPE needs fewer bits '
                 'a byte of held-out books than one over bytes', 'greater', 0., arms=('bytes', 'BPE'),

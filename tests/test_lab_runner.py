@@ -1,5 +1,5 @@
 "Headless runs: what is refused, what fails, what survives, what is left behind."
-import json, os, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import nbformat, pytest
@@ -311,3 +311,50 @@ def test_a_run_whose_process_is_gone_is_closed_by_the_next(repo):
     mine.write_text(json.dumps(dict(paper='toy', preset='tiny', status='running', pid=os.getpid())))
     run(repo)
     assert read_object(lost)['status'] == 'interrupted' and read_object(mine)['status'] == 'running'
+
+
+# how far it is
+
+FAR = '''
+def train(*, n, folder):
+    import time
+    from pathlib import Path
+    from papers_lib.store.progress import end_progress, tell_progress
+    for step in range(5):
+        tell_progress('step', step, 5, loss=1. + step)
+        time.sleep(0.6)
+    end_progress('step')
+    return {}
+run.map(train, [dict(n=n, folder=out_dir) for n in range(4)])
+'''
+
+
+def test_whoever_waits_is_told_the_cell_the_variant_the_step_and_the_time_left(repo, monkeypatch):
+    monkeypatch.setenv('PAPERS_WORKERS', '2')
+    repo('toy', START, FAR, FINISH)
+    told, said = [], []
+    s, = run_notebooks(['toy'], root=repo.root, report=said.append, progress=told.append)
+    assert s['status'] == 'finished', s
+    lines = [t['toy'] for t in told if t]
+    assert all(set(t) <= {'toy'} for t in told) and lines[0] == 'starting'
+    assert any(re.fullmatch(r'cell 4/5, variant [0-4]/4( \(\d+ s left\))?, step \d/5 \(loss \d(, \d s left)?\)', line)
+               for line in lines), lines
+    assert any(', variant 2/4 (' in line for line in lines), lines
+    assert not list(Path(s['folder']).glob('progress*')) and not (Path(s['folder']) / 'progress').exists()
+    assert said == ['toy: started', f"toy: finished after {s['seconds']:.0f} s"]
+
+
+def test_a_failure_says_in_which_cell_of_how_many(repo):
+    repo('bad', "raise RuntimeError('too bad')", WRITE)
+    said = []
+    run_notebooks(['bad'], root=repo.root, report=said.append)
+    assert re.fullmatch(r'bad: failed after \d+ s in cell 3/4: RuntimeError: too bad', said[-1])
+
+
+def test_what_a_killed_run_told_does_not_stay(repo):
+    repo('dead', 'import os, signal; from papers_lib.store.progress import tell_progress; tell_progress("step", 1, 2)\n'
+                 'assert list(__import__("pathlib").Path(out_dir, "progress").iterdir())\n'
+                 'os.kill(os.getppid(), signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)')
+    s = run(repo)['dead']
+    assert s['status'] == 'failed' and 'ended early' in s['error'] and s['cell'] == 2
+    assert not (Path(s['folder']) / 'progress').exists()

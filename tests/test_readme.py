@@ -1,5 +1,5 @@
 "README's commands and its example are the ones that work."
-import re, shlex, subprocess, sys
+import configparser, re, shlex, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from papers_lib.lab import data
 from papers_lib.lab.cli import app
-from papers_lib.lab.scoreboard import readme_table
+from papers_lib.lab.scoreboard import PICTURE, published_files, published_forest, readme_table
 from papers_lib.store.fetch import NotFound
 
 root = Path(__file__).resolve().parents[1]
@@ -63,8 +63,36 @@ def test_the_lighter_weights_example_answers(smollm2): assert 'Rome' in run_exam
 
 def test_links_lead_somewhere():
     for link in re.findall(r'\]\((?!http)([^)#]+)\)', readme): assert (root / link).exists(), link
+    headings = {h.lower().replace(' ', '-') for h in re.findall(r'^##+ (.+)$', readme, re.M)}
+    assert set(re.findall(r'\]\(#([^)]+)\)', readme)) <= headings
 
 
 def test_the_table_is_the_one_the_results_give():
     table = readme.split('<!-- papers:begin -->\n')[1].split('<!-- papers:end -->')[0]
     assert table.strip() == readme_table()
+
+
+def test_the_picture_is_the_one_the_results_give():
+    assert f']({PICTURE})' in readme
+    assert (root / PICTURE).read_text(encoding='utf-8') == str(published_forest())
+
+
+def test_every_published_claim_is_listed_with_what_we_test():
+    claims = [(paper, r) for paper, rows, _ in published_files() for r in rows if r.kind == 'claim']
+    assert claims and '| claim | what we test |' in readme
+    for paper, r in claims: assert f'| {paper} {r.id} |' in readme and f'**{r.verdict}**' in readme
+
+
+def test_a_speed_names_its_machine():
+    _, head, *races = readme.split('### Speed\n\n')[1].split('<!--')[0].strip().splitlines()
+    assert races and all(line.split('|')[-2].strip() not in ('', 'unknown machine') for line in races)
+
+
+def test_version_address_and_licence_are_the_repositorys():
+    config = configparser.ConfigParser()
+    config.read(root / 'settings.ini', encoding='utf-8')
+    cite, = (body for kind, body in blocks if kind == 'bibtex')
+    about = config['DEFAULT']
+    assert f"{{{about['version']}}}" in cite and f"{{{about['git_url']}}}" in cite
+    first = (root / 'LICENSE').read_text(encoding='utf-8').split()
+    assert ' '.join(first[:2]) == 'Apache License' and '[Apache License 2.0](LICENSE)' in readme

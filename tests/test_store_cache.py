@@ -9,7 +9,7 @@ import pytest
 
 from papers_lib.store import cache
 from papers_lib.store.cache import cache_dir, kept, note_read, prune, reading, usage
-from papers_lib.store.files import CorruptFile, WriteFailed, locked, seal, unseal
+from papers_lib.store.files import CorruptFile, WriteFailed, locked, seal, unfinished, unseal
 
 SPAWN = multiprocessing.get_context('spawn')
 
@@ -77,6 +77,51 @@ def test_what_fails_leaves_nothing_and_is_made_the_next_time(place):
     assert [p.name for p in (place / 'k').glob('[!.]*')] == []
     assert (kept('k', 'a', write('whole')) / 'x').read_text() == 'whole'
     assert kept('k', 'a', never) == place / 'k/a'
+
+
+def test_what_can_be_resumed_is_given_the_folder_as_it_was_left(place):
+    def step(folder):
+        n = len(list(folder.iterdir()))
+        (folder / str(n)).write_text('x')
+        if n < 2:
+            raise KeyboardInterrupt
+
+    for n in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            kept('k', 'a', step, resume=True)
+        assert not (place / 'k/a').exists() and usage()['k'] == (0, n)
+        assert prune(1) == []
+    folder = kept('k', 'a', step, resume=True)
+    assert sorted(p.name for p in folder.iterdir()) == ['0', '1', '2', 'manifest.json']
+    assert kept('k', 'a', never, resume=True) == folder and not unfinished(folder).exists()
+
+
+def test_an_attempt_that_was_killed_after_its_seal_is_sealed_anew(place):
+    begun = unfinished(place / 'k/a')
+    begun.mkdir(parents=True)
+    (begun / 'manifest.json').write_text('{"files": {"gone": {"bytes": 1, "sha256": ""}}}')
+    assert list(unseal(kept('k', 'a', write(), resume=True))['files']) == ['x']
+
+
+def test_a_damaged_thing_that_can_be_resumed_is_mended(place):
+    (kept('k', 'a', write(), resume=True) / 'x').write_text('y')
+    assert (kept('k', 'a', write(), resume=True, repair=True) / 'x').read_text() == 'x'
+    assert [p.name for p in (place / 'k').iterdir() if p.is_dir()] == ['a']
+
+
+def test_what_was_begun_long_ago_is_pruned_and_what_is_discarded_goes_whole(place):
+    for kind in ('k', 'l'):
+        unfinished(place / kind / 'a').mkdir(parents=True)
+        (unfinished(place / kind / 'a') / 'part').write_text('x')
+    old(unfinished(place / 'k/a'))
+    assert prune(30) == [unfinished(place / 'k/a')]
+    kept('l', 'b', write())
+    cache.discard('l', 'a')
+    cache.discard('l', 'b')
+    cache.discard('l', 'never-made')
+    assert [p for p in (place / 'l').iterdir() if not p.name.endswith('.lock')] == []
+    with pytest.raises(ValueError, match='key='):
+        cache.discard('l', '../b')
 
 
 def _slow(place, log):

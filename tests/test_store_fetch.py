@@ -1,11 +1,13 @@
 "Downloads: whole or not there, against a server of faults on loopback."
 
-import http.server, socket, sys, threading, time, types, zipfile
+import http.server, socket, subprocess, sys, threading, time, types, zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from papers_lib.store import fetch
+from papers_lib.store.cache import kept, prune, usage
 from papers_lib.store.fetch import NotFound, download, hub_folder, wheel_member
 from papers_lib.store.files import CorruptFile, WriteFailed
 import hashlib
@@ -155,6 +157,7 @@ def server(tmp_path):
 
     get.site = faults
     get.folder = tmp_path
+    get.port = httpd.server_port
     yield get
     httpd.shutdown()
     httpd.server_close()
@@ -300,21 +303,51 @@ def test_a_full_disk_is_named(server, monkeypatch):
         server('whole')
 
 
-def test_two_at_once_bring_one_whole_file(server):
-    errors = []
+# ---- in the cache
 
-    def work():
-        try:
-            server('whole', sha256=HASH)
-        except Exception as e:
-            errors.append(e)
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not errors and (server.folder / 'f').read_bytes() == TEXT and left(server.folder) == ['f']
+@pytest.fixture
+def cached(server, monkeypatch):
+    "Fetch into the cache, as a data set does."
+    monkeypatch.setenv('PAPERS_CACHE', str(server.folder / 'cache'))
+    url = f'http://127.0.0.1:{server.port}'
+    return lambda path: (
+        kept('downloads', 'f', lambda tmp: download(f'{url}/{path}', tmp / 'f', sha256=HASH), resume=True) / 'f'
+    )
+
+
+def test_of_many_that_need_a_file_one_fetches_it(server, cached):
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: cached('whole').read_bytes(), range(8)))
+    assert found == [TEXT] * 8 and len(server.site.asked) == 1
+    assert left(server.folder / 'cache/downloads') == ['f']
+
+
+def test_an_interrupted_download_is_kept_and_gone_on_with(server, cached):
+    for n in range(1, 4):
+        with pytest.raises(CorruptFile, match=f'stopped at {n}000 bytes'):
+            cached('cut')
+        assert prune(1) == [] and usage()['downloads'].count == 0
+    assert cached('whole').read_bytes() == TEXT and server.site.asked[-1] == ('whole', 'bytes=3000-', '"1"')
+    assert left(server.folder / 'cache/downloads') == ['f']
+
+
+def test_a_killed_download_is_gone_on_with_by_another_process(server, cached):
+    script = (
+        'import sys; from papers_lib.store.cache import kept; from papers_lib.store.fetch import download\n'
+        'kept("downloads", "f", lambda tmp: download(sys.argv[1], tmp / "f"), resume=True)'
+    )
+    url = f'http://127.0.0.1:{server.port}/stall'
+    child = subprocess.Popen([sys.executable, '-c', script, url], stderr=subprocess.DEVNULL)
+    part = server.folder / 'cache/downloads/.f.unfinished/f.part'
+    for _ in range(300):
+        if part.exists() and part.stat().st_size == 1000:
+            break
+        time.sleep(0.1)
+    child.kill()
+    child.wait()
+    assert prune(1) == [] and cached('whole').read_bytes() == TEXT
+    assert server.site.asked[-1][1] == 'bytes=1000-'
 
 
 def test_an_unreachable_host_costs_its_seconds_once(tmp_path):

@@ -20,6 +20,7 @@ __all__ = ['IGNORE', 'PEAK', 'TrainConfig', 'warmup_cosine', 'rate', 'n_targets'
 
 # %% ../../nbs/engine/05_train.ipynb #d64e0b59
 from ..store.files import locked
+from ..store.progress import end_progress, tell_progress
 from .checkpoint import latest, load_state, read_json, save_state
 from .tracking import NoTracker
 
@@ -310,6 +311,7 @@ class Progress:
         self.live = mode != 'plain' and ipython is not None and ipython.get_ipython() is not None
 
     def __call__(self, step:int, loss:float, tokens_per_s:float):
+        tell_progress('step', step, self.n_step, loss=loss)
         if self.off or not self.live and time.monotonic() - self.last < 5: return
         self.last = time.monotonic()
         text = f'step {step}/{self.n_step}   loss {loss:.3f} nats a token   {tokens_per_s:,.0f} tokens/s'
@@ -321,4 +323,6 @@ class Progress:
         if self.handle: self.handle.update(content)
         else: self.handle = display(content, display_id=True)
 
-    def close(self): self.handle = None
+    def close(self):
+        self.handle = None
+        end_progress('step')

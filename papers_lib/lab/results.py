@@ -12,7 +12,7 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks',
            'dirty', 'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'high_water', 'peak_run_memory',
-           'library_versions', 'current_commit', 'provenance', 'write_results', 'read_object', 'read_results',
+           'library_versions', 'current_commit', 'provenance', 'sealed', 'write_results', 'read_object', 'read_results',
            'read_those', 'number', 'interval', 'Table', 'designs', 'designs_of', 'redesigned', 'undeclared', 'declare',
            'bar', 'cleared', 'carried', 'Card', 'number_range', 'card_of', 'published', 'publish', 'verify',
            'run_order', 'next_folder', 'fresh_folder', 'finished_runs', 'newest']
@@ -170,6 +170,15 @@ def provenance(
                 date=datetime.date.today().isoformat())
 
 # %% ../../nbs/lab/08_results.ipynb #be89a381
+def sealed(
+    d:dict,   # schema, provenance, rows
+)->dict:      # the same with the seal in its provenance
+    "Put a hash of all else into a results file."
+    rest = dict(d, provenance={k: v for k, v in d['provenance'].items() if k != 'seal'})
+    text = json.dumps(rest, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    seal = hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()
+    return dict(rest, provenance=rest['provenance'] | dict(seal=seal))
+
 def write_results(
     path:str|Path,
     rows:list[Row],
@@ -181,7 +190,7 @@ def write_results(
     if twice := [i for i, n in ids.items() if n > 1]:
         raise ValueError(f'row(s) {", ".join(twice)} stand more than once')
     for r in rows: r.verdict = verdict(r)
-    whole = dict(schema=2, provenance=provenance, rows=[r.to_dict() for r in rows])
+    whole = sealed(dict(schema=2, provenance=provenance, rows=[r.to_dict() for r in rows]))
     return atomic_write(path, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
 
 # %% ../../nbs/lab/08_results.ipynb #21a350be
@@ -219,6 +228,8 @@ def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
         if v != r.verdict:
             raise ValueError(f'{path.name}: row {r.id} says {r.verdict!r}, its numbers say {v!r}: '
                              f'the file was edited by hand')
+    if sealed(d)['provenance']['seal'] != prov.get('seal'):
+        raise ValueError(f'{path.name}: its seal is not that of what it says: the file was edited by hand')
     return rows, prov
 
 # %% ../../nbs/lab/08_results.ipynb #15977d27
@@ -244,8 +255,10 @@ def number(
 def interval(row:Row)->str:
     "Our number with its interval."
     if row.ours is None: return ''
-    if not row.ci95 or row.ci95[0] == row.ci95[1]: return number(row.ours)
-    return f'{number(row.ours)} [{number(row.ci95[0])}, {number(row.ci95[1])}]'
+    if not row.ci95: return number(row.ours)
+    told = [row.ours, *row.ci95]
+    digits = next((d for d in (3, 4, 5) if len({number(x, d) for x in told}) == len(set(told))), 6)   # 1 [0.9996, 1]
+    return '{} [{}, {}]'.format(*(number(x, digits) for x in told))
 
 # %% ../../nbs/lab/08_results.ipynb #b24e2b8b
 class Table:
@@ -526,9 +539,14 @@ def _claim_problems(name, paper, rows)->list[str]:
     found = [f'{name}: {id} is declared and has no row' for id in paper.claims if id not in ids]
     found += [f'{name}: {id} is not declared' for id in ids if id not in paper.claims]
     for r in rows:
-        known = [d['design'] for d in designs_of(paper.name, r.id)]
-        if r.kind == 'claim' and r.id in paper.claims and r.design not in known:
+        if r.kind != 'claim' or r.id not in paper.claims: continue
+        claim, known = paper.claims[r.id], [d['design'] for d in designs_of(paper.name, r.id)]
+        if r.design not in known:
             found.append(f'{name}: {r.id} was measured under a design that results/designs.jsonl does not know')
+        told = [getattr(r, k) == getattr(claim, k) for k in ('tests', 'rule', 'margin', 'bound')]
+        controls = {c['name']: c['must'] for c in r.controls or []}
+        if r.design == claim.design and not (all(told) and controls == claim.controls):
+            found.append(f'{name}: {r.id} is not judged as its design says')
     return found
 
 # %% ../../nbs/lab/08_results.ipynb #b88766fc

@@ -4,16 +4,20 @@
 
 # %% ../../nbs/lab/07_runner.ipynb #ad36d145
 from __future__ import annotations
-import json, os, signal, subprocess, sys, threading, time
+import json, os, shutil, signal, subprocess, sys, threading, time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from fastcore.basics import patch
 
 # %% auto #0
 __all__ = ['BadRequest', 'check_request', 'execute', 'stops_like_ctrl_c', 'run_notebooks']
 
 # %% ../../nbs/lab/07_runner.ipynb #10f71e0a
 from .results import fresh_folder, paper_notebooks, read_object, repo_root
+from .terminal import duration
 from ..store.files import atomic_write
+from ..store.progress import HowFar, read_progress
 
 # %% ../../nbs/lab/07_runner.ipynb #a16144c0
 class BadRequest(ValueError):
@@ -41,6 +45,28 @@ def _declared(name:str):   # a Paper; its name where its notebook was not export
     try: return paper_of(name) or name
     except Exception as e: raise ValueError(f'{name} cannot be imported ({type(e).__name__}: {e})') from None
 
+# %% ../../nbs/lab/07_runner.ipynb #307570e0
+def _chosen(names, parameters, root)->dict[str, Path]:
+    "Look the papers up, and refuse parameters that are options."
+    from papers_lib.lab.data import did_you_mean
+    found = paper_notebooks(root)
+    for n in names if names != ['all'] else ():
+        if n not in found: raise BadRequest(f'unknown paper {n!r}' + did_you_mean(n, found))
+    for p in parameters:
+        if p in _set_by_options: raise BadRequest(f'{p} is not set like a parameter: use {_set_by_options[p]}')
+    return found if names == ['all'] else {n: found[n] for n in names}
+
+# %% ../../nbs/lab/07_runner.ipynb #4cf00869
+def _check_one(name, known, paper, preset, parameters)->None:
+    "Refuse parameters that a paper's notebook does not have, and values that break their rule."
+    from papers_lib.lab.data import did_you_mean
+    from papers_lib.lab.presets import check_parameters, missing_data
+    for p in parameters:
+        if p not in known: raise BadRequest(f'{name} has no parameter {p!r}' + did_you_mean(p, known))
+    try: spec = check_parameters(paper, parameters | dict(preset=preset))
+    except ValueError as e: raise BadRequest(str(e)) from None
+    if spec and (note := missing_data(spec)): print(f'{name}: {note}', file=sys.stderr)
+
 # %% ../../nbs/lab/07_runner.ipynb #ef6d38b4
 def check_request(
     names:list[str],       # papers, or ['all']
@@ -49,27 +75,16 @@ def check_request(
     root:Path|None=None,   # of a repository; None is this one
 )->tuple[dict[str, Path], dict[str, str]]:    # notebooks to run; papers that cannot run, and why
     "Refuse unknown papers, presets, parameters and overrides before anything starts."
-    from papers_lib.lab.data import did_you_mean
-    from papers_lib.lab.presets import check_parameters, missing_data
-    found = paper_notebooks(root)
-    chosen = list(found) if names == ['all'] else list(dict.fromkeys(names))
-    for n in chosen:
-        if n not in found: raise BadRequest(f'unknown paper {n!r}' + did_you_mean(n, found))
-    for p in parameters:
-        if p in _set_by_options: raise BadRequest(f'{p} is not set like a parameter: use {_set_by_options[p]}')
-    unfit = {}
-    for n in chosen:
-        try: known, paper = _parameters_of(found[n]), _declared(n)
+    fit, unfit = {}, {}
+    for name, notebook in _chosen(names, parameters, root).items():
+        try: known, paper = _parameters_of(notebook), _declared(name)
         except ValueError as e:
             if names != ['all']: raise BadRequest(str(e)) from None
-            unfit[n] = str(e)
+            unfit[name] = str(e)
             continue
-        for p in parameters:
-            if p not in known: raise BadRequest(f'{n} has no parameter {p!r}' + did_you_mean(p, known))
-        try: spec = check_parameters(paper, parameters | dict(preset=preset))
-        except ValueError as e: raise BadRequest(str(e)) from None
-        if spec and (note := missing_data(spec)): print(f'{n}: {note}', file=sys.stderr)
-    return {n: found[n] for n in chosen if n not in unfit}, unfit
+        _check_one(name, known, paper, preset, parameters)
+        fit[name] = notebook
+    return fit, unfit
 
 # %% ../../nbs/lab/07_runner.ipynb #b716cab2
 def _kernel_of_this_python():
@@ -89,23 +104,30 @@ class _Watch:
     "Hooks around each cell: which one began, and whether its time is over."
     def __init__(self,
         out:Path,        # of the run
-        status:dict,     # gets `cell`, and at a time-out `status` and `error`
+        status:dict,     # gets `cell` and `cells`, and at a time-out `status` and `error`
         timeout:int,     # seconds
     ): self.out, self.status, self.timeout, self.timer = out, status, timeout, None
-
-    def begin(self, cell, cell_index):
-        self.end()
-        self.status['cell'] = cell_index
-        self.timer = threading.Timer(self.timeout, self.give_up)
-        self.timer.daemon = True
-        self.timer.start()
 
     def end(self, **_):
         if self.timer: self.timer.cancel()
 
-    def give_up(self):
-        self.status.update(status='failed', error=f'a cell took longer than {self.timeout} s')
-        atomic_write(self.out / 'status.json', json.dumps(self.status))
+    def write(self):
+        with suppress(OSError): atomic_write(self.out / 'status.json', json.dumps(self.status), flush=False)
+
+# %% ../../nbs/lab/07_runner.ipynb #bb459656
+@patch
+def begin(self:_Watch, cell, cell_index):
+    self.end()
+    self.status['cell'] = cell_index
+    if cell.cell_type == 'code': self.write()
+    self.timer = threading.Timer(self.timeout, self.give_up)
+    self.timer.daemon = True
+    self.timer.start()
+
+@patch
+def give_up(self:_Watch):
+    self.status.update(status='failed', error=f'a cell took longer than {self.timeout} s')
+    self.write()
 
 # %% ../../nbs/lab/07_runner.ipynb #309394eb
 def _whole_files(folder:Path)->None:
@@ -114,6 +136,14 @@ def _whole_files(folder:Path)->None:
     class Whole(LocalHandler):
         def write(self, buf, path): atomic_write(path, buf, flush=False)
     papermill_io.register(str(folder), Whole())
+
+# %% ../../nbs/lab/07_runner.ipynb #2a6d7acc
+def _environment(out:Path, threads:int)->None:
+    "Tell the kernel how to show what it does, where to say how far it is, and how many threads it has."
+    told = out / 'progress'
+    told.mkdir(parents=True, exist_ok=True)
+    os.environ.update(PAPERS_PROGRESS='plain', PAPERS_TELL=str(told))
+    if threads: os.environ['OMP_NUM_THREADS'] = str(threads)
 
 # %% ../../nbs/lab/07_runner.ipynb #67c82aa7
 def execute(
@@ -127,45 +157,52 @@ def execute(
     "Execute one notebook into a folder."
     import logging
     logging.getLogger('traitlets').setLevel(logging.ERROR)
-    out = Path(out).resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    began = time.time()
-    os.environ['PAPERS_PROGRESS'] = 'plain'
-    if threads: os.environ['OMP_NUM_THREADS'] = str(threads)
+    out, began = Path(out).resolve(), time.time()
+    _environment(out, threads)
     status = dict(paper=paper, preset=parameters['preset'], status='running', pid=os.getpid())
     atomic_write(out / 'status.json', json.dumps(status))
     status |= _run_cells(paper, Path(notebook).resolve(), out, parameters, timeout, status)
     status['seconds'] = round(time.time() - began, 1)
+    shutil.rmtree(out / 'progress', ignore_errors=True)
     _render(out, paper)
     atomic_write(out / 'status.json', json.dumps(status, indent=1))
     return status
 
+# %% ../../nbs/lab/07_runner.ipynb #c0401054
+def _papermill(notebook, to, parameters, watch)->None:
+    "Have papermill run a notebook's cells."
+    import papermill
+    tags = [c['metadata'].get('tags', []) for c in read_object(notebook)['cells']]
+    watch.status['cells'] = 1 + sum('injected-parameters' not in t for t in tags)   # papermill adds such a cell
+    papermill.execute_notebook(str(notebook), str(to), parameters=parameters, cwd=str(notebook.parent),
+                               kernel_name='python3', kernel_manager_class=_kernel_of_this_python(),
+                               progress_bar=False, start_timeout=60,
+                               execution_timeout=watch.timeout + 1,          # the watch comes first
+                               on_cell_start=watch.begin, on_cell_executed=watch.end)
+
 # %% ../../nbs/lab/07_runner.ipynb #619d016c
 def _run_cells(paper, notebook, out, parameters, timeout, status)->dict:   # what became of it
     "Run a notebook's cells; whatever happens, say it."
-    import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill import PapermillExecutionError
     watch = _Watch(out, status, timeout)
     _whole_files(out)
-    try:
-        papermill.execute_notebook(str(notebook), str(out / f'{paper}.ipynb'),
-                                   parameters=parameters | dict(out_dir=str(out)),
-                                   kernel_name='python3', kernel_manager_class=_kernel_of_this_python(),
-                                   cwd=str(notebook.parent), progress_bar=False, start_timeout=60,
-                                   execution_timeout=timeout + 1,              # the watch comes first
-                                   on_cell_start=watch.begin, on_cell_executed=watch.end)
-        if status['status'] == 'failed': return {}                             # the time of the last cell was over
-        status.pop('cell', None)
-        if not (out / 'results.json').exists():
-            return dict(status='failed', error='the notebook ended without writing results.json')
-        return dict(status='finished')
-    except papermill.PapermillExecutionError as e:
-        return dict(status='failed', cell=e.cell_index, error=f'{e.ename}: {e.evalue}')
+    try: _papermill(notebook, out / f'{paper}.ipynb', parameters | dict(out_dir=str(out)), watch)
+    except PapermillExecutionError as e: return dict(status='failed', cell=e.cell_index, error=f'{e.ename}: {e.evalue}')
     except CellTimeoutError: return {}                                         # the watch has said it
     except DeadKernelError: return dict(status='failed', error='the kernel died (killed, or out of memory)')
     except KeyboardInterrupt: return dict(status='interrupted', error='interrupted')
     except Exception as e: return dict(status='failed', error=f'{type(e).__name__}: {e}')
     finally: watch.end()
+    return _at_the_end(out, status)
+
+# %% ../../nbs/lab/07_runner.ipynb #557da0d5
+def _at_the_end(out, status)->dict:
+    "Say what became of a notebook whose last cell has run."
+    if status['status'] == 'failed': return {}                                 # the time of that cell was over
+    for key in ('cell', 'cells'): status.pop(key, None)
+    if (out / 'results.json').exists(): return dict(status='finished')
+    return dict(status='failed', error='the notebook ended without writing results.json')
 
 # %% ../../nbs/lab/07_runner.ipynb #b0ff5f6f
 def _render(out, paper):
@@ -209,6 +246,43 @@ def _worker(config:str)->None:
     _follow_papers(job.pop('parent'))
     execute(**job)
 
+# %% ../../nbs/lab/07_runner.ipynb #9705d7bd
+class _Jobs:
+    "The processes of a request, each followed until it ends."
+    def __init__(self,
+        preset:str,
+        base:Path,         # folder of runs
+        common:dict,       # what all are told
+        report:Callable,   # gets a line an event
+    ):
+        self.preset, self.base, self.common, self.report = preset, base, common, report
+        self.running:dict[subprocess.Popen, tuple[str, Path]] = {}             # process -> paper, folder
+        self.done:list[dict] = []
+
+# %% ../../nbs/lab/07_runner.ipynb #6d1f3439
+@patch
+def start(self:_Jobs, name, notebook):
+    try: process, folder = _launch(name, notebook, self.base / name / self.preset, self.common)
+    except OSError as e: return self.never_began(name, str(e))
+    self.running[process] = name, folder
+    _say(self.report, dict(paper=name, status='started'))
+
+# %% ../../nbs/lab/07_runner.ipynb #c4803c59
+@patch
+def ended(self:_Jobs, status):
+    self.done.append(status)
+    _say(self.report, status)
+
+@patch
+def never_began(self:_Jobs, name, why):
+    self.ended(dict(paper=name, preset=self.preset, status='failed', error=why, folder=''))
+
+# %% ../../nbs/lab/07_runner.ipynb #3a910e86
+@patch
+def collect(self:_Jobs):
+    for p in [p for p in self.running if p.poll() is not None]:
+        self.ended(_outcome(self.preset, *self.running.pop(p)))
+
 # %% ../../nbs/lab/07_runner.ipynb #b73cc4be
 def run_notebooks(
     names:list[str],               # papers, or ['all']
@@ -219,6 +293,7 @@ def run_notebooks(
     out:str|Path|None=None,        # folder of runs; None is runs/ in the repository
     root:Path|None=None,           # of a repository; None is this one
     report:Callable=print,         # gets a line an event
+    progress:Callable|None=None,   # gets, about once a second, how far each paper that runs is: name -> words
 )->list[dict]:                     # one status a paper
     "Execute notebooks, some at a time; a failed one does not stop the others."
     parameters = dict(parameters or {})
@@ -227,28 +302,44 @@ def run_notebooks(
     base = Path(out) if out else (root or repo_root()) / 'runs'
     common = dict(parameters=dict(preset=preset, **parameters), timeout=timeout,
                   threads=1 if preset == 'tiny' and jobs > 1 else 0)
-    done = [_never_began(name, preset, why) for name, why in unfit.items()]
-    todo, running = list(notebooks.items()), {}
-    for status in done: _say(report, status)
+    all_jobs = _Jobs(preset, base, common, report)
+    for name, why in unfit.items(): all_jobs.never_began(name, why)
+    _follow(all_jobs, list(notebooks.items()), jobs, progress)
+    return all_jobs.done
+
+# %% ../../nbs/lab/07_runner.ipynb #8a212f8b
+def _follow(all_jobs, todo, jobs, progress)->None:
+    "Begin what is to do, so many at a time, until all have ended."
+    told = 0.
     try:
-        while todo or running:
-            while todo and len(running) < jobs:
-                name, notebook = todo.pop(0)
-                try: process, folder = _launch(name, notebook, base / name / preset, common)
-                except OSError as e:
-                    done.append(_never_began(name, preset, str(e)))
-                    _say(report, done[-1])
-                    continue
-                running[process] = name, folder
-                _say(report, dict(paper=name, status='started'))
-            for p in [p for p in running if p.poll() is not None]:
-                done.append(_outcome(preset, *running.pop(p)))
-                _say(report, done[-1])
+        while todo or all_jobs.running:
+            while todo and len(all_jobs.running) < jobs: all_jobs.start(*todo.pop(0))
+            all_jobs.collect()
+            if progress and time.monotonic() - told >= 1:
+                told = time.monotonic()
+                progress({name: _how_far(folder) for name, folder in all_jobs.running.values()})
             time.sleep(0.1)
     except BaseException:
-        _stop_all(running, preset)
+        _stop_all(all_jobs.running, all_jobs.preset)
         raise
-    return done
+
+# %% ../../nbs/lab/07_runner.ipynb #acb42074
+def _counted(far:HowFar)->str:
+    "Say how far something is: step 40/200 (loss 3.21, 20 s left)."
+    facts = [f'{k} {v:.3g}' if isinstance(v, float) else f'{k} {v}' for k, v in far.facts.items()]
+    if far.left is not None: facts.append(f'{duration(far.left)} left')
+    return f'{far.what} {far.done}/{far.of}' + (f' ({", ".join(facts)})' if facts else '')
+
+# %% ../../nbs/lab/07_runner.ipynb #69f952a5
+def _how_far(folder:Path)->str:
+    "Say which cell of a run is computed, and how far what it computes is."
+    try: status = read_object(folder / 'status.json')
+    except ValueError: return 'starting'
+    if status.get('status') != 'running': return 'ending'
+    if 'cell' not in status: return 'starting'
+    told = read_progress(folder / 'progress')
+    return ', '.join([f"cell {status['cell'] + 1}/{status.get('cells', '?')}",
+                      *(_counted(told[what]) for what in ('variant', 'step') if what in told)])
 
 # %% ../../nbs/lab/07_runner.ipynb #255fcc7a
 def _launch(name, notebook, base, common)->tuple[subprocess.Popen, Path]:
@@ -291,21 +382,20 @@ def _signal(process, sign):
     try: os.killpg(process.pid, sign)
     except ProcessLookupError: pass
 
-# %% ../../nbs/lab/07_runner.ipynb #39d50ebe
-def _never_began(name, preset, why)->dict: return dict(paper=name, preset=preset, status='failed', error=why, folder='')
-
 # %% ../../nbs/lab/07_runner.ipynb #7597e5c7
 def _say(report, status)->None:
     "Report one line; a terminal that was closed does not stop a run."
     line = f"{status['paper']}: {status['status']}"
     if 'seconds' in status: line += f" after {status['seconds']:.0f} s"
-    if 'error' in status: line += (f" in cell {status['cell']}" if 'cell' in status else '') + f": {status['error']}"
-    try: report(line)
-    except OSError: pass
+    if 'error' in status:
+        if 'cell' in status: line += f" in cell {status['cell'] + 1}/{status.get('cells', '?')}"
+        line += f": {status['error']}"
+    with suppress(OSError): report(line)
 
 # %% ../../nbs/lab/07_runner.ipynb #40a04d9f
 def _outcome(preset, name, folder)->dict:
     "Status of an ended process; one that did not get to write it has failed."
+    shutil.rmtree(folder / 'progress', ignore_errors=True)
     try: status = read_object(folder / 'status.json')
     except ValueError: status = dict(paper=name, preset=preset, status='running')
     if status['status'] == 'running':

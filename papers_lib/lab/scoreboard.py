@@ -4,20 +4,25 @@
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #6ea79d2a
 from __future__ import annotations
-import os, sys
-from collections import Counter
+import html, os, re, sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlencode
 
 # %% auto #0
-__all__ = ['published_files', 'local_runs', 'verdicts', 'title', 'readme_table', 'update_readme', 'side_by_side', 'rows_found',
-           'scoreboard']
+__all__ = ['PICTURE', 'published_files', 'local_runs', 'FoundRow', 'side_by_side', 'rows_found', 'verdicts', 'title',
+           'published_forest', 'readme_table', 'update_readme', 'scoreboard']
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #67ef9ab1
 from ..store.files import atomic_write
-from ..engine.stats import Row
+from ..engine.stats import Row, control_rules, holm, new_seed
+from .plots import Svg, forest
 from .results import (
-    cpu_name, finished_runs, interval, number, paper_notebooks, read_object, read_results, repo_root, results_dir)
+    carried, cleared, cpu_name, finished_runs, interval, number, number_range, paper_notebooks, read_object,
+    read_results, redesigned, repo_root, results_dir)
+from .terminal import as_line, as_text
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #8825cb6c
 def _readable(paths, problems:list[str])->list[tuple]:   # path, rows, provenance
@@ -51,12 +56,88 @@ def local_runs(
     return sorted(((path.parents[2].name, rows, prov, path.parent) for path, rows, prov in files),
                   key=lambda run: (run[0], run[2]['preset']))
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #603ea9b5
+@dataclass
+class FoundRow:
+    "A row, and the run that gave it."
+    row:Row
+    prov:dict                  # provenance of the run
+    holm:str = ''              # claims: the verdict after Holm's correction
+    one_seed:list|None = None  # claims over seeds: the interval in which one new seed would fall
+    folder:Path|None = None    # of a run of this machine; None for a published row
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #4b0a7fa7
+def _found_rows(rows, prov, folder=None)->list[FoundRow]:
+    "Bring together the rows of a file, what they came from, and the corrected verdicts of its claims."
+    corrected = holm([r for r in rows if r.kind == 'claim'])
+    one_seed = {r.id: new_seed(r) for r in rows if r.kind == 'claim' and r.ours is not None}
+    return [FoundRow(r, prov, corrected.get(r.id, ''), one_seed.get(r.id), folder) for r in rows]
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #49a0fe2f
+def side_by_side(
+    runs:str|Path|None=None,        # folder of runs; None is runs/ in the repository
+    problems:list[str]|None=None,   # as in `published_files`
+)->dict[tuple, list[FoundRow|None]]:   # (paper, row, preset) -> [as published, as found here]
+    "Bring together the same rows as published and as found on this machine; None where there is none."
+    found = defaultdict(lambda: [None, None])
+    for paper, rows, prov in published_files(problems):
+        for f in _found_rows(rows, prov): found[paper, f.row.id, prov['preset']][0] = f
+    for paper, rows, prov, folder in local_runs(runs, problems):
+        for f in _found_rows(rows, prov, folder): found[paper, f.row.id, prov['preset']][1] = f
+    return dict(found)
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #1babb27d
+def rows_found(
+    runs:str|Path|None=None,   # as in `side_by_side`
+)->list[dict]:
+    "Give the page's rows as plain values, for a program."
+    as_dict = lambda f: f and f.row.to_dict()
+    return [dict(paper=paper, id=id, preset=preset, published=as_dict(pub), local=as_dict(loc))
+            for (paper, id, preset), (pub, loc) in sorted(side_by_side(runs).items())]
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #4b9d23e5
+_by_meaning = ('fails', 'not reproduced', 'not identified', 'inconclusive', 'scaled down', 'holds', 'reproduced',
+               'not attempted')
+_kinds = ('claim', 'table', 'parity', 'speed', 'leak')
+_presets = ('paper', 'gpu', 'cpu', 'tiny', 'bench')
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #2dfbacda
+def _rank(value:str, known)->int:
+    "Place a value among the known ones; any other comes last."
+    return known.index(value) if value in known else len(known)
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #6a751ad4
+def _counted(id:str)->list:
+    "Sort an id by the numbers in it."
+    return [(0, int(part), '') if part.isdigit() else (1, 0, part) for part in re.split(r'(\d+)', id)]
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #3f534793
+def _paper_rank(paper:str)->int:
+    "Place a paper in reading order."
+    return _rank(paper, list(paper_notebooks()))
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #0b504e3b
+def _reading_order(key:tuple)->tuple:   # paper, id, preset
+    "Sort rows by paper, id, and the size of their preset."
+    paper, id, preset = key
+    return _paper_rank(paper), paper, _counted(id), _rank(preset, _presets)
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #8955272f
+def _markdown(text:str)->str:
+    "Write a text for a cell of a Markdown table."
+    return re.sub(r'([\\|*_`\[\]~])', r'\\\1', html.escape(as_line(text), quote=False))
+
 # %% ../../nbs/lab/11_scoreboard.ipynb #5ec1a9b4
 def verdicts(rows:list[Row])->str:
     "Sum up the verdicts of the claims, then of the other rows."
     kinds = {'claims': [r for r in rows if r.kind == 'claim'], 'other rows': [r for r in rows if r.kind != 'claim']}
-    count = lambda part: ', '.join(f'{n} {v}' for v, n in Counter(r.verdict for r in part).most_common())
-    return '; '.join(f'{kind}: {count(part)}' for kind, part in kinds.items() if part)
+    return '; '.join(f'{kind}: {_tally(part)}' for kind, part in kinds.items() if part)
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #20af12cf
+def _tally(rows)->str:
+    "Count verdicts, by meaning: '1 fails, 4 holds'."
+    counts = sorted(Counter(r.verdict for r in rows).items(), key=lambda c: _rank(c[0], _by_meaning))
+    return ', '.join(f'{n} {v}' for v, n in counts)
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #8e333c63
 def title(
@@ -71,130 +152,380 @@ def title(
     return heading, next((line.lstrip('> ') for line in lines[1:] if line.startswith('>')), '')
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #62332b97
+def _machine(prov)->str:
+    "Name the machine of a run."
+    machine = prov.get('machine') or {}
+    name, cores = machine.get('gpu') or machine.get('cpu') or 'unknown machine', machine.get('cores')
+    return f'{name}, {cores} cores' if cores and not machine.get('gpu') else str(name)
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #26bd8baa
 def _run_name(prov)->str:
-    "Name a published run; a speed is one of its machine."
-    return f"{prov['preset']} ({prov['machine']['cpu']})" if prov['preset'] == 'bench' else prov['preset']
+    "Name a published run, and say how much of it came from earlier ones."
+    return ', '.join(filter(None, (prov['preset'], _machine(prov), carried(prov) if 'variants' in prov else '')))
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #2a131700
+def _table(head, lines)->str:
+    "Lay out a Markdown table; nothing without lines."
+    ruled = [head, ['---'] * len(head), *lines]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in ruled) if lines else ''
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #bc263f60
+def _papers_table(files)->str:
+    "List the papers with their published runs."
+    lines, files = [], sorted(files, key=lambda file: _rank(file[2]['preset'], _presets))
+    for name, path in paper_notebooks().items():
+        mine = [(verdicts(rows), _run_name(p)) for paper, rows, p in files if paper == name]
+        links = [f'[{_markdown(title(path)[0])}](nbs/{path.name})'] + [''] * len(mine)
+        lines += [[link, _markdown(run), told] for link, (told, run) in zip(links, mine or [('', 'none yet')])]
+    return _table(['paper', 'published run', 'verdicts'], lines)
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #88e64b2c
+def _claims_table(files)->str:
+    "List every claim that was published, those that nobody attempted too."
+    found = [(paper, p['preset'], r) for paper, rows, p in files for r in rows if r.kind == 'claim']
+    found.sort(key=lambda c: _reading_order((c[0], c[2].id, c[1])))
+    effect = lambda r: '' if r.ours is None else f'{interval(r)} {_markdown(r.unit)}'.strip()
+    lines = [[_markdown(f'{paper} {r.id}'), _markdown(r.tests), _markdown(preset), effect(r), f'**{r.verdict}**']
+             for paper, preset, r in found]
+    return _table(['claim', 'what we test', 'preset', 'effect [95 %]', 'verdict'], lines)
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #e30ecf97
+_peers = ('transformers', 'nanoGPT')
+
+def _speed_table(files)->str:
+    "List the published races against other libraries."
+    races = [(paper, r, p) for paper, rows, p in files for r in rows
+             if r.kind == 'speed' and r.ours is not None and r.baseline_name.startswith(_peers)]
+    lines = [[_markdown(f'{paper} {r.id}'), _markdown(r.tests), _markdown(r.metric), interval(r), f'**{r.verdict}**',
+              _markdown(_machine(p))] for paper, r, p in races]
+    return _table(['race', 'what we test', 'ratio of', 'ratio [95 %]', 'verdict', 'machine'], lines)
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #39574516
+def _caveat(files)->str:
+    "Say how many published claims have no control, and how many lack the values of their arms."
+    claims = [(r, p.get('migrated') or {}) for _, rows, p in files for r in rows if r.kind == 'claim']
+    lost = sum(r.id in [*moved.get('no_arms', []), *moved.get('not_checked', [])] for r, moved in claims)
+    lacks = {'have no control': sum(not r.controls for r, _ in claims), 'do not keep the values of both arms': lost}
+    told = ', '.join(f'{n} {what}' for what, n in lacks.items() if n)
+    return f'Of {len(claims)} published claims, {told}.\n\n' if told else ''
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #e911cbad
+PICTURE = 'nbs/_static/claims.svg'   # in README
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #53b23573
+def published_forest()->Svg:
+    "Draw every published claim."
+    return forest(published_files(), names={name: title(path)[0] for name, path in paper_notebooks().items()})
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #a5341993
 def readme_table()->str:
-    "List the papers, with their published verdicts, as Markdown."
-    out, files = ['| paper | published run | verdicts |', '| --- | --- | --- |'], published_files()
-    for name, path in paper_notebooks().items():
-        mine = [(verdicts(rows), _run_name(p)) for paper, rows, p in files if paper == name] or [('', 'none yet')]
-        names = [f'[{title(path)[0]}](nbs/{path.name})'] + [''] * len(mine)
-        out += [f'| {link} | {run} | {summed} |' for link, (summed, run) in zip(names, mine)]
-    claims = [(paper, p['preset'], r)
-              for paper, rows, p in files for r in rows if r.kind == 'claim' and r.verdict != 'not attempted']
-    if claims:
-        out += ['', '| claim | what we test | preset | effect [95 %] | verdict |',
-                '| --- | --- | --- | --- | --- |']
-        out += [f'| {paper} {r.id} | {r.tests} | {preset} | {interval(r)} {r.unit} | **{r.verdict}** |'
-                for paper, preset, r in claims]
-    return '\n'.join(out)
+    "List the papers, their claims and their races, as published, in Markdown."
+    files = published_files()
+    picture = f'![Every published claim: what we test, its interval, its verdict]({PICTURE})'
+    parts = {'': _papers_table(files), f'### Claims\n\n{_caveat(files)}{picture}\n\n': _claims_table(files),
+             '### Speed\n\n': _speed_table(files)}
+    return '\n\n'.join(head + table for head, table in parts.items() if table)
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #f13f4a1b
 def update_readme(
     path:str|Path|None=None,   # None is README.md of the repository
 )->Path:
-    "Put the table between the two markers of README.md."
+    "Put the tables between the two markers of README.md, and draw its picture beside it."
     path, begin, end = Path(path or repo_root() / 'README.md'), '<!-- papers:begin -->', '<!-- papers:end -->'
     text = path.read_text(encoding='utf-8')
     if begin not in text or end not in text: raise ValueError(f'{path.name}: the markers {begin} and {end} are missing')
     before, after = text[:text.index(begin) + len(begin)], text[text.index(end):]
+    atomic_write(path.parent / PICTURE, published_forest())
     return atomic_write(path, f'{before}\n{readme_table()}\n{after}')
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #bd0a34dd
-def _picture(row:Row)->list[str]|None:   # where the interval begins, the effect, where it ends; the margin is at 60
-    "Place a claim's interval on a strip 120 wide."
-    if not row.ci95 or row.kind != 'claim' or row.ci95[0] >= row.ci95[1]: return None
-    at = row.margin or 0.
-    reach = max(abs(x - at) for x in row.ci95) or 1.
-    return [f'{60 + 55 * (x - at) / reach:.1f}' for x in (row.ci95[0], row.ours, row.ci95[1])]
+_wide, _pad = 240, 8   # of a bar, in its own units
+
+def _margins(row)->list[float]:
+    "The numbers that an effect is held against."
+    if row.rule == 'exact': return [row.bound]
+    return dict(equal=[-row.margin, row.margin], less=[-row.margin]).get(row.rule, [row.margin])
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #37bb9044
+def _scale(found:list[FoundRow]):   # a function: value -> place on the bar
+    "Find the scale on which effects, intervals, margins and 0 have a place."
+    values = [0.]
+    for f in found: values += [f.row.ours, *(f.row.ci95 or []), *(f.one_seed or []), *_margins(f.row)]
+    low, high = min(values), max(values)
+    return lambda x: round(_pad + (_wide - 2 * _pad) * (x - low) / ((high - low) or 1.), 1)
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #4d8d7e67
+def _region(row, at)->list[float]|None:   # left end, width
+    "Where an interval must lie for its claim to hold."
+    first, last = (at(m) for m in (_margins(row)[0], _margins(row)[-1]))
+    ends = dict(greater=(first, _wide), trend=(first, _wide), less=(0, last), equal=(first, last)).get(row.rule)
+    return ends and [ends[0], round(ends[1] - ends[0], 1)]
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #f44ef5d9
+def _mark(x:float, text:str)->dict:
+    "A label that does not leave the bar."
+    return dict(x=x, label=text, anchor='start' if x < _wide / 4 else 'end' if x > 3 * _wide / 4 else 'middle')
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #d68f53bc
+def _bar(f:FoundRow, at)->dict|None:   # None where there is nothing to draw
+    "Place an effect, its interval, its margin and 0 on one bar."
+    row = f.row
+    if row.kind != 'claim' or row.ours is None: return None
+    word, marks = 'bound' if row.rule == 'exact' else 'margin', _margins(row)
+    place = lambda pair: [at(x) for x in pair] if pair and pair[0] < pair[1] else None
+    label = f"{word} {'±' if len(marks) > 1 else ''}{number(marks[-1])}"
+    return dict(wide=_wide, zero=at(0.), zero_label=0. not in marks, zero_anchor=_mark(at(0.), '')['anchor'],
+                region=_region(row, at), marks=[_mark(at(m), label if m == marks[-1] else '') for m in marks],
+                new=place(f.one_seed), ends=place(row.ci95), at=at(row.ours),
+                label=f'{interval(row)} {row.unit}, {label}')
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #0c079a23
+def _carried(prov)->str:
+    "Say how many variants were computed by this run and how many came from earlier ones."
+    variants = prov.get('variants') or {}
+    if not variants: return 'not recorded'
+    carried = variants.get('carried') or []
+    from_where = '; '.join(f"{c['n']} from commit {c['commit']} on {c['machine']}" for c in carried)
+    told = f"{variants.get('computed', 0)} computed, {sum(c['n'] for c in carried)} carried over"
+    return f'{told} ({from_where})' if from_where else told
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #bebf2bb4
+def _run_facts(f:FoundRow)->list[tuple[str, str]]:   # name, text
+    "Say by which run a number was found."
+    seeds, told = ', '.join(map(str, f.prov.get('seeds') or [])), lambda what: str(f.prov.get(what, 'unknown'))
+    return [('machine', _machine(f.prov)), ('seeds', f"{f.row.n_seeds or 1} of the run's {seeds}"),
+            ('variants', _carried(f.prov)), ('date', told('date')), ('commit', told('commit'))]
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #8a9ce234
-def _facts(row:Row, prov:dict)->str:
-    "Say by which run a number was found."
-    machine = prov.get('machine') or {}
-    where = machine.get('gpu') or machine.get('cpu') or 'unknown machine'
-    return (f"{prov['preset']}, {row.n_seeds or 1} seed(s), {where}, {prov.get('date', 'no date')}, "
-            f"commit {prov.get('commit', 'unknown')}")
-
-# %% ../../nbs/lab/11_scoreboard.ipynb #3e58cbd8
-def _number_cell(row:Row, prov:dict, links:list)->dict:
-    "One number with its interval, a small picture of it, and where it comes from."
-    cpu = (prov.get('machine') or {}).get('cpu', '')
-    return dict(value='' if row.ours is None else row.ours, slug=row.verdict.replace(' ', '-'), interval=interval(row),
-                picture=_picture(row), unit=row.unit, verdict=row.verdict, why=row.why, facts=_facts(row, prov),
-                links=links, other_cpu=cpu if row.kind == 'speed' and cpu != cpu_name() else '')
+def _verdict_facts(f:FoundRow)->list[tuple[str, str]]:   # name, text
+    "Say what a verdict is made of."
+    r, one_seed = f.row, number_range(f.one_seed)
+    told = [("after Holm's correction", f.holm), ('effect [95 %]', f'{interval(r)} {r.unit}' if interval(r) else ''),
+            ('one new seed', f'{one_seed} {r.unit}' if one_seed else ''), ('interval', r.test),
+            ('held against', f'{r.baseline_name} {number(r.baseline_value)}'), ('units', number(r.n)),
+            ('design', r.design or 'not recorded'), ('looks', ', '.join(map(str, r.looks or []))), ('why', r.why)]
+    return [(name, text) for name, text in told if text.strip()]
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #7085bc2f
 def _links(files, page:Path)->list[tuple[str, str]]:   # what, address from the page
     "Link what exists."
     return [(what, Path(os.path.relpath(path, page.parent)).as_posix()) for what, path in files if path.exists()]
 
-# %% ../../nbs/lab/11_scoreboard.ipynb #3a74cdb6
-def _page_row(paper:str, id:str, preset:str, pub, loc, page:Path)->dict:
-    "One row of the page: the same result as published and as found here."
-    row = (pub or loc)[0]
-    ran = _links([('page', loc[2] / f'{paper}.html'), ('notebook', loc[2] / f'{paper}.ipynb')], page) if loc else []
+# %% ../../nbs/lab/11_scoreboard.ipynb #fdf64758
+def _run_links(f:FoundRow, paper:str, page:Path)->list[tuple[str, str]]:   # what, address from the page
+    "Link the notebook that gave a row, and its page."
+    if f.folder: return _links([('page', f.folder / f'{paper}.html'), ('notebook', f.folder / f'{paper}.ipynb')], page)
     # of a published run the repository has the notebook, and its page where the site was built
     source = paper_notebooks().get(paper)
-    read = _links([('page', repo_root() / f'_site/{source.stem}.html'), ('notebook', source)], page) if source else []
-    verdicts = '|'.join({x[0].verdict for x in (pub, loc) if x})
-    return dict(paper=paper, id=id, preset=preset, kind=row.kind, verdicts=verdicts,
-                title=row.tests or row.metric, measured=row.metric if row.tests else '',
-                how=' · '.join(filter(None, (row.dataset, row.protocol))),
-                paper_value='' if row.paper_value is None else row.paper_value, paper_number=number(row.paper_value),
-                paper_ref=row.paper_ref, published=_number_cell(*pub, read) if pub else None,
-                here=_number_cell(*loc[:2], ran) if loc else None)
+    if not source: return []
+    return _links([('page', repo_root() / f'_site/{source.stem}.html'), ('notebook', source)], page)
 
-# %% ../../nbs/lab/11_scoreboard.ipynb #1babb27d
-def side_by_side(
-    runs:str|Path|None=None,        # folder of runs; None is runs/ in the repository
-    problems:list[str]|None=None,   # as in `published_files`
-)->dict:   # (paper, row, preset) -> [published: row, provenance; here: row, provenance, folder]
-    "Bring together the same rows as published and as found on this machine; None where there is none."
-    found = {}
-    for paper, rows, prov in published_files(problems):
-        for r in rows: found.setdefault((paper, r.id, prov['preset']), [None, None])[0] = r, prov
-    for paper, rows, prov, folder in local_runs(runs, problems):
-        for r in rows: found.setdefault((paper, r.id, prov['preset']), [None, None])[1] = r, prov, folder
-    return found
+# %% ../../nbs/lab/11_scoreboard.ipynb #3e58cbd8
+def _side(f:FoundRow|None, at, links)->dict|None:
+    "What the page shows of a row as published, or as found here."
+    if f is None: return None
+    cpu, mine = (f.prov.get('machine') or {}).get('cpu', ''), f.row.kind == 'speed'
+    return dict(verdict=f.row.verdict, number=interval(f.row), unit=f.row.unit if f.row.ours is not None else '',
+                bar=_bar(f, at), facts=_verdict_facts(f) + _run_facts(f), links=links, why=f.row.why,
+                other_cpu=cpu if mine and cpu != cpu_name() else '')
 
-# %% ../../nbs/lab/11_scoreboard.ipynb #83c9bbba
-def rows_found(
-    runs:str|Path|None=None,   # as in `side_by_side`
-)->list[dict]:
-    "Give the page's rows as plain values, for a program."
-    return [dict(paper=paper, id=id, preset=preset, published=pub and pub[0].to_dict(), local=loc and loc[0].to_dict())
-            for (paper, id, preset), (pub, loc) in sorted(side_by_side(runs).items())]
+# %% ../../nbs/lab/11_scoreboard.ipynb #87acb6a0
+def _tags(f:FoundRow)->dict[str, str]:   # a word for the line -> a sentence
+    "Say what to know before believing a claim's verdict."
+    moved = f.prov.get('migrated') or {}
+    together = 'the verdict when all claims of the paper are judged together'
+    told = {f'Holm: {f.holm}': together} if f.holm not in ('', f.row.verdict) else {}
+    if f.row.id in moved.get('no_arms', []): told['arms not kept'] = 'the values of both arms were not kept'
+    if f.row.id in moved.get('not_checked', []): told['not recomputed'] = 'the interval cannot be computed again'
+    return told
 
-# %% ../../nbs/lab/11_scoreboard.ipynb #579e41ae
-_heads = ('paper', 'row', 'preset', 'what is held against the paper', "paper's value", 'published', 'verdict',
-          'this machine',
-          'verdict')
-_order = {kind: i for i, kind in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
+# %% ../../nbs/lab/11_scoreboard.ipynb #8824eec8
+def _marks(pub, loc, paper:str, id:str)->dict[str, str]:   # as in `_tags`
+    "The marks of a claim's line, of both its sides."
+    changed, mine, here = redesigned(paper, id), *(_tags(f) if f else {} for f in (pub, loc))
+    told = {'redesigned': f'the design {changed}'} if changed else {}
+    return told | mine | {f'here {word}' if pub else word: text for word, text in here.items()}
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #7a894c7b
+def _control_lines(pub, loc)->list[dict]:
+    "The controls of a claim, and what they showed."
+    return [dict(name=c['name'], must=control_rules[c['must']], where=where, number=_control_number(c))
+            for f, where in ((pub, 'published'), (loc, 'this machine')) if f for c in f.row.controls or []]
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #e5328187
+def _control_number(control)->str:
+    "What a control showed."
+    if control['ours'] is None: return 'not measured'
+    return number(control['ours']) + (f" [{number_range(control['ci95'])}]" if control['ci95'] else '')
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #3a74cdb6
+def _page_row(key:tuple, found:list, page:Path)->dict:
+    "One row of evidence: the same result as published and as found here."
+    paper, id, preset = key
+    row, sides = next(f for f in found if f).row, [_side(f, None, []) for f in found]
+    tags = dict.fromkeys(word for f in found if f for word in _tags(f))
+    held = f"must be {row.rule.replace('_', ' ')} {number(row.bound)}" if row.bound is not None else ''
+    return dict(paper=paper, id=id, preset=preset, kind=row.kind, verdicts='|'.join(f.row.verdict for f in found if f),
+                what=row.tests or row.metric, published=sides[0], here=sides[1], paper_ref=row.paper_ref,
+                how=' · '.join(filter(None, (row.metric if row.tests else '', held, row.dataset, row.protocol, *tags))),
+                paper_number=number(row.paper_value))
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #8bedaa1c
+def _absent(keys, found)->dict|None:
+    "Fold rows that nobody attempted: one line for each reason."
+    reasons = defaultdict(list)
+    for paper, id, preset in keys:
+        sides = [(f.row, where) for f, where in zip(found[paper, id, preset], ('published', 'this machine')) if f]
+        for why in dict.fromkeys(row.why for row, _ in sides):
+            where = ', '.join(where for row, where in sides if row.why == why)
+            reasons[paper, sides[0][0].kind, preset, where, why].append(id)
+    lines = [dict(paper=paper, kind=kind, preset=preset, where=where, why=why, ids=', '.join(ids))
+             for (paper, kind, preset, where, why), ids in reasons.items()]
+    return dict(n=len(keys), reasons=lines) if lines else None
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #98ce2ae6
+def _evidence(keys, found, page:Path)->dict:
+    "Show rows, those that nobody attempted folded."
+    tried = [k for k in keys if _attempted(found[k])]
+    return dict(rows=[_page_row(k, found[k], page) for k in tried],
+                absent=_absent([k for k in keys if k not in tried], found))
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #bd8f3814
+def _attempted(pair)->bool:
+    "Tell whether somebody tried to measure a row, published or here."
+    return any(f and f.row.verdict != 'not attempted' for f in pair)
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #4c8ee735
+def _claim_lines(found)->tuple[list, list]:   # keys with a line, keys that are folded
+    "Choose the claims' lines."
+    by_claim = defaultdict(list)
+    for key, (pub, loc) in found.items():
+        if (pub or loc).row.kind == 'claim': by_claim[key[:2]].append(key)
+    lines = []
+    for keys in by_claim.values():
+        keys.sort(key=lambda k: (found[k][0] is None, _rank(k[2], _presets)))
+        lines += [k for k in keys if _attempted(found[k])] or keys[:1]
+    folded = [k for keys in by_claim.values() for k in keys if k not in lines]
+    return sorted(lines, key=_reading_order), sorted(folded, key=_reading_order)
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #ff735af5
+def _claim_line(key:tuple, found:dict, below:list, page:Path)->dict:
+    "One claim: its line and what is folded beneath."
+    (paper, id, preset), (pub, loc) = key, found[key]
+    both = [f for f in (pub, loc) if f]
+    tried = [f for f in both if f.row.ours is not None]
+    at = _scale(tried) if tried else None
+    sides = [f and _side(f, at, _run_links(f, paper, page)) for f in (pub, loc)]
+    return dict(paper=paper, id=id, preset=preset, published=sides[0], here=sides[1], tests=both[0].row.tests,
+                verdicts='|'.join(f.row.verdict for f in both), marks=_marks(pub, loc, paper, id),
+                rank=_rank(both[0].row.verdict, _by_meaning),
+                rank_here=_rank(loc.row.verdict, _by_meaning) if loc else len(_by_meaning),
+                reasons=_reasons(pub, loc), facts=_claim_facts(both[0]), summary=_told(both, below),
+                controls=_control_lines(pub, loc), evidence=_evidence(below, found, page))
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #967710c2
+def _reasons(pub, loc)->list[tuple[str, str]]:   # verdict, why
+    "Say why a claim is not identified or not attempted."
+    both = {f.row.why: f.row.verdict + (' here' if f.folder and pub else '') for f in (loc, pub) if f and f.row.why}
+    return [(verdict, why) for why, verdict in both.items()]
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #22b69ed0
+def _claim_facts(f:FoundRow)->list[tuple[str, str]]:   # name, text
+    "Say what a claim is about."
+    r = f.row
+    told = [('the paper says', r.says), ('we test', r.tests), ('effect', r.metric), ('interval', cleared(r)),
+            ('data', r.dataset), ('protocol', r.protocol), ('in the paper', f'{number(r.paper_value)} {r.paper_ref}')]
+    return [(name, text) for name, text in told if text.strip()]
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #48a17795
+def _told(both, below)->str:
+    "Name what is folded beneath a claim's line."
+    n = max(len(f.row.controls or []) for f in both)
+    parts = ['what the paper says', f'{n} control{"s" * (n > 1)}' if n else 'no control',
+             f'{len(below)} row{"s" * (len(below) > 1)} of evidence' if below else '', 'run']
+    return ', '.join(filter(None, parts))
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #f622b873
+def _summary(found)->dict:
+    "Count claims by verdict, for each paper and run; failures first."
+    runs = defaultdict(Counter)
+    for (paper, _, preset), pair in found.items():
+        for here, f in enumerate(pair):
+            if f and f.row.kind == 'claim': runs[paper, here, preset][f.row.verdict] += 1
+    names = [v for v in _by_meaning if any(v in c for c in runs.values())]
+    order = sorted(runs, key=lambda k: (_paper_rank(k[0]), k[0], k[1], _rank(k[2], _presets)))
+    return dict(verdicts=names, lines=[_summary_line(k, runs[k], names) for k in order])
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #95e1bc2e
+def _summary_line(key, counts, names)->dict:
+    "One line of the summary."
+    paper, here, preset = key
+    go = lambda v: urlencode(dict(paper=paper, verdict=v, preset=preset, kind='claim'))
+    return dict(title=_paper_title(paper), kind='mine' if here else '', n=sum(counts.values()),
+                run=f"{preset}, {'this machine' if here else 'published'}",
+                counts=[(v, counts[v], go(v)) for v in names])
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #fc9e831a
+def _paper_title(paper:str)->str:
+    "The title of a paper's notebook, or its name where there is none."
+    notebook = paper_notebooks().get(paper)
+    return title(notebook)[0] if notebook else paper
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #82e07586
+_kind_titles = dict(claim='claims', table="the paper's tables, and further measurements", parity='equal numbers',
+                    speed='speed and memory', leak='leaks')
+
+def _groups(keys, found, page:Path)->list[dict]:
+    "Fold the rows that stand beneath no claim: by paper and kind."
+    parts = defaultdict(list)
+    for k in keys: parts[k[0], next(f for f in found[k] if f).row.kind].append(k)
+    papers = defaultdict(list)
+    for paper, kind in sorted(parts, key=lambda p: (_paper_rank(p[0]), p[0], _rank(p[1], _kinds))):
+        mine = parts[paper, kind]
+        told = _tally((found[k][0] or found[k][1]).row for k in mine)
+        papers[paper].append(dict(title=_kind_titles[kind], told=told, **_evidence(mine, found, page)))
+    return [dict(title=_paper_title(paper), groups=groups) for paper, groups in papers.items()]
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #c3d55160
+def _beneath(lines, found)->tuple[dict, list]:   # claim's key -> keys of its evidence; the keys of all other rows
+    "Put each row `Cn.arm` beneath claim Cn of its preset."
+    below, rest = {key: [] for key in lines}, []
+    for key in sorted(found, key=_reading_order):
+        if next(f for f in found[key] if f).row.kind == 'claim': continue
+        below.get((key[0], key[1].split('.')[0], key[2]), rest).append(key)
+    return below, rest
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #8160fc5d
 @lru_cache
 def _page_template():
-    "The page's template, out of this package."
+    "The page's template, out of this package; what is not seen in a text is written out, then jinja2 escapes it."
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    seen = lambda x: as_text(x, allowed='\n\t') if type(x) is str else x
     return Environment(loader=PackageLoader('papers_lib.lab', 'templates'), autoescape=True, undefined=StrictUndefined,
-                       trim_blocks=True).get_template('scoreboard.html')
+                       trim_blocks=True, finalize=seen).get_template('scoreboard.html')
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #dfc7e653
+def _page_values(found, page:Path)->dict:
+    "What the page shows."
+    lines, folded = _claim_lines(found)
+    below, rest = _beneath(lines, found)
+    claims = [_claim_line(k, found, below[k], page) | dict(place=i) for i, k in enumerate(lines)]
+    rows = [f.row for pair in found.values() for f in pair if f]
+    in_order = lambda values, known: sorted(set(values), key=lambda v: (_rank(v, known), v))
+    return dict(claims=sorted(claims, key=lambda c: (c['rank'], c['place'])), absent_claims=_absent(folded, found),
+                groups=_groups(rest, found, page), summary=_summary(found),
+                here=any(_attempted([loc]) for _, loc in found.values()),
+                papers=in_order((k[0] for k in found), list(paper_notebooks())),
+                kinds=in_order((r.kind for r in rows), _kinds), presets=in_order((k[2] for k in found), _presets),
+                verdicts=in_order((r.verdict for r in rows), _by_meaning))
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #87258e80
 def scoreboard(
     out:str|Path|None=None,     # the page; None is runs/scoreboard.html in the repository
     runs:str|Path|None=None,    # folder of local runs
 )->Path:
     "Write the page of all results."
     problems = []
-    out, found = Path(out or repo_root() / 'runs/scoreboard.html').resolve(), side_by_side(runs, problems)
-    row_of = lambda key: (found[key][0] or found[key][1])[0]
-    keys = sorted(found, key=lambda k: (k[0], _order[row_of(k).kind], k[1], k[2]))
-    page = _page_template().render(
-        heads=_heads, problems=problems, rows=[_page_row(*k, *found[k], out) for k in keys],
-        papers=sorted({k[0] for k in keys}), kinds=sorted({row_of(k).kind for k in keys}),
-        verdicts=sorted({x[0].verdict for k in keys for x in found[k] if x}))
-    return atomic_write(out, page)
+    out = Path(out or repo_root() / 'runs/scoreboard.html').resolve()
+    values = _page_values(side_by_side(runs, problems), out)
+    return atomic_write(out, _page_template().render(problems=problems, **values))

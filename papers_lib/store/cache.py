@@ -6,7 +6,7 @@
 from __future__ import annotations
 import os, re, shutil, sys, time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import NamedTuple
 from filelock import Timeout
 
 # %% auto #0
-__all__ = ['cache_dir', 'kept', 'note_read', 'reading', 'Usage', 'usage', 'prune']
+__all__ = ['cache_dir', 'kept', 'note_read', 'reading', 'Usage', 'usage', 'discard', 'prune']
 
 # %% ../../nbs/store/02_cache.ipynb #de4fca42
-from .files import CorruptFile, atomic_folder, locked, seal, sweep, unseal
+from .files import CorruptFile, atomic_folder, locked, seal, sweep, unfinished, unseal
 
 # %% ../../nbs/store/02_cache.ipynb #e0e02840
 def cache_dir()->Path:
@@ -34,43 +34,57 @@ def cache_dir()->Path:
 @lru_cache(maxsize=None)
 def _verified(folder, stamps): unseal(folder)
 
+# %% ../../nbs/store/02_cache.ipynb #b295f69c
 def _verify(folder:Path)->None:
     "Compare a folder with its seal, unless this process has and no file was touched since."
     files = sorted(p for p in folder.rglob('*') if not p.is_dir())
     stats = [p.lstat() for p in files]
     _verified(folder, tuple((p, s.st_mtime_ns, s.st_size, s.st_ino) for p, s in zip(files, stats)))
 
-# %% ../../nbs/store/02_cache.ipynb #cf3b3ca7
+# %% ../../nbs/store/02_cache.ipynb #797be5a3
 _name = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.,=+@-]{0,199}')
 
-def _make(folder, make, replace=False):
-    with atomic_folder(folder, replace=replace) as tmp:
+def _place(kind, key)->Path:
+    "The folder of a thing."
+    for field, value in (('kind', kind), ('key', key)):
+        if not _name.fullmatch(value): raise ValueError(f'{field}={value!r}: must be a plain file name')
+    return cache_dir() / kind / key
+
+# %% ../../nbs/store/02_cache.ipynb #cf2797cb
+def _make(folder, make, replace, resume):
+    with atomic_folder(folder, replace=replace, resume=resume) as tmp:
+        (tmp / 'manifest.json').unlink(missing_ok=True)       # of an attempt that was killed at the very end
         make(tmp)
         if not (tmp / 'manifest.json').exists(): seal(tmp)
 
+# %% ../../nbs/store/02_cache.ipynb #cf3b3ca7
 def kept(
     kind:str,                      # variants, corpora, models, downloads, data, ...: a folder of the cache
     key:str,                       # says everything that the content depends on: a name with a hash
     make:Callable[[Path], None],   # writes the content into the folder it is given; may `seal` it with facts of its own
     repair:bool=False,             # make a damaged one again, with a line on stderr; else CorruptFile
+    resume:bool=False,             # `make` goes on where an interrupted attempt stopped, in the same folder
 )->Path:                           # the folder, whole
     "Give a folder of the cache, made once and verified."
-    for field, value in (('kind', kind), ('key', key)):
-        if not _name.fullmatch(value): raise ValueError(f'{field}={value!r}: must be a plain file name')
-    folder = cache_dir() / kind / key
+    folder = _place(kind, key)
     if not folder.is_dir():
         with locked(folder):
-            if not folder.is_dir(): _make(folder, make)       # else another made it meanwhile
+            if not folder.is_dir(): _make(folder, make, False, resume)    # else another made it meanwhile
     try: _verify(folder)
     except CorruptFile as e:
         if not repair: raise CorruptFile(f'{e}; remove {folder} and it will be made again') from None
         print(f'{e}; it is made again', file=sys.stderr)
-        with locked(folder):
-            try: _verify(folder)                              # another may have mended it meanwhile
-            except CorruptFile: _make(folder, make, replace=True)
-        _verify(folder)
+        _mend(folder, make, resume)
     _opened(folder)
     return folder
+
+# %% ../../nbs/store/02_cache.ipynb #073bfc26
+def _mend(folder, make, resume):
+    "Make a damaged thing again, unless another has meanwhile."
+    with locked(folder):
+        try: _verify(folder)
+        except CorruptFile: _make(folder, make, True, resume)
+    _verify(folder)
 
 # %% ../../nbs/store/02_cache.ipynb #a9b7c1c8
 def _opened(folder):
@@ -88,6 +102,7 @@ def note_read(
     "Tell every open `reading` that something was read."
     for record in _recorders.get(): record[name] = hash
 
+# %% ../../nbs/store/02_cache.ipynb #8129abc3
 @contextmanager
 def reading()->Iterator[dict[str, str|None]]:   # name -> hash of what was read inside, None of what was absent
     "Collect what is read inside the block; blocks inside one another each collect it."
@@ -102,6 +117,7 @@ class Usage(NamedTuple):
     count:int     # things
     bytes:int     # of all their files, leftovers of killed writers included
 
+# %% ../../nbs/store/02_cache.ipynb #0d23ef2c
 def _bytes(path:Path)->int:
     "Size of a file, or of all files below a folder; what vanishes meanwhile counts nothing."
     total = 0
@@ -110,11 +126,30 @@ def _bytes(path:Path)->int:
         except FileNotFoundError: pass
     return total
 
+# %% ../../nbs/store/02_cache.ipynb #c88be58c
 def usage()->dict[str, Usage]:   # by kind
     "Tell what the cache holds."
     root = cache_dir()
     kinds = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     return {k.name: Usage(sum(not p.name.startswith('.') for p in k.iterdir()), _bytes(k)) for k in kinds}
+
+# %% ../../nbs/store/02_cache.ipynb #f4ac024b
+def _take_away(path:Path, place:Path)->None:
+    out = place.with_name(f'.{place.name}-pruned00')
+    os.rename(path, out)
+    shutil.rmtree(out, ignore_errors=True) if out.is_dir() else out.unlink(missing_ok=True)
+    place.with_name(f'.{place.name}.lock').unlink(missing_ok=True)
+
+# %% ../../nbs/store/02_cache.ipynb #effe5777
+def discard(
+    kind:str,      # as it was kept
+    key:str,
+)->None:
+    "Remove a kept thing, and what interrupted attempts left of it."
+    place = _place(kind, key)
+    for path in (place, unfinished(place)):
+        if not path.exists(): continue
+        with locked(place), suppress(FileNotFoundError): _take_away(path, place)
 
 # %% ../../nbs/store/02_cache.ipynb #a82713e9
 def prune(
@@ -125,14 +160,17 @@ def prune(
     gone, limit = [], time.time() - days * 86_400
     for kind in sorted(p for p in cache_dir().glob('*') if p.is_dir()):
         gone += sweep(kind)
-        for path in sorted(kind.glob('[!.]*')):
-            try:
-                with locked(path, timeout=0):
-                    if path.stat().st_mtime > limit: continue
-                    out = path.with_name(f'.{path.name}-pruned00')
-                    os.rename(path, out)                      # in one step, so that no reader finds a half
-                    shutil.rmtree(out, ignore_errors=True) if out.is_dir() else out.unlink(missing_ok=True)
-                    path.with_name(f'.{path.name}.lock').unlink(missing_ok=True)
-                    gone.append(path)
-            except (Timeout, FileNotFoundError): pass         # being made, or gone meanwhile
+        begun = {p: p.with_name(p.name[1:].removesuffix('.unfinished')) for p in kind.glob('.*.unfinished')}
+        things = {p: p for p in kind.glob('[!.]*')} | begun
+        gone += [path for path in sorted(things) if _pruned(path, things[path], limit)]
     return gone
+
+# %% ../../nbs/store/02_cache.ipynb #f10fef3a
+def _pruned(path:Path, place:Path, limit:float)->bool:
+    "Take a thing away if it was not opened since."
+    try:
+        with locked(place, timeout=0):
+            if path.stat().st_mtime > limit: return False
+            _take_away(path, place)
+            return True
+    except (Timeout, FileNotFoundError): return False         # being made, or gone meanwhile

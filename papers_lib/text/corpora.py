@@ -13,8 +13,8 @@ from torch import Tensor
 from jaxtyping import Int
 
 # %% auto #0
-__all__ = ['SEPARATOR', 'read_documents', 'clean', 'is_held_out', 'write_shards', 'Shards', 'TokenBatches', 'BloomFilter',
-           'word_spans', 'ngram_hashes', 'seen_ngrams', 'overlap']
+__all__ = ['SEPARATOR', 'read_documents', 'clean', 'is_held_out', 'dealt', 'write_shards', 'Shards', 'TokenBatches',
+           'BloomFilter', 'word_spans', 'ngram_hashes', 'seen_ngrams', 'overlap']
 
 # %% ../../nbs/text/02_corpora.ipynb #8e34eba8
 from ..store.files import CorruptFile, atomic_folder, seal, unseal
@@ -85,6 +85,15 @@ def is_held_out(
 )->bool:
     "Decide by a document's hash whether it belongs to the held-out one in `every`."
     return int.from_bytes(hashlib.sha256(doc.encode('utf-8')).digest()[:8], 'big') % every == 0
+
+# %% ../../nbs/text/02_corpora.ipynb #646bd12f
+def dealt(
+    docs:Sequence[str],    # of one source
+    every:int=5,           # documents, of which one is picked
+)->list[bool]:             # True for those that are picked
+    "Pick one document in `every` from the shortest to the longest, whatever order they come in."
+    rank = {doc: i for i, doc in enumerate(sorted(docs, key=lambda d: (len(d), d)))}
+    return [rank[doc] % every == 0 for doc in docs]
 
 # %% ../../nbs/text/02_corpora.ipynb #427d07b2
 def write_shards(
