@@ -2,13 +2,14 @@
 
 Needs apt-get (to download), the program `bible` of the package bible-kjv, and the Python package rdata (extra `data`).
 A document is a chapter; hard line ends inside a paragraph are joined.
-One chapter in twenty, chosen by its hash, is held out.
+One chapter in twenty, chosen by its hash, is held out. Of those of each novel, and of the Bible, one in five judges,
+from the shortest to the longest; the others are for choosing learning rates.
 """
 
 import gzip, hashlib, lzma, re, shutil, subprocess, tempfile, zlib
 from pathlib import Path
 
-from papers_lib.text.corpora import SEPARATOR, clean, is_held_out
+from papers_lib.text.corpora import SEPARATOR, clean, dealt, is_held_out
 
 target = Path(__file__).resolve().parents[1] / 'papers_lib/lab/books'
 packages = {'r-cran-janeaustenr': '1.0.0-1'}
@@ -60,6 +61,17 @@ def bible(text):
     return [clean('\n'.join(verses)) for verses in out.values()]
 
 
+def split(sources):
+    "Part the documents of each source into training, tuning and judging text; their order stays."
+    out = {'train': [], 'tune': [], 'valid': []}
+    for docs in sources:
+        held = [d for d in docs if is_held_out(d)]
+        judges = dict(zip(held, dealt(held)))
+        for d in docs:
+            out['train' if d not in judges else 'valid' if judges[d] else 'tune'].append(d)
+    return out
+
+
 def main():
     if not shutil.which('bible'):
         raise RuntimeError('the program `bible` is missing: apt-get install bible-kjv')
@@ -67,26 +79,24 @@ def main():
         for name, version in packages.items():
             subprocess.run(['apt-get', 'download', '-qq', f'{name}={version}'], cwd=tmp, check=True)
             subprocess.run(['dpkg', '-x', *Path(tmp).glob(f'{name}_*.deb'), tmp], check=True)
-        docs = [c for _, text in austen(Path(tmp)) for c in chapters(text)]
-    n_austen = len(docs)
-    docs += bible(
+        novels = [chapters(text) for _, text in austen(Path(tmp))]
+    scripture = bible(
         subprocess.run(
             ['bible', '-f', 'Gen1:1-Rev22:21'], stdin=subprocess.DEVNULL, capture_output=True, text=True
         ).stdout
     )
-    splits = {'train': [d for d in docs if not is_held_out(d)], 'valid': [d for d in docs if is_held_out(d)]}
     target.mkdir(parents=True, exist_ok=True)
     size = 0
-    for split, part in splits.items():
+    for name, part in split([*novels, scripture]).items():
         text = f'\n{SEPARATOR}\n'.join(part) + '\n'
         packed = lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
         size += len(packed)
-        (target / f'{split}.txt.xz').write_bytes(packed)
+        (target / f'{name}.txt.xz').write_bytes(packed)
         print(
-            f'{split}: {len(part)} documents, {len(text.split()):,} words, {len(text.encode()):,} bytes, '
+            f'{name}: {len(part)} documents, {len(text.split()):,} words, {len(text.encode()):,} bytes, '
             f'{len(packed):,} compressed, '
             f'sha256 of the text {hashlib.sha256(text.encode()).hexdigest()}'
         )
-    print(f'{n_austen} chapters of Austen, {len(docs) - n_austen} of the Bible; {size:,} of {limit:,} bytes')
+    print(f'{sum(map(len, novels))} chapters of Austen, {len(scripture)} of the Bible; {size:,} of {limit:,} bytes')
     if size > limit:
         raise RuntimeError(f'{size:,} bytes compressed: more than {limit:,}')

@@ -20,7 +20,7 @@ __all__ = ['sizes', 'ESCAPE', 'detokenizers', 'claims', 'runs', 'races', 'paper'
            'answer_question', 'race_scoring', 'Claims', 'pretrained']
 
 # %% ../nbs/04_gpt2.ipynb #55288411
-from .nn.blocks import Block, Decoder
+from .nn.blocks import Block, Decoder, residual_std
 from .nn.norms import LayerNorm
 from .nn.positions import LearnedPositions
 
@@ -87,12 +87,7 @@ class GPT2(Decoder):
 @patch
 def init_weights(self:GPT2):
     "Draw the weights of section 2.3: N(0, 0.02), residual outputs divided by sqrt(2 n_layer)."
-    for name, p in self.named_parameters():
-        if name.endswith('bias'): nn.init.zeros_(p)
-        elif p.dim() >= 2: nn.init.normal_(p, std=0.01 if name.startswith('positions') else 0.02)
-    with torch.no_grad():
-        for block in self.blocks:
-            for layer in (block.attn.out, block.mlp.proj): layer.weight /= math.sqrt(2 * self.cfg.n_layer)
+    self.draw_weights(lambda name: 0.01 if name.startswith('positions') else residual_std(name, self.cfg.n_layer))
 
 # %% ../nbs/04_gpt2.ipynb #c65521da
 sizes = {  # GPT-2 report, table 2; head counts from the released hparams.json

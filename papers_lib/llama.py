@@ -22,7 +22,7 @@ __all__ = ['sizes', 'layouts', 'SMOLLM2', 'claims', 'runs', 'llama_parts', 'race
 from .store.fetch import NotFound
 from .store.files import sha256
 from .nn.activations import gated_width
-from .nn.blocks import Block, Decoder
+from .nn.blocks import Block, Decoder, residual_std
 from .nn.linear import Linear
 from .nn.norms import RMSNorm
 from .nn.positions import RotaryPositions, convert_rope
@@ -96,14 +96,9 @@ class LLaMA(Decoder):
 
 # %% ../nbs/08_llama.ipynb #e8aac9ef
 @patch
-@torch.no_grad()
 def init_weights(self:LLaMA)->None:
     "Draw the weights: N(0, 0.02), residual outputs divided by sqrt(2 n_layer)."
-    if self.tok_emb.weight.is_meta: return                     # there is nothing to draw, and drawing it takes seconds
-    for p in self.parameters():
-        if p.dim() >= 2: nn.init.normal_(p, std=0.02)
-    for block in self.blocks:
-        for layer in (block.attn.out, block.mlp.proj): layer.weight /= math.sqrt(2 * self.cfg.n_layer)
+    self.draw_weights(lambda name: residual_std(name, self.cfg.n_layer))
 
 # %% ../nbs/08_llama.ipynb #68bdd261
 sizes = {  # LLaMA, table 2; widths of the MLP from the released code; LLaMA 2 70B: (8192, multiple of 4096, factor 1.3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decoders import broken, tiny
-from papers_lib.engine.score import score, score_text, token_nll, trie, trie_mask, windows
+from papers_lib.engine.score import score, score_text, texts_nll, token_nll, trie, trie_mask, windows
 
 
 @pytest.fixture(scope='module')
@@ -148,6 +148,39 @@ def test_token_nll_is_the_definition(model, stride):
     for start, end, first in windows(70, 16, stride):
         for j in range(first, end):
             assert nll[j] == pytest.approx(-full_text(model, x[start:j+1], [x[j+1]])[0], abs=1e-5)
+
+
+@pytest.mark.parametrize('batch_tokens', [1, 40, 4096])
+def test_texts_read_together_are_scored_as_each_by_itself(model, batch_tokens):
+    gen = torch.Generator().manual_seed(2)
+    texts = [torch.randint(0, 60, (n,), generator=gen).tolist() for n in (70, 3, 16, 1, 33, 3)] + [[]]
+    for eot in (60, None):
+        together = texts_nll(model, texts, 16, 8, eot=eot, batch_tokens=batch_tokens)
+        assert [len(nats) for nats in together] == [max(0, len(t) - (eot is None)) for t in texts]
+        for nats, text in zip(together, texts):
+            alone = token_nll(model, text, 16, 8, eot=eot)
+            assert nats.dtype == np.float32 and nats == pytest.approx(alone, abs=1e-5)
+    assert texts_nll(model, [], 16, 8) == []
+
+
+def test_windows_of_equal_length_share_a_pass_and_only_what_is_scored_gets_logits(model, monkeypatch):
+    shapes, rows, hidden, head = [], [], model.hidden, model.head
+    monkeypatch.setattr(model, 'hidden', lambda ids, **kw: shapes.append(tuple(ids.shape)) or hidden(ids, **kw))
+    monkeypatch.setattr(model, 'head', lambda h: rows.append(len(h)) or head(h))
+    texts_nll(model, [[1] * 40, [2] * 5, [3] * 40, [4] * 5], 16, 8, eot=60)
+    assert sorted(shapes) == [(2, 5), (8, 16)] and sum(rows) == 90              # not 2 x 5 + 8 x 16
+    shapes.clear()
+    texts_nll(model, [[1] * 40, [2] * 40], 16, 8, eot=60, batch_tokens=48)
+    assert shapes == [(3, 16), (3, 16), (2, 16)]
+
+
+def test_a_broken_text_is_named():
+    model = tiny()
+    with torch.no_grad(): model.tok_emb.weight[59] = torch.nan
+    head = model.head
+    model.head = lambda h: head(h).masked_fill(torch.arange(61) == 59, 0.)   # only what reads token 59 is spoilt
+    with pytest.raises(FloatingPointError, match='token 0 of text 1 .* and 3 others'):
+        texts_nll(model, [[1, 2, 3], [1, 59, 3, 4], [5]], 8, 8, eot=60)
 
 
 def test_first_token_needs_something_before_it(model):

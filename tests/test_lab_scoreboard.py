@@ -50,6 +50,7 @@ def test_published_rows_reach_the_readme_and_the_page(repo, tmp_path):
     update_readme()
     text = (tmp_path / 'README.md').read_text()
     assert readme_table() in text and 'OUTDATED' not in text and text.endswith('end\n') and '**holds**' in text
+    assert (tmp_path / page_of.PICTURE).read_text() == page_of.published_forest() and f']({page_of.PICTURE})' in text
     page = scoreboard().read_text()
     assert 'src=' not in page and '://' not in page and 'url(' not in page        # one file, no outside part
     assert 'href="toy/cpu/20200101-000000/toy.ipynb"' in page and 'href="../nbs/01_toy.ipynb"' in page
@@ -253,7 +254,8 @@ def test_the_readme_lists_every_claim_and_names_the_cpu(repo, tmp_path):
     here = add_run(tmp_path, preset='bench', rows=[speed(id=id, baseline_name=b) for id, b in against.items()])
     change(here / 'results.json', lambda d: d['provenance']['machine'].update(cpu='Elbrus 8', cores=2, gpu=None))
     publish(here)
-    papers, _, claims, _, speeds = readme_table().split('\n\n')
+    papers, claims, speeds = (block for block in readme_table().split('\n\n') if block.startswith('|'))
+    assert 'Of 3 published claims, 3 have no control.' in readme_table()
     assert 'Toy paper' in papers and 'claims: 1 fails, 1 holds, 1 not attempted' in papers
     assert [line.split('|')[1].strip() for line in claims.splitlines()[2:]] == ['toy C1', 'toy C2', 'toy C10']
     assert '| toy C2 | test of C2 | cpu |  | **not attempted** |' in claims and '| what we test |' in claims

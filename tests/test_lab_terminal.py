@@ -4,7 +4,7 @@ import io, os, pty, re, subprocess, sys, textwrap
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from papers_lib.lab.terminal import Lines, TextStream, amount, as_line, duration, megabytes, print_table
+from papers_lib.lab.terminal import TextStream, amount, as_line, duration, job_lines, megabytes, print_table
 
 EVIL = '[/red]\x1b[31m<b>x'
 SEEN = r'[/red]\x1b[31m<b>x'
@@ -102,7 +102,7 @@ def test_a_table_has_no_colour_but_on_a_terminal(monkeypatch):
 def test_without_a_terminal_a_job_has_a_line_now_and_then(monkeypatch):
     clock, log = [0.], io.StringIO()
     monkeypatch.setattr('time.monotonic', lambda: clock[0])
-    with Lines(log) as lines:
+    with job_lines(log) as lines:
         lines.say(f'gpt2: started {EVIL}')
         for clock[0] in range(0, 95):
             lines.show(dict(gpt2=f'cell {int(clock[0])}/60') | (dict(llama='cell 1/9') if clock[0] >= 50 else {}))
@@ -113,16 +113,16 @@ def test_without_a_terminal_a_job_has_a_line_now_and_then(monkeypatch):
 def test_a_closed_terminal_stops_nothing():
     class Closed(io.StringIO):
         def write(self, text): raise OSError(5, 'Input/output error')
-    with Lines(Closed(), every=0) as lines:
+    with job_lines(Closed(), every=0) as lines:
         lines.say('started')
         lines.show(dict(gpt2='cell 1/9'))
 
 
 SCRIPT = '''
 import sys
-from papers_lib.lab.terminal import Lines, TextStream
+from papers_lib.lab.terminal import TextStream, job_lines
 sys.stderr = TextStream(sys.stderr)                           # as a command has it
-with Lines() as lines:
+with job_lines() as lines:
     lines.say('gpt2: started')
     for n in range(5): lines.show({'gpt2': f'cell {n}/60', 'llama': 'a line ' * 30 + '\\x1b[31m'})
     lines.say('gpt2: finished [/red]\\x1b[32m')

@@ -8,7 +8,7 @@ from papers_lib.engine.score import score
 from papers_lib.nn import attention
 from papers_lib.nn.activations import gates
 from papers_lib.nn.attention import SelfAttention, attention_impls
-from papers_lib.nn.blocks import MLP, Block, Decoder
+from papers_lib.nn.blocks import MLP, Block, Decoder, draw_seed, init_by_name, normal_of, residual_std
 from papers_lib.nn.masks import causal, full, same_document
 from papers_lib.nn.norms import LayerNorm
 from papers_lib.nn.positions import Positions, position_kinds
@@ -189,3 +189,46 @@ def test_the_bias_hook_reaches_the_scores_of_every_layer(model, ids, impl, monke
         apart = model.tok_emb(ids)
         for j, block in enumerate(model.blocks): apart = block(apart, causal(), bias=None if i == j else bias)
         assert not a.allclose(model.head(model.norm_f(apart)), atol=1e-3)
+
+
+# ---- weights by name
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**62), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40))
+def test_more_rows_begin_with_the_rows_of_fewer(seed, few, more, width):
+    small, large = normal_of(seed, 'a.weight', (few, width)), normal_of(seed, 'a.weight', (few + more, width))
+    assert large[:few].equal(small) and not large[-few:].equal(small)
+
+
+def test_numbers_are_standard_normal_and_follow_from_seed_and_name_alone():
+    torch.manual_seed(0)
+    x = normal_of(3, 'a.weight', (300, 300))
+    torch.manual_seed(1); torch.set_default_dtype(torch.float64)
+    try: assert normal_of(3, 'a.weight', (300, 300)).equal(x) and x.dtype == torch.float32
+    finally: torch.set_default_dtype(torch.float32)
+    n = x.numel()
+    assert abs(x.mean()) < 4 / n**.5 and abs(x.var() - 1) < 4 * (2 / n)**.5
+    assert abs((x**4).mean() - 3) < 4 * (96 / n)**.5 and abs((x.abs() < 1).float().mean() - .6827) < 4 * (.22 / n)**.5
+    others = [normal_of(4, 'a.weight', (300, 300)), normal_of(3, 'b.weight', (300, 300)), normal_of(3, '', (300, 300))]
+    for y in others: assert abs((x * y).mean()) < 4 / n**.5                 # neither shifted nor related
+
+
+def test_the_same_numbers_under_another_standard_deviation():
+    one, two = Block(8, 2, 16), Block(8, 2, 16, norm='rms', bias=False, act='relu')
+    init_by_name(one, 7, lambda name: residual_std(name, 2, std=1.))
+    init_by_name(two, 7, lambda name: 3.)
+    theirs = dict(two.named_parameters())
+    for name, p in one.named_parameters():
+        if p.ndim == 1: assert (p == (0. if name.endswith('bias') else 1.)).all()
+        else: close(theirs[name] / 3., p * (2. if name in ('attn.out.weight', 'mlp.proj.weight') else 1.))
+
+
+def test_a_decoder_takes_its_seed_before_its_layers_draw_and_none_without_memory():
+    def seed(placement):
+        torch.manual_seed(5)
+        return Small(placement, 'none' if placement == 'post' else 'learned')._seed
+    assert seed('pre') == seed('post') > 0
+    state = torch.get_rng_state()
+    with torch.device('meta'): assert Small()._seed == draw_seed() == 0
+    assert torch.get_rng_state().equal(state)
+    assert draw_seed() != draw_seed()

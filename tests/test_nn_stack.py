@@ -172,6 +172,33 @@ def test_a_deeper_stack_begins_with_the_layers_of_a_shallow_one():
     assert all(many[k].equal(v) for k, v in few.items())
 
 
+def papers_class(name, seed=0, **sizes):
+    "GPT-2 or LLaMA, and the stack of its parts, both begun from one seed."
+    sizes = dict(n_vocab=50, ctx_len=24, d_model=32, n_layer=3, n_head=4) | sizes
+    torch.manual_seed(seed)
+    if name == 'gpt2': return GPT2(GPT2Config(**sizes)), model(Parts(), Sizes(**sizes), seed)
+    torch.manual_seed(seed)
+    return LLaMA(LLaMAConfig(**sizes)), model(LLAMA, Sizes(**sizes, d_ff=LLaMAConfig(**sizes).inner), seed)
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'llama'])
+def test_a_papers_class_starts_with_the_numbers_of_the_stack_of_its_parts(name):
+    paper, stack = (m.state_dict() for m in papers_class(name))
+    assert paper.keys() == stack.keys() and all(paper[k].equal(stack[k]) for k in paper)
+    other = papers_class(name, seed=1)[0].state_dict()
+    assert not any(other[k].equal(v) for k, v in paper.items() if v.ndim > 1)
+
+
+def test_papers_share_what_they_have_in_common():
+    "One seed, two classes: the embedding and what writes to the stream are the same numbers, the rest is other."
+    gpt2, llama = (dict(papers_class(name, n_layer=2)[0].named_parameters()) for name in ('gpt2', 'llama'))
+    same = {k for k in gpt2.keys() & llama.keys() if gpt2[k].shape == llama[k].shape}
+    assert {'tok_emb.weight', 'blocks.1.attn.out.weight', 'blocks.0.attn.qkv.weight'} <= same
+    assert all(gpt2[k].equal(llama[k]) for k in same)
+    fc = [m['blocks.0.mlp.fc.weight'] for m in (gpt2, llama)]            # 128 rows of GELU, 512 of SwiGLU
+    assert len(fc[0]) < len(fc[1]) and fc[0].equal(fc[1][:len(fc[0])])
+
+
 def test_no_two_parameters_or_models_share_their_numbers():
     torch.manual_seed(0)
     matrices = [p.flatten()[:100] for _ in range(2) for p in Stack(SIZES).parameters() if p.ndim > 1]

@@ -1,6 +1,7 @@
 "LLaMA: checkpoints that fit and checkpoints that do not, a model from one file, and what the module declares."
-import json
+import ast, json, re
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import gguf, numpy as np, pytest, torch
 from safetensors.torch import save_file
@@ -8,6 +9,8 @@ from safetensors.torch import save_file
 from papers_lib.engine.llm import LLM, NotSupported, LocalLLM, Recorded, render
 from papers_lib.engine.parity import parity, random_model
 from papers_lib.lab.bench import select_races
+from papers_lib.lab.plots import shown
+from papers_lib.lab.results import published
 from papers_lib.llama import (
     LLaMA, LLaMAConfig, assemble, claims, config_from_hf, dissemble, layouts, llama_parts, paper, read_llm, runs, sizes,
     stack_sizes)
@@ -16,6 +19,7 @@ from papers_lib.nn.stack import Parts, Stack
 from papers_lib.store.fetch import NotFound
 from papers_lib.store.files import CorruptFile
 from papers_lib.text.tokenizers import train_fast_bpe, vocabulary
+from shrunken import rows_of_a_small_run
 
 CFG = LLaMAConfig(n_vocab=300, ctx_len=64, d_model=64, n_layer=2, n_head=4, n_kv_head=2, d_ff=96)
 
@@ -295,3 +299,73 @@ def test_what_the_paper_declares():
                        ('S.train.memory.compiled', ['S.train.memory.compiled'])):
         assert [*select_races(paper.races, only)] == keys
     assert not {'norm', 'act', 'positions', 'bias', 'placement'} & {*asdict(CFG)}        # no switch of another paper
+
+
+# A claim and its outcome stand in one place (style.md 13)
+cells = json.loads((Path(__file__).parents[1] / 'nbs/08_llama.ipynb').read_text(encoding='utf-8'))['cells']
+
+
+def source(cell): return ''.join(cell['source'])
+
+
+def section(id):
+    "The cells of a claim's section: from the heading that names it to the next heading."
+    heads = [i for i, c in enumerate(cells) if c['cell_type'] == 'markdown' and re.match('#{2,3} ', source(c))]
+    start, = (i for i in heads if re.match(rf'### {id}: ', source(cells[i])))
+    return cells[start:next((i for i in heads if i > start), len(cells))]
+
+
+def outputs(cells, kind):
+    "What cells put out of one kind."
+    return [''.join(o['data'][kind]) for c in cells for o in c.get('outputs', []) if kind in o.get('data', {})]
+
+
+@pytest.mark.parametrize('id', claims)
+def test_a_claims_section_ends_in_a_figure_a_verdict_and_a_sentence_that_agrees_with_it(id):
+    within = section(id)
+    cards = [h for h in outputs(within, 'text/html') if 'class="verdict-card"' in h]
+    assert len(cards) == 1 and f'<b>llama {id}</b>' in cards[0] and outputs(within, 'image/png')
+    for words in ('**The paper.**', '**What would contradict it.**', '**Measured.**'):
+        assert words in source(within[0])
+    row, = (r for r in published('llama').rows if r.id == id)
+    assert f'>{row.verdict}</span>' in cards[0]
+    told = source(within[-1]).split('**To a friend:**')[1]
+    assert re.findall(r'\(\*([^*]+)\*', told) == [row.verdict], 'the sentence says another verdict than the row'
+
+
+def plotted():
+    "The patterns of the rows that figures draw, as they stand in the notebook."
+    trees = [ast.parse(source(c)) for c in cells if c['cell_type'] == 'code']
+    calls = [n for t in trees for n in ast.walk(t) if isinstance(n, ast.Call) and getattr(n.func, 'id', '') == 'shown']
+    assert all(ast.unparse(n.args[0]) == 'run.rows' and ast.unparse(n.args[2]) == "'llama'" for n in calls)
+    return [n.args[1].value for n in calls]
+
+
+def test_every_figure_finds_its_rows_among_the_published_ones():
+    patterns = plotted()
+    assert len(patterns) >= len(claims)
+    assert [p for p in patterns if not shown([], p, 'llama')[0]] == []
+
+
+def test_every_published_row_of_a_claim_with_a_number_is_drawn_in_some_figure():
+    drawn = {r.id for p in plotted() for r in shown([], p, 'llama')[0]}
+    judged = {r.id for r in published('llama').rows if r.kind in ('claim', 'table') and r.ours is not None}
+    assert judged - drawn == set()
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
+    rows = rows_of_a_small_run('llama', tmp_path, {
+        'model.d_model': 16, 'model.n_layer': 1, 'model.n_head': 2, 'model.ctx_len': 32, 'model.d_ff': 32,
+        'data.n_vocab': 512, 'train.n_step': 20, 'train.n_warmup': 2, 'train.eval_every': 0, 'claims.n_step': 5,
+        'claims.ratios': [1, 20, 30], 'claims.budgets': [1e8, 2e8], 'claims.widths': [8, 12, 16], 'claims.depth': 2,
+        'claims.rates': [1e-3, 1e-2], 'claims.warmups': [0, 2], 'claims.n_step_depth': 5, 'claims.n_step_sums': 5,
+        'claims.n_step_filter': 5, 'claims.n_token': 0})
+    grids = r'C1\.(5|10|50)|C2\.\de\+\d+|C6\.0.*|T[35]\..*'                  # rows that the grids of `cpu` name
+    told = {r.id for r in published('llama').rows if r.kind in ('claim', 'table') and r.ours is not None}
+    told = {id for id in told if not re.fullmatch(grids, id)}
+    own = {'C1.1', 'C1.loss.1', 'C1.loss.larger', 'C6.0.001.0', 'C6.0.01.2', 'T.loss.nobias', 'C8.none'}
+    assert told | own <= {id for id, r in rows.items() if r['ours'] is not None}
+    assert sum(id.startswith('C2.loss.') for id in rows) == 6
+    assert rows['C2']['n_seeds'] == 2                                  # models ran, wherever their minima lie
+    assert rows['C8']['verdict'] == 'holds' and {rows[f'C{i}']['verdict'] for i in (1, 4, 5)} == {'not identified'}

@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np, pytest, regex
 from hypothesis import given, settings, strategies as st
 
+from data_prep.books import split
 from papers_lib.lab import data
 from papers_lib.store.files import CorruptFile, seal
 from papers_lib.text.corpora import (
     BloomFilter,
     Shards,
     TokenBatches,
+    dealt,
+    is_held_out,
     ngram_hashes,
     overlap,
     read_documents,
@@ -335,6 +338,35 @@ def test_bloom_filter_forgets_nothing_and_rarely_lies():
         b.add(inside)
         assert b.seen(inside).all()
     assert exact.seen(outside).sum() == 0 and 0.03 < loose.seen(outside).mean() < 0.07
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.text(max_size=6), max_size=30, unique=True), st.integers(1, 7), st.randoms())
+def test_dealing_takes_every_so_manieth_by_length_whatever_the_order(docs, every, random):
+    picked = dealt(docs, every)
+    assert sum(picked) == -(-len(docs) // every)
+    again = random.sample(docs, len(docs))
+    assert {d for d, p in zip(again, dealt(again, every)) if p} == {d for d, p in zip(docs, picked) if p}
+    chosen = sorted(len(d) for d, p in zip(docs, picked) if p)
+    assert chosen == sorted(map(len, docs))[::every]
+
+
+def test_equal_documents_go_the_same_way():
+    picked = dealt(['aa', 'b', 'aa', 'ccc', 'dddd', 'aa'], every=2)
+    assert picked[0] == picked[2] == picked[5]
+
+
+def test_the_books_are_parted_by_the_rule_of_their_pipeline(books):    # which sets the cache
+    "Train holds nothing that is held out; what is held out of each novel and of the Bible is dealt, one in five."
+    parts = {split: [*data.documents('books', split)] for split in ('train', 'tune', 'valid')}
+    assert not any(map(is_held_out, parts['train'])) and all(map(is_held_out, parts['tune'] + parts['valid']))
+    novel = lambda d: d.lower().startswith('chapter')
+    starts = [i for i, d in enumerate(parts['valid']) if novel(d)]
+    assert starts == [*range(5)] and not any(map(novel, parts['valid'][5:]))          # one of each of five novels
+    scripture = [d for d in parts['tune'] + parts['valid'] if not novel(d)]
+    assert {d for d, p in zip(scripture, dealt(scripture)) if p} == {*parts['valid'][5:]}
+    assert split([scripture])['train'] == [] and split([parts['train'][:30]])['valid'] == []
+    assert split([scripture])['valid'] == [d for d, p in zip(scripture, dealt(scripture)) if p]
 
 
 def test_overlap_against_a_plain_set(books):

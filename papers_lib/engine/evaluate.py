@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['count_bytes', 'held_out', 'text_ids', 'passage_nats', 'clean_passages', 'spread', 'window_loss', 'generalisation']
+__all__ = ['count_bytes', 'split_documents', 'held_out', 'document_losses', 'text_ids', 'passage_nats', 'clean_passages',
+           'spread', 'window_loss', 'spread_loss', 'generalisation']
 
 # %% ../../nbs/engine/09_evaluate.ipynb #951f6a71
-from .score import token_nll
+from .score import texts_nll
 from .train import lm_loss
 from ..text.corpora import TokenBatches, seen_ngrams
 
@@ -26,19 +27,48 @@ def count_bytes(
     "Count the bytes that tokens write; an end of text writes none."
     return len(tok.decode(np.asarray(ids).tolist()).encode('utf-8'))
 
+# %% ../../nbs/engine/09_evaluate.ipynb #41ab6acb
+def _text(corpus, split):
+    "Find a split."
+    ids = getattr(corpus, split, None)
+    if ids is None: raise ValueError(f'split={split!r}: this corpus has no such text')
+    return ids
+
+# %% ../../nbs/engine/09_evaluate.ipynb #edbcea6a
+def split_documents(
+    ids:Sequence[int],    # a split, or the front of one
+    eot:int,              # ends each document
+)->list[np.ndarray]:      # each with its end of text; the last may have been cut before it
+    "Cut a run of tokens into its documents."
+    ids = np.asarray(ids)
+    docs = np.split(ids, np.flatnonzero(ids == eot) + 1)
+    return [d for d in docs if len(d)]
+
 # %% ../../nbs/engine/09_evaluate.ipynb #12c13268
 def held_out(
-    model:nn.Module,                  # a decoder: `hidden`, `head`
-    corpus,                           # has `valid` and `tokenizer`
-    max_tokens:int|None=20_000,       # tokens scored, from the front of the held-out text; None: all of it
-)->dict:                              # loss (nats a token), bpb (bits a byte), n_tokens and n_bytes scored
-    "Score the held-out text with half a context of history at least."
-    scored = np.asarray(corpus.valid[:max_tokens]).astype(np.int64)
-    ctx_len = model.cfg.ctx_len
-    nll = token_nll(model, scored, ctx_len=ctx_len, stride=max(1, ctx_len // 2), eot=corpus.tokenizer.eot)
-    n_bytes = count_bytes(corpus.tokenizer, scored)
-    bits = float(nll.sum(dtype=np.float64)) / math.log(2)
-    return dict(loss=float(nll.mean()), bpb=bits / n_bytes, n_tokens=len(nll), n_bytes=n_bytes)     # (1)
+    model:nn.Module,              # a decoder: `hidden`, `head`
+    corpus,                       # has the split and `tokenizer`
+    max_tokens:int|None=None,     # tokens scored, from the front of the split; None: all of it
+    *,
+    split:str='valid',            # what judges; 'tune': what learning rates are chosen on
+)->dict:                          # split, loss (nats a token), bpb (bits a byte), n_tokens, n_bytes; doc_* a document
+    "Score the held-out documents, each by itself, in windows of one context."
+    tok, t = corpus.tokenizer, model.cfg.ctx_len
+    docs = split_documents(_text(corpus, split)[:max_tokens], tok.eot)
+    nats = [float(x.sum(dtype=np.float64)) for x in texts_nll(model, docs, ctx_len=t, stride=t, eot=tok.eot)]
+    n_tokens, n_bytes = [len(d) for d in docs], [count_bytes(tok, d) for d in docs]
+    return dict(split=split, loss=sum(nats) / sum(n_tokens), bpb=sum(nats) / math.log(2) / sum(n_bytes),     # (1)
+                n_tokens=sum(n_tokens), n_bytes=sum(n_bytes), doc_nats=nats, doc_tokens=n_tokens, doc_bytes=n_bytes)
+
+# %% ../../nbs/engine/09_evaluate.ipynb #22f719c2
+def document_losses(
+    runs:Sequence[dict],    # `held_out` of one arm, one a seed
+)->tuple[list[list[float]], list[int]]:   # nats a token of each document, a row a seed; tokens of each document
+    "Lay the documents of several seeds side by side."
+    tokens = runs[0]['doc_tokens']
+    if any((r['split'], r['doc_tokens']) != (runs[0]['split'], tokens) for r in runs):
+        raise ValueError('the runs were not scored on the same documents in the same tokens')
+    return [[nats / n for nats, n in zip(r['doc_nats'], tokens)] for r in runs], tokens
 
 # %% ../../nbs/engine/09_evaluate.ipynb #4907e19a
 def text_ids(
@@ -56,8 +86,8 @@ def passage_nats(
 )->Float[np.ndarray, "n"]:        # nats of each whole passage
     "Score each passage on its own."
     t = model.cfg.ctx_len
-    nats = [token_nll(model, text_ids(tok, p), ctx_len=t, stride=max(1, t // 2)).sum() for p in passages]
-    return np.array(nats)
+    nats = texts_nll(model, [tok.encode(p) for p in passages], ctx_len=t, stride=max(1, t // 2), eot=tok.eot)
+    return np.array([x.sum() for x in nats])
 
 # %% ../../nbs/engine/09_evaluate.ipynb #0d1f5933
 def clean_passages(
@@ -96,6 +126,17 @@ def window_loss(
     parts = x.to(next(model.parameters()).device).split(batch_size)
     return sum(lm_loss(model, dict(ids=p[:, :-1], targets=p[:, 1:])).item() for p in parts) / x[:, 1:].numel()
 
+# %% ../../nbs/engine/09_evaluate.ipynb #1ba07ceb
+def spread_loss(
+    model:nn.Module,        # a decoder
+    corpus,                 # has the split
+    n:int=128,              # windows, at most
+    split:str='valid',
+)->float:                   # nats a token
+    "Score windows that are spread over the whole of a split: the number to watch while training."
+    t, tokens = model.cfg.ctx_len, _text(corpus, split)
+    return window_loss(model, tokens, spread((len(tokens) - 1) // t, n) * t)
+
 # %% ../../nbs/engine/09_evaluate.ipynb #2dbb43c5
 def generalisation(
     model:nn.Module,        # trained on `corpus.train`, in evaluation mode
@@ -107,6 +148,5 @@ def generalisation(
     "Score a model on windows it was trained on and on windows of held-out documents."
     t = model.cfg.ctx_len
     met = TokenBatches(corpus.train, t, 1, seed=seed).order(0)[:n_trained]
-    new = spread((len(corpus.valid) - 1) // t, n)
     return dict(loss_met=window_loss(model, corpus.train, met[spread(len(met), n)] * t),
-                loss_new=window_loss(model, corpus.valid, new * t))
+                loss_new=spread_loss(model, corpus, n))

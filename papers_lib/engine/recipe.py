@@ -11,12 +11,12 @@ from torch import nn
 from jaxtyping import Int
 
 # %% auto #0
-__all__ = ['n_params', 'steps_for', 'as_tokens', 'learn', 'train_lm']
+__all__ = ['FIRST_TUNING_SEED', 'n_params', 'steps_for', 'as_tokens', 'learn', 'train_lm', 'split_for']
 
 # %% ../../nbs/engine/06_recipe.ipynb #0474fbbd
 from ..text.corpora import TokenBatches
 from .train import FitResult, TrainConfig, fit
-from .evaluate import held_out
+from .evaluate import spread_loss
 
 # %% ../../nbs/engine/06_recipe.ipynb #600663c8
 def n_params(model:nn.Module)->int:
@@ -52,7 +52,7 @@ def learn(
     tokens,                         # a run of token ids, or `Shards`
     train:TrainConfig,
     *,
-    seed:int,                       # of the weights, the order of the windows, and dropout
+    seed:int,                       # of the weights, the order of the windows, and dropout; 100 and above: for tuning
     **fit_options,                  # of `fit`: evaluate, tracker, folder, device, loss_fn
 )->tuple[nn.Module, FitResult]:     # the model in evaluation mode
     "Train a model on a run of tokens."
@@ -69,9 +69,18 @@ def train_lm(
     train:TrainConfig,
     *,
     seed:int,                          # as in `learn`
-    **fit_options,                     # of `fit`; `evaluate` is the held-out loss if not given
+    **fit_options,                     # of `fit`; `evaluate` is the loss on held-out windows if not given
 )->tuple[nn.Module, FitResult]:        # the model in evaluation mode
-    "Train a language model on a corpus, with its loss on the held-out text."
+    "Train a language model on a corpus, with its loss on 128 held-out windows on the way."
     if 'evaluate' not in fit_options:
-        fit_options['evaluate'] = lambda model: dict(valid=held_out(model, corpus)['loss'])
+        fit_options['evaluate'] = lambda model: dict(valid=spread_loss(model, corpus))
     return learn(lambda: make(corpus.tokenizer.n_vocab), corpus.train, train, seed=seed, **fit_options)
+
+# %% ../../nbs/engine/06_recipe.ipynb #e955b927
+FIRST_TUNING_SEED = 100
+
+def split_for(
+    seed:int,
+)->str:      # 'tune' or 'valid'
+    "Name the text that a seed's model is scored on."
+    return 'tune' if seed >= FIRST_TUNING_SEED else 'valid'

@@ -11,7 +11,7 @@ from torch import Tensor
 from .generate import check_finite, evaluating
 
 # %% auto #0
-__all__ = ['trie', 'trie_mask', 'score', 'shared_prefix', 'score_text', 'windows', 'token_nll']
+__all__ = ['trie', 'trie_mask', 'score', 'shared_prefix', 'score_text', 'windows', 'texts_nll', 'token_nll']
 
 # %% ../../nbs/engine/08_score.ipynb #3ef389f1
 def trie(
@@ -163,34 +163,70 @@ def _row_nll(model, h, targets, rows=1024):
     return torch.cat([F.cross_entropy(model.head(a).float(), b, reduction='none')
                       for a, b in zip(h.split(rows), targets.split(rows))])
 
-# %% ../../nbs/engine/08_score.ipynb #502d44d6
+# %% ../../nbs/engine/08_score.ipynb #9a8a592f
+def _passes(cuts, batch_tokens):
+    "Put windows (text, first input, end of inputs, first target) of one length into passes of so many input tokens."
+    equal = {}
+    for cut in cuts: equal.setdefault(cut[2] - cut[1], []).append(cut)
+    for length, same in equal.items():
+        n = max(1, batch_tokens // length)
+        yield from (same[i:i + n] for i in range(0, len(same), n))
+
+# %% ../../nbs/engine/08_score.ipynb #dfb6d1c5
+def _put_back(flat, cuts, n):
+    "Give the losses of windows, in the order in which they were read, to their n texts."
+    pieces = np.split(flat, np.cumsum([b - first for _, _, b, first in cuts]))
+    found = [[] for _ in range(n)]
+    for (i, _, _, first), nats in zip(cuts, pieces): found[i].append((first, nats))
+    return [np.concatenate([flat[:0], *(nats for _, nats in sorted(f, key=lambda x: x[0]))]) for f in found]
+
+# %% ../../nbs/engine/08_score.ipynb #5cf3b2f2
+def _check_nats(texts):
+    "Refuse losses that are no numbers."
+    for i, nats in enumerate(texts):
+        bad = np.flatnonzero(~np.isfinite(nats))
+        if not len(bad): continue
+        where = 'the text' if len(texts) == 1 else f'text {i}'
+        raise FloatingPointError(f'token {bad[0]} of {where} has a loss of {nats[bad[0]]} nats, and {len(bad) - 1} '
+                                 f'others are no numbers: the weights have diverged or a sum has overflowed')
+
+# %% ../../nbs/engine/08_score.ipynb #0f2aeb12
 @torch.inference_mode()
+def texts_nll(
+    model:torch.nn.Module,           # a decoder: `hidden`, `head`
+    texts:Sequence[Sequence[int]],   # tokens of each text
+    ctx_len:int,                     # input tokens a window, at most the model's `ctx_len`
+    stride:int,                      # tokens that a window advances, at most `ctx_len`
+    *,
+    eot:int|None=None,               # token put before each text; None: a text's first token is only read
+    batch_tokens:int=4096,           # input tokens in one pass
+)->list[Float[np.ndarray, "n"]]:     # nats of each scored token, a row a text
+    "Score every token of some texts once, in windows."
+    if ctx_len > model.cfg.ctx_len:
+        raise ValueError(f'ctx_len={ctx_len}: the model reads at most ctx_len={model.cfg.ctx_len} tokens')
+    where, before = next(model.parameters()).device, [] if eot is None else [eot]
+    xs = [torch.from_numpy(np.concatenate([before, text]).astype(np.int64)) for text in texts]
+    cuts = [(i, *cut) for i, x in enumerate(xs) for cut in windows(len(x) - 1, ctx_len, stride)]
+    passes, nats = [*_passes(cuts, batch_tokens)], []
+    with evaluating(model):
+        for part in passes:
+            h = model.hidden(torch.stack([xs[i][a:b] for i, a, b, _ in part]).to(where))         # (b, t, d)
+            keep = torch.cat([row[first-a:] for row, (_, a, _, first) in zip(h, part)])
+            nats.append(_row_nll(model, keep, torch.cat([xs[i][first+1:b+1] for i, _, b, first in part]).to(where)))
+    flat = torch.cat(nats).cpu().numpy() if nats else np.zeros(0, dtype=np.float32)
+    out = _put_back(flat, [cut for part in passes for cut in part], len(xs))
+    _check_nats(out)
+    return out
+
+# %% ../../nbs/engine/08_score.ipynb #502d44d6
 def token_nll(
-    model:torch.nn.Module,   # a decoder: `hidden`, `head`
+    model:torch.nn.Module,   # as in `texts_nll`
     ids:Sequence[int],       # tokens of the text
-    ctx_len:int,             # input tokens a window, at most the model's `ctx_len`
-    stride:int,              # tokens that a window advances, at most `ctx_len`
+    ctx_len:int,             # as in `texts_nll`
+    stride:int,              # as in `texts_nll`
     *,
     eot:int|None=None,       # token put before the text, so that its first token is scored; None: `ids[0]` is only read
     batch_tokens:int=4096,   # input tokens in one pass
 )->Float[np.ndarray, "n"]:   # nats of each scored token: len(ids) of them with `eot`, else len(ids) - 1
     "Score every token of a text once, in overlapping windows."
-    if ctx_len > model.cfg.ctx_len:
-        raise ValueError(f'ctx_len={ctx_len}: the model reads at most ctx_len={model.cfg.ctx_len} tokens')
-    where = next(model.parameters()).device
-    x = torch.as_tensor(np.asarray(ids, dtype=np.int64))
-    if eot is not None: x = torch.cat([torch.tensor([eot]), x])
-    cuts = windows(len(x) - 1, ctx_len, stride)
-    n, out = max(1, batch_tokens // ctx_len), []
-    with evaluating(model):
-        for i in range(0, len(cuts), n):
-            part = cuts[i:i+n]
-            h = model.hidden(torch.stack([x[a:b] for a, b, _ in part]).to(where))                # (b, t, d)
-            keep = torch.cat([row[first-a:] for row, (a, _, first) in zip(h, part)])
-            out.append(_row_nll(model, keep, torch.cat([x[first+1:b+1] for _, b, first in part]).to(where)))
-    nats = torch.cat(out).cpu().numpy() if out else np.zeros(0, dtype=np.float32)
-    bad = np.flatnonzero(~np.isfinite(nats))
-    if len(bad):
-        raise FloatingPointError(f'token {bad[0]} of the text has a loss of {nats[bad[0]]} nats, and {len(bad) - 1} '
-                                 f'others are no numbers: the weights have diverged or a sum has overflowed')
-    return nats
+    return texts_nll(model, [ids], ctx_len, stride, eot=eot, batch_tokens=batch_tokens)[0]

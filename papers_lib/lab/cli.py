@@ -15,7 +15,7 @@ import typer
 __all__ = ['app', 'machine_lines', 'next_step', 'main']
 
 # %% ../../nbs/lab/14_cli.ipynb #3d2ed15f
-from .terminal import Lines, TextStream, amount, as_line, as_text, duration, megabytes, print_table
+from .terminal import TextStream, amount, as_line, as_text, duration, job_lines, megabytes, print_table
 
 # %% ../../nbs/lab/14_cli.ipynb #0f06c760
 app = typer.Typer(help='Reproduce papers: run their notebooks, publish and show the results.', no_args_is_help=True,
@@ -207,6 +207,16 @@ def _dry_run(names, preset, parameters, as_json):
             _print_plan(name, preset, told)
     if unfit: _stop('; '.join(unfit.values()), 1)
 
+# %% ../../nbs/lab/14_cli.ipynb #f3b63e85
+def _follow(names, preset, jobs, parameters, timeout, out)->list[dict]:   # one status a paper
+    "Run notebooks and show how far they are."
+    from papers_lib.lab.runner import run_notebooks
+    try:
+        with job_lines() as lines:
+            return run_notebooks(names, preset, jobs, parameters, timeout, out, report=lines.say, progress=lines.show)
+    except OSError as e: _stop(e, 2 if isinstance(e, FileNotFoundError) else 1)
+    except KeyboardInterrupt: _stop('interrupted; finished runs are kept', 130)
+
 # %% ../../nbs/lab/14_cli.ipynb #8e45d3a4
 @app.command('run')
 @_one_line
@@ -222,15 +232,11 @@ def _run(
     as_json:_Json=False,
 ):
     "Execute notebooks headless."
-    from papers_lib.lab.runner import run_notebooks, stops_like_ctrl_c
+    from papers_lib.lab.runner import stops_like_ctrl_c
     stops_like_ctrl_c()
     parameters = _parameters(set_ or [])
     if dry_run: return _dry_run(names, preset, parameters, as_json)
-    try:
-        with Lines() as lines:
-            done = run_notebooks(names, preset, jobs, parameters, timeout, out, report=lines.say, progress=lines.show)
-    except OSError as e: _stop(e, 2 if isinstance(e, FileNotFoundError) else 1)
-    except KeyboardInterrupt: _stop('interrupted; finished runs are kept', 130)
+    done = _follow(names, preset, jobs, parameters, timeout, out)
     if as_json: print(json.dumps(done, indent=1))
     else:
         _show(done)
@@ -437,6 +443,17 @@ def _doctor(as_json:_Json=False):
     print_table(['what', 'found', 'advice'], rows[:-1])
     print('\n' + textwrap.fill(as_line(rows[-1][1]), shutil.get_terminal_size().columns, break_on_hyphens=False))
 
+# %% ../../nbs/lab/14_cli.ipynb #cba4035f
+def _raced(declared, only, seed, peer)->list:   # rows
+    "Run races, a line each as it ends."
+    from papers_lib.lab.bench import run_races
+    rows = []
+    for row in run_races(declared, only, seed, peer):
+        rows.append(row)
+        interval = f'[{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]'
+        print(as_text(f'{row.id:24} {row.ours:.3g} {interval}  bound {row.bound:.3g}  {row.verdict}'), flush=True)
+    return rows
+
 # %% ../../nbs/lab/14_cli.ipynb #9ae8223b
 @app.command('bench')
 @_one_line
@@ -447,25 +464,24 @@ def _bench(
     peer:Annotated[Optional[Path], typer.Option(help='a checkout of nanoGPT, raced beside transformers')]=None,
 ):
     "Measure a paper's speed rows."
-    declared = _paper(paper)
-    from papers_lib.lab.bench import run_races
-    from papers_lib.lab.results import fresh_folder, provenance, repo_root, write_results
     from papers_lib.lab.runner import stops_like_ctrl_c
-    from papers_lib.store.files import atomic_write
+    declared, started = _paper(paper), time.time()
     stops_like_ctrl_c()
-    started, rows = time.time(), []
-    try:
-        for row in run_races(declared, only, seed, peer):
-            rows.append(row)
-            interval = f'[{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]'
-            print(as_text(f'{row.id:24} {row.ours:.3g} {interval}  bound {row.bound:.3g}  {row.verdict}'), flush=True)
+    try: rows = _raced(declared, only, seed, peer)
     except ValueError as e: _stop(e)
     except KeyboardInterrupt: _stop('interrupted; nothing is written', 130)
     if not rows: _stop(f'{paper}: this machine can measure no such speed row')
+    print(_write_bench(paper, rows, seed, started, only))
+
+# %% ../../nbs/lab/14_cli.ipynb #5e41bae7
+def _write_bench(paper, rows, seed, started, only)->Path:
+    "Write speed rows as a finished run."
+    from papers_lib.lab.results import fresh_folder, provenance, repo_root, write_results
+    from papers_lib.store.files import atomic_write
     folder = fresh_folder(repo_root() / 'runs' / paper / 'bench')
     write_results(folder / 'results.json', rows, provenance('bench', [seed], started, claims=only or 'all'))
     atomic_write(folder / 'status.json', json.dumps(dict(paper=paper, preset='bench', status='finished')))
-    print(folder)
+    return folder
 
 # %% ../../nbs/lab/14_cli.ipynb #a5818086
 def _unfit(name:str)->str:   # '' if it is a good name

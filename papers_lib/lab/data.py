@@ -27,6 +27,7 @@ adapters:dict[str, Callable[[bytes], bytes]] = {   # what a source needs to beco
     'unix': lambda raw: raw.replace(b'\r', b''),   # lines of another system
 }
 
+# %% ../../nbs/lab/01_data.ipynb #7d496e09
 @dataclass(frozen=True)
 class FileSpec:
     "A file of a data set in its canonical form."
@@ -253,6 +254,7 @@ def _at_hand(name)->str|None:   # its hash; None if it would have to be fetched,
     kept_here = (cache_dir() / 'data' / _cache_key(name, spec)).is_dir()
     return spec.hash if kept_here or spec.embedded or mirrored else None
 
+# %% ../../nbs/lab/01_data.ipynb #af685892
 finders[''] = _at_hand
 
 def available(
@@ -295,21 +297,25 @@ class LMCorpus:
     hash:str               # of the set, the vocabulary size and how the tokens were made
     tokenizer:FastBPE
     train:Shards
-    valid:Shards
+    valid:Shards           # judges
+    tune:Shards|None       # judges nothing: learning rates are chosen on it; None where the set has no tune.txt
 
 # %% ../../nbs/lab/01_data.ipynb #303a4ddf
 def _tokenise(name, n_vocab, folder):
-    "Train a tokenizer on a set's training text and write both splits as tokens."
+    "Train a tokenizer on a set's training text and write the splits as tokens."
     tok = train_fast_bpe(documents(name), n_vocab)
     tok.save(folder / 'tokenizer')
-    for split in ('train', 'valid'): write_shards(documents(name, split), tok, folder / split)
+    for split in _splits(name): write_shards(documents(name, split), tok, folder / split)
 
+def _splits(name): return [s for s in ('train', 'valid', 'tune') if f'{s}.txt' in registry[name].files]
+
+# %% ../../nbs/lab/01_data.ipynb #5747ff8f
 def lm_corpus(
-    name:str,        # a text set with train.txt and valid.txt
+    name:str,        # a text set with train.txt and valid.txt, and tune.txt if it has a tuning text
     n_vocab:int,     # byte-level BPE vocabulary, end of text included
 )->LMCorpus:
     "Tokenise a text set once, and open it."
     hash = hashlib.sha256(f'{get(name).hash} {n_vocab} {definitions_hash(_tokenise)}'.encode()).hexdigest()
     folder = kept('corpora', f'{name}-{n_vocab}-{hash[:16]}', lambda tmp: _tokenise(name, n_vocab, tmp))
-    return LMCorpus(name, hash, FastBPE.load(folder / 'tokenizer'), Shards.open(folder / 'train'),
-                    Shards.open(folder / 'valid'))
+    split = {s: Shards.open(folder / s) for s in _splits(name)}
+    return LMCorpus(name, hash, FastBPE.load(folder / 'tokenizer'), split['train'], split['valid'], split.get('tune'))

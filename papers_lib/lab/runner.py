@@ -8,6 +8,7 @@ import json, os, shutil, signal, subprocess, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from fastcore.basics import patch
 
 # %% auto #0
 __all__ = ['BadRequest', 'check_request', 'execute', 'stops_like_ctrl_c', 'run_notebooks']
@@ -107,23 +108,26 @@ class _Watch:
         timeout:int,     # seconds
     ): self.out, self.status, self.timeout, self.timer = out, status, timeout, None
 
-    def begin(self, cell, cell_index):
-        self.end()
-        self.status['cell'] = cell_index
-        if cell.cell_type == 'code': self.write()
-        self.timer = threading.Timer(self.timeout, self.give_up)
-        self.timer.daemon = True
-        self.timer.start()
-
     def end(self, **_):
         if self.timer: self.timer.cancel()
 
-    def give_up(self):
-        self.status.update(status='failed', error=f'a cell took longer than {self.timeout} s')
-        self.write()
-
     def write(self):
         with suppress(OSError): atomic_write(self.out / 'status.json', json.dumps(self.status), flush=False)
+
+# %% ../../nbs/lab/07_runner.ipynb #bb459656
+@patch
+def begin(self:_Watch, cell, cell_index):
+    self.end()
+    self.status['cell'] = cell_index
+    if cell.cell_type == 'code': self.write()
+    self.timer = threading.Timer(self.timeout, self.give_up)
+    self.timer.daemon = True
+    self.timer.start()
+
+@patch
+def give_up(self:_Watch):
+    self.status.update(status='failed', error=f'a cell took longer than {self.timeout} s')
+    self.write()
 
 # %% ../../nbs/lab/07_runner.ipynb #309394eb
 def _whole_files(folder:Path)->None:
@@ -255,22 +259,29 @@ class _Jobs:
         self.running:dict[subprocess.Popen, tuple[str, Path]] = {}             # process -> paper, folder
         self.done:list[dict] = []
 
-    def begin(self, name, notebook):
-        try: process, folder = _launch(name, notebook, self.base / name / self.preset, self.common)
-        except OSError as e: return self.never_began(name, str(e))
-        self.running[process] = name, folder
-        _say(self.report, dict(paper=name, status='started'))
+# %% ../../nbs/lab/07_runner.ipynb #6d1f3439
+@patch
+def start(self:_Jobs, name, notebook):
+    try: process, folder = _launch(name, notebook, self.base / name / self.preset, self.common)
+    except OSError as e: return self.never_began(name, str(e))
+    self.running[process] = name, folder
+    _say(self.report, dict(paper=name, status='started'))
 
-    def never_began(self, name, why):
-        self.ended(dict(paper=name, preset=self.preset, status='failed', error=why, folder=''))
+# %% ../../nbs/lab/07_runner.ipynb #c4803c59
+@patch
+def ended(self:_Jobs, status):
+    self.done.append(status)
+    _say(self.report, status)
 
-    def ended(self, status):
-        self.done.append(status)
-        _say(self.report, status)
+@patch
+def never_began(self:_Jobs, name, why):
+    self.ended(dict(paper=name, preset=self.preset, status='failed', error=why, folder=''))
 
-    def collect(self):
-        for p in [p for p in self.running if p.poll() is not None]:
-            self.ended(_outcome(self.preset, *self.running.pop(p)))
+# %% ../../nbs/lab/07_runner.ipynb #3a910e86
+@patch
+def collect(self:_Jobs):
+    for p in [p for p in self.running if p.poll() is not None]:
+        self.ended(_outcome(self.preset, *self.running.pop(p)))
 
 # %% ../../nbs/lab/07_runner.ipynb #b73cc4be
 def run_notebooks(
@@ -302,7 +313,7 @@ def _follow(all_jobs, todo, jobs, progress)->None:
     told = 0.
     try:
         while todo or all_jobs.running:
-            while todo and len(all_jobs.running) < jobs: all_jobs.begin(*todo.pop(0))
+            while todo and len(all_jobs.running) < jobs: all_jobs.start(*todo.pop(0))
             all_jobs.collect()
             if progress and time.monotonic() - told >= 1:
                 told = time.monotonic()

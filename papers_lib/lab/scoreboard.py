@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 # %% auto #0
 __all__ = ['PICTURE', 'published_files', 'local_runs', 'FoundRow', 'side_by_side', 'rows_found', 'verdicts', 'title',
-           'readme_table', 'published_forest', 'update_readme', 'scoreboard']
+           'published_forest', 'readme_table', 'update_readme', 'scoreboard']
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #67ef9ab1
 from ..store.files import atomic_write
@@ -22,6 +22,7 @@ from .plots import Svg, forest
 from .results import (
     carried, cleared, cpu_name, finished_runs, interval, number, number_range, paper_notebooks, read_object,
     read_results, redesigned, repo_root, results_dir)
+from .terminal import as_line, as_text
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #8825cb6c
 def _readable(paths, problems:list[str])->list[tuple]:   # path, rows, provenance
@@ -121,17 +122,10 @@ def _reading_order(key:tuple)->tuple:   # paper, id, preset
     paper, id, preset = key
     return _paper_rank(paper), paper, _counted(id), _rank(preset, _presets)
 
-# %% ../../nbs/lab/11_scoreboard.ipynb #253070c1
-_unseen = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]')
-
-def _visible(text:str)->str:
-    "Write out the control characters of a text."
-    return _unseen.sub(lambda m: m[0].encode('unicode_escape').decode(), text)
-
 # %% ../../nbs/lab/11_scoreboard.ipynb #8955272f
 def _markdown(text:str)->str:
     "Write a text for a cell of a Markdown table."
-    return re.sub(r'([\\|*_`\[\]~])', r'\\\1', html.escape(' '.join(_visible(text).split()), quote=False))
+    return re.sub(r'([\\|*_`\[\]~])', r'\\\1', html.escape(as_line(text), quote=False))
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #5ec1a9b4
 def verdicts(rows:list[Row])->str:
@@ -206,19 +200,31 @@ def _speed_table(files)->str:
               _markdown(_machine(p))] for paper, r, p in races]
     return _table(['race', 'what we test', 'ratio of', 'ratio [95 %]', 'verdict', 'machine'], lines)
 
-# %% ../../nbs/lab/11_scoreboard.ipynb #a5341993
-def readme_table()->str:
-    "List the papers, their claims and their races, as published, in Markdown."
-    files = published_files()
-    parts = {'': _papers_table(files), '### Claims\n\n': _claims_table(files), '### Speed\n\n': _speed_table(files)}
-    return '\n\n'.join(head + table for head, table in parts.items() if table)
+# %% ../../nbs/lab/11_scoreboard.ipynb #39574516
+def _caveat(files)->str:
+    "Say how many published claims have no control, and how many lack the values of their arms."
+    claims = [(r, p.get('migrated') or {}) for _, rows, p in files for r in rows if r.kind == 'claim']
+    lost = sum(r.id in [*moved.get('no_arms', []), *moved.get('not_checked', [])] for r, moved in claims)
+    lacks = {'have no control': sum(not r.controls for r, _ in claims), 'do not keep the values of both arms': lost}
+    told = ', '.join(f'{n} {what}' for what, n in lacks.items() if n)
+    return f'Of {len(claims)} published claims, {told}.\n\n' if told else ''
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #e911cbad
 PICTURE = 'nbs/_static/claims.svg'   # in README
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #53b23573
 def published_forest()->Svg:
     "Draw every published claim."
     return forest(published_files(), names={name: title(path)[0] for name, path in paper_notebooks().items()})
+
+# %% ../../nbs/lab/11_scoreboard.ipynb #a5341993
+def readme_table()->str:
+    "List the papers, their claims and their races, as published, in Markdown."
+    files = published_files()
+    picture = f'![Every published claim: what we test, its interval, its verdict]({PICTURE})'
+    parts = {'': _papers_table(files), f'### Claims\n\n{_caveat(files)}{picture}\n\n': _claims_table(files),
+             '### Speed\n\n': _speed_table(files)}
+    return '\n\n'.join(head + table for head, table in parts.items() if table)
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #f13f4a1b
 def update_readme(
@@ -494,7 +500,7 @@ def _beneath(lines, found)->tuple[dict, list]:   # claim's key -> keys of its ev
 def _page_template():
     "The page's template, out of this package; what is not seen in a text is written out, then jinja2 escapes it."
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    seen = lambda x: _visible(x) if type(x) is str else x
+    seen = lambda x: as_text(x, allowed='\n\t') if type(x) is str else x
     return Environment(loader=PackageLoader('papers_lib.lab', 'templates'), autoescape=True, undefined=StrictUndefined,
                        trim_blocks=True, finalize=seen).get_template('scoreboard.html')
 

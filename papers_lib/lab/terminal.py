@@ -7,9 +7,10 @@ from __future__ import annotations
 import io, re, sys, time
 from collections.abc import Sequence
 from contextlib import suppress
+from fastcore.basics import patch
 
 # %% auto #0
-__all__ = ['as_text', 'as_line', 'TextStream', 'amount', 'megabytes', 'duration', 'print_table', 'Lines']
+__all__ = ['as_text', 'as_line', 'TextStream', 'amount', 'megabytes', 'duration', 'print_table', 'job_lines']
 
 # %% ../../nbs/lab/15_terminal.ipynb #e1534313
 _commands = re.compile('[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]')
@@ -106,7 +107,8 @@ def print_table(
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
-    console = Console(file=file, highlight=False, emoji=False)
+    file = file or sys.stdout
+    console = Console(file=file, highlight=False, emoji=False, force_jupyter=False, force_terminal=file.isatty())
     cells = [[[as_line(line) for line in (c if isinstance(c, list) else [c])] for c in row] for row in rows]
     widths = _share([[[h], *column] for h, *column in zip(heads, *cells)], console.width - 2 * (len(heads) - 1))
     columns = [Column(h, overflow='fold', width=w, justify='right' if h in right else 'left')
@@ -116,49 +118,55 @@ def print_table(
     console.print(table)
 
 # %% ../../nbs/lab/15_terminal.ipynb #7fa29a71
-class Lines:
-    "Lines of what runs, a job each: in place on a terminal, else one now and then."
-    def __init__(self,
-        stream=None,        # None is the standard error
-        every:float=30.,    # seconds between two lines of a job where there is no terminal
-    ):
-        self.stream = stream or getattr(sys.stderr, 'stream', sys.stderr)   # the real one, behind a `TextStream`
-        self.every, self.last, self.live = every, {}, None
+class _Log:
+    "Where there is no terminal: a line of each job now and then."
+    def __init__(self, stream, every): self.stream, self.every, self.last = stream, every, {}
+    def __enter__(self): return self
+    def __exit__(self, *error): pass
+
+    def say(self, line:str):
+        with suppress(OSError): print(as_line(line), file=self.stream, flush=True)
+
+    def show(self, jobs:dict[str, str]):
+        now = time.monotonic()
+        for name, line in jobs.items():
+            if now - self.last.setdefault(name, now) < self.every: continue
+            self.last[name] = now
+            self.say(f'{name}: {line}')
+
+# %% ../../nbs/lab/15_terminal.ipynb #a9929e19
+class _Screen:
+    "On a terminal: a line of each job, written over."
+    def __init__(self, console):
+        from rich.live import Live
+        self.live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False,
+                         redirect_stderr=False)
 
     def __enter__(self):
-        from rich.console import Console
-        console = Console(file=self.stream, highlight=False, emoji=False)
-        if self.stream.isatty() and not console.is_dumb_terminal:
-            from rich.live import Live
-            self.live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False,
-                             redirect_stderr=False)
-            self.live.start()
+        self.live.start()
         return self
 
     def __exit__(self, *error):
-        with suppress(OSError):
-            if self.live: self.live.stop()
+        with suppress(OSError): self.live.stop()
 
     def say(self, line:str):
-        "Print what happened."
-        with suppress(OSError):
-            if self.live: self.live.console.print(as_line(line), markup=False, soft_wrap=True)
-            else: print(as_line(line), file=self.stream, flush=True)
+        with suppress(OSError): self.live.console.print(as_line(line), markup=False, soft_wrap=True)
 
-    def show(self,
-        jobs:dict[str, str],   # of each that runs, how far it is
-    ):
-        "Show how far the jobs are."
-        with suppress(OSError):
-            if self.live: return self._draw(jobs)
-            now = time.monotonic()
-            for name, line in jobs.items():
-                if now - self.last.setdefault(name, now) < self.every: continue
-                self.last[name] = now
-                self.say(f'{name}: {line}')
+# %% ../../nbs/lab/15_terminal.ipynb #3841efa2
+@patch
+def show(self:_Screen, jobs:dict[str, str]):
+    from rich.text import Text
+    wide = max(map(len, jobs), default=0)
+    lines = [f'{as_line(name):{wide}}  {as_line(line)}' for name, line in jobs.items()]
+    with suppress(OSError): self.live.update(Text('\n'.join(lines), no_wrap=True, overflow='ellipsis'), refresh=True)
 
-    def _draw(self, jobs):
-        from rich.text import Text
-        wide = max(map(len, jobs), default=0)
-        lines = [f'{as_line(name):{wide}}  {as_line(line)}' for name, line in jobs.items()]
-        self.live.update(Text('\n'.join(lines), no_wrap=True, overflow='ellipsis'), refresh=True)
+# %% ../../nbs/lab/15_terminal.ipynb #0bed65b2
+def job_lines(
+    stream=None,        # None is the standard error
+    every:float=30.,    # seconds between two lines of a job where there is no terminal
+):                      # a context; say(line) tells what happened, show({job: how far it is}) how far all are
+    "Show how far jobs are, in the way that fits."
+    from rich.console import Console
+    stream = stream or getattr(sys.stderr, 'stream', sys.stderr)              # the real one, behind a `TextStream`
+    console = Console(file=stream, highlight=False, emoji=False, force_jupyter=False)
+    return _Screen(console) if stream.isatty() and not console.is_dumb_terminal else _Log(stream, every)

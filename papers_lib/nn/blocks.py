@@ -4,6 +4,8 @@
 
 # %% ../../nbs/nn/07_blocks.ipynb #c2174cbc
 from __future__ import annotations
+import hashlib, math
+from collections.abc import Callable, Sequence
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
 
 # %% auto #0
-__all__ = ['MLP', 'Block', 'Decoder']
+__all__ = ['MLP', 'Block', 'draw_seed', 'normal_of', 'init_by_name', 'residual_std', 'Decoder']
 
 # %% ../../nbs/nn/07_blocks.ipynb #f6db8bd7
 from .activations import activations, gates
@@ -86,10 +88,59 @@ class Block(nn.Module):
         x = self.norm1(x + self.attn(x, mask, cache, layer, turns, bias))
         return self.norm2(x + self.mlp(x))
 
+# %% ../../nbs/nn/07_blocks.ipynb #bd63120a
+def draw_seed()->int:   # 0 on the meta device, where nothing is drawn
+    "Take the number from torch's generator that all streams of one model begin with."
+    if torch.get_default_device().type == 'meta': return 0
+    return int(torch.randint(2**62, (), device='cpu'))
+
+# %% ../../nbs/nn/07_blocks.ipynb #415c8c2a
+def normal_of(
+    seed:int,               # of the model, from `draw_seed`
+    name:str,               # of the parameter in the model
+    shape:Sequence[int],
+)->Float[Tensor, '...']:    # on the CPU, so that a device changes nothing
+    "Draw standard normal numbers that follow from the seed and the name, row after row."
+    digest = hashlib.sha256(f'{seed}/{name}'.encode()).digest()
+    generator = torch.Generator('cpu').manual_seed(int.from_bytes(digest[:7], 'big'))
+    n = math.prod(shape)
+    whole = -(-n // 16) * 16                     # torch draws sixteen at a time, and a part of sixteen otherwise
+    return torch.randn(whole, generator=generator, dtype=torch.float32, device='cpu')[:n].view(*shape)
+
+# %% ../../nbs/nn/07_blocks.ipynb #277165b0
+@torch.no_grad()
+def init_by_name(
+    model:nn.Module,
+    seed:int,                      # from `draw_seed`
+    std:Callable[[str], float],    # name of a matrix -> its standard deviation
+)->None:
+    "Draw every matrix from the stream of its name; gains start at 1, biases at 0."
+    for name, p in model.named_parameters():
+        if p.is_meta: continue
+        if p.ndim == 1: p.fill_(0. if name.endswith('bias') else 1.)
+        else: p.copy_(std(name) * normal_of(seed, name, p.shape))
+
+# %% ../../nbs/nn/07_blocks.ipynb #58d81cfa
+def residual_std(
+    name:str,           # of a matrix
+    n_layer:int,        # blocks, two writers each
+    std:float=0.02,     # of every other matrix
+)->float:
+    "Standard deviation of a matrix: less for one that writes to the stream."
+    return std / math.sqrt(2 * n_layer) if name.endswith(('attn.out.weight', 'mlp.proj.weight')) else std
+
 # %% ../../nbs/nn/07_blocks.ipynb #4a150624
 class Decoder(nn.Module):
     "Run a stack of blocks from token ids to logits."
     windows = ()     # attention window of each layer, tokens, None where it sees all; empty: all layers see all
+
+    def __init__(self):
+        super().__init__()
+        self._seed = draw_seed()     # of the weights; a class calls this before it makes its layers
+
+    def draw_weights(self, std:Callable[[str], float]):
+        "Begin with weights drawn by name, as `init_by_name`."
+        init_by_name(self, self._seed, std)
 
     @property
     def ctx_len(self)->int: return self.cfg.ctx_len    # longest sequence, tokens

@@ -4,7 +4,6 @@
 
 # %% ../../nbs/nn/08_stack.ipynb #8c87ba0c
 from __future__ import annotations
-import hashlib, math
 from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ __all__ = ['Sizes', 'Parts', 'Stack', 'widened']
 
 # %% ../../nbs/nn/08_stack.ipynb #65793b1a
 from .activations import activations, gated_width, gates
-from .blocks import Block, Decoder
+from .blocks import Block, Decoder, residual_std
 from .linear import Linear
 from .norms import norms
 from .positions import position_kinds
@@ -81,23 +80,21 @@ class Parts:
             fits = self.windows and all(w is None or _is_count(w) for w in self.windows)
             _check('Parts', 'windows', self.windows, fits, 'hold at least one width in tokens, or None for no window')
 
-# %% ../../nbs/nn/08_stack.ipynb #2a153e84
-def _generator(seed, name):
-    digest = hashlib.sha256(f'{seed}/{name}'.encode()).digest()
-    return torch.Generator('cpu').manual_seed(int.from_bytes(digest[:7], 'big'))
-
 # %% ../../nbs/nn/08_stack.ipynb #a6fac881
-@torch.no_grad()
-def _draw(model, seed, residual):
-    "Draw every parameter from a stream of its own, on the CPU, so that a device changes nothing."
-    for name, p in model.named_parameters():
-        if p.is_meta: continue
-        if p.ndim == 1:
-            p.fill_(0. if name.endswith('bias') else 1.)
-            continue
-        sd = 0.01 if name.startswith('positions') else 0.02
-        if name.endswith(('attn.out.weight', 'mlp.proj.weight')): sd *= residual
-        p.copy_(torch.randn(p.shape, generator=_generator(seed, name), device='cpu') * sd)
+def _std(sizes, parts):
+    "Standard deviation of each matrix by its name."
+    scaled = parts.residual_init == 'scaled'
+    matrix = lambda name: residual_std(name, sizes.n_layer) if scaled else 0.02
+    return lambda name: 0.01 if name.startswith('positions') else matrix(name)
+
+# %% ../../nbs/nn/08_stack.ipynb #028d5ca1
+def _check_together(sizes, parts):
+    "Refuse sizes that the parts cannot use."
+    even = parts.positions != 'rope' or sizes.d_model // sizes.n_head % 2 == 0
+    rule = f"divide d_model={sizes.d_model} into even widths for Parts.positions='rope'"
+    _check('Sizes', 'n_head', sizes.n_head, even, rule)
+    even = parts.positions != 'sinusoidal' or sizes.d_model % 2 == 0
+    _check('Sizes', 'd_model', sizes.d_model, even, "be even for Parts.positions='sinusoidal'")
 
 # %% ../../nbs/nn/08_stack.ipynb #0def6fe5
 class Stack(Decoder):
@@ -107,17 +104,12 @@ class Stack(Decoder):
         parts:Parts=Parts(),    # made of what
     ):
         super().__init__()
-        even = parts.positions != 'rope' or sizes.d_model // sizes.n_head % 2 == 0
-        rule = f"divide d_model={sizes.d_model} into even widths for Parts.positions='rope'"
-        _check('Sizes', 'n_head', sizes.n_head, even, rule)
-        even = parts.positions != 'sinusoidal' or sizes.d_model % 2 == 0
-        _check('Sizes', 'd_model', sizes.d_model, even, "be even for Parts.positions='sinusoidal'")
+        _check_together(sizes, parts)
         self.cfg = sizes
         self.parts = parts
-        seed = int(torch.randint(2**62, (), device='cpu'))
         with torch.device('meta'): self._build(sizes, parts)                    # draws nothing
         self.to_empty(device=torch.get_default_device())
-        _draw(self, seed, 1 / math.sqrt(2 * sizes.n_layer) if parts.residual_init == 'scaled' else 1.)
+        self.draw_weights(_std(sizes, parts))
 
     def _build(self, c, parts):
         d_ff = c.d_ff or (gated_width(c.d_model) if parts.act in gates else 4 * c.d_model)
@@ -141,9 +133,7 @@ class Stack(Decoder):
 
 # %% ../../nbs/nn/08_stack.ipynb #6a6a181e
 def _count_params(sizes, parts):
-    state = torch.get_rng_state()
     with torch.device('meta'): model = Stack(sizes, parts)
-    torch.set_rng_state(state)
     return sum(p.numel() for p in model.parameters())
 
 # %% ../../nbs/nn/08_stack.ipynb #fb69622c

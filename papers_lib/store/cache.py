@@ -34,6 +34,7 @@ def cache_dir()->Path:
 @lru_cache(maxsize=None)
 def _verified(folder, stamps): unseal(folder)
 
+# %% ../../nbs/store/02_cache.ipynb #b295f69c
 def _verify(folder:Path)->None:
     "Compare a folder with its seal, unless this process has and no file was touched since."
     files = sorted(p for p in folder.rglob('*') if not p.is_dir())
@@ -101,6 +102,7 @@ def note_read(
     "Tell every open `reading` that something was read."
     for record in _recorders.get(): record[name] = hash
 
+# %% ../../nbs/store/02_cache.ipynb #8129abc3
 @contextmanager
 def reading()->Iterator[dict[str, str|None]]:   # name -> hash of what was read inside, None of what was absent
     "Collect what is read inside the block; blocks inside one another each collect it."
@@ -115,6 +117,7 @@ class Usage(NamedTuple):
     count:int     # things
     bytes:int     # of all their files, leftovers of killed writers included
 
+# %% ../../nbs/store/02_cache.ipynb #0d23ef2c
 def _bytes(path:Path)->int:
     "Size of a file, or of all files below a folder; what vanishes meanwhile counts nothing."
     total = 0
@@ -123,6 +126,7 @@ def _bytes(path:Path)->int:
         except FileNotFoundError: pass
     return total
 
+# %% ../../nbs/store/02_cache.ipynb #c88be58c
 def usage()->dict[str, Usage]:   # by kind
     "Tell what the cache holds."
     root = cache_dir()

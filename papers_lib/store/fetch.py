@@ -80,6 +80,7 @@ def _number(text:str|None)->int|None:
     "A length as a header gives it; None if it gives none that can be one."
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 19 else None
 
+# %% ../../nbs/store/03_fetch.ipynb #c9a33c2e
 def _range(r)->tuple[int|None, int|None]:   # first byte, length of the whole file
     "Read Content-Range: bytes 3-7/8 or bytes */8."
     m = re.fullmatch(r'bytes (?:(\d+)-\d+|\*)/(\d+|\*)', (r.headers.get('Content-Range') or '').strip())
@@ -99,6 +100,7 @@ def _length(url, r)->int|None:   # bytes; None where the server does not say
     if said and _number(said) is None: raise NotFound(f'{url}: no answer in HTTP (Content-Length: {said[:80]!r})')
     return _number(said)
 
+# %% ../../nbs/store/03_fetch.ipynb #da572ba5
 def _version(r)->str|None:
     "What a server calls this version; a weak name (W/) does not promise equal bytes."
     said = r.headers.get('ETag') or r.headers.get('Last-Modified')
