@@ -124,10 +124,11 @@ def near_duplicates(
         for k, v in enumerate(s): where.setdefault((k, int(v)), []).append(i)
     return again
 
-# %% ../nbs/06_gpt3.ipynb #55c99e08
+# %% ../nbs/06_gpt3.ipynb #f08bc343
 mixture = {  # table 2.2: billions of tokens, weight
     'Common Crawl': (410, .60), 'WebText2': (19, .22), 'Books1': (12, .08), 'Books2': (55, .08), 'Wikipedia': (3, .03)}
 
+# %% ../nbs/06_gpt3.ipynb #55c99e08
 def draw_sources(
     weights:Sequence[float],   # of each source; they need not sum to 1
     n:int,                     # documents
@@ -201,9 +202,10 @@ class QualityClassifier:
         "Tell how much each document is like the reference."
         return self.linear(self.features(docs))[:, 0].sigmoid().numpy()
 
-# %% ../nbs/06_gpt3.ipynb #8eafc20b
+# %% ../nbs/06_gpt3.ipynb #a30e9977
 _raced = GPT3Config(n_vocab=8192, ctx_len=2048, d_model=384, n_layer=4, n_head=6, window=256)
 
+# %% ../nbs/06_gpt3.ipynb #8eafc20b
 def race_local(
     seed:int=0,    # of the weights
 )->Iterator[Row]:

@@ -9,6 +9,7 @@ import torch
 from decoders import broken, tiny
 from papers_lib.engine.evaluate import (clean_passages, count_bytes, document_losses, generalisation, held_out,
                                         passage_nats, split_documents, spread, spread_loss, text_ids, window_loss)
+from papers_lib.engine.stats import crossed
 from papers_lib.text.corpora import TokenBatches
 from papers_lib.text.tokenizers import ByteTokenizer
 
@@ -91,6 +92,8 @@ def test_documents_by_seed_are_what_the_crossed_interval_takes(corpus):
     losses, tokens = document_losses(runs)
     assert np.shape(losses) == (3, 2) and tokens == runs[0]['doc_tokens']
     assert [np.average(row, weights=tokens) for row in losses] == pytest.approx([r['loss'] for r in runs])
+    found = crossed(losses, weights=tokens)
+    assert found.mean == pytest.approx(np.mean([r['loss'] for r in runs])) and (found.n_seeds, found.n) == (3, 2)
     for other in (held_out(models[0], corpus, 50), dict(runs[0], split='tune')):
         with pytest.raises(ValueError, match='same documents'): document_losses([*runs, other])
 

@@ -72,7 +72,9 @@ def test_it_runs_and_its_rows_are_judged(copy):
         r['ours'] is not None and r['verdict'] for r in rows.values()
     )
     assert rows['C1']['margin'] == .02
-    assert list(rows['C1']['values']) == ['one block', 'two blocks'] and 2 < rows['T1']['ours'] < 7
+    assert list(rows['C1']['values']) == ['one block', 'two blocks', 'weights'] and 2 < rows['T1']['ours'] < 7
+    control, = rows['C1']['controls']
+    assert control['must'] == 'nothing' and control['ours'] is not None
     drawn = [
         o
         for c in nbformat.read(Path(status['folder']) / 'toy.ipynb', 4).cells

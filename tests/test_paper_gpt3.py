@@ -1,4 +1,5 @@
 "GPT-3: windows that change nothing but what they hide, and rules that decide which text is read."
+import ast, json, re
 from dataclasses import replace
 
 import numpy as np, pytest, torch
@@ -8,10 +9,11 @@ from papers_lib.engine.parity import parity, random_model
 from papers_lib.engine.score import score
 from papers_lib.gpt2 import GPT2, GPT2Config
 from papers_lib.gpt3 import (
-    GPT3, GPT3Config, MinHash, QualityClassifier, decontaminate, draw_sources, kept_by_quality, near_duplicates,
-    recipe, sizes)
+    GPT3, GPT3Config, MinHash, QualityClassifier, claims, decontaminate, draw_sources, kept_by_quality,
+    near_duplicates, recipe, sizes)
 from papers_lib.engine.recipe import learn
 from papers_lib.engine.train import TrainConfig
+from papers_lib.lab.results import paper_notebooks, published
 from papers_lib.nn.stack import Parts, Sizes, Stack
 from papers_lib.text.synthetic import repeats
 from shrunken import rows_of_a_small_run
@@ -114,6 +116,63 @@ def test_copying_learns_what_it_can_see_only():
     assert copied[None] > copied[None, 2] + 0.15 and copied[None] > 0.5
 
 
+# What a reader of the committed article sees
+
+cells = json.loads(paper_notebooks()['gpt3'].read_text(encoding='utf-8'))['cells']
+text_of = lambda cell: ''.join(cell['source'])
+figures = ('image/png', 'image/svg+xml')
+
+
+def section(id, cells=cells):
+    "The cells from a claim's heading to the next heading that is not below it."
+    levels = [re.match(r'(#+) ', text_of(c)) if c['cell_type'] == 'markdown' else None for c in cells]
+    start, = (i for i, c in enumerate(cells) if levels[i] and re.match(rf'#+ {id}\b', text_of(c)))
+    below = len(levels[start][1])
+    ends = (i for i in range(start + 1, len(cells)) if levels[i] and len(levels[i][1]) <= below)
+    return cells[start:next(ends, len(cells))]
+
+
+def outputs(cells): return [o.get('data', {}) for c in cells for o in c.get('outputs', [])]
+
+
+def patterns(cells=cells):
+    "The ids that figures ask `shown` for; a pattern that is put together while running could not be checked."
+    for c in (c for c in cells if c['cell_type'] == 'code'):
+        for node in ast.walk(ast.parse(text_of(c))):
+            asks = isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'shown'
+            if asks: yield ast.literal_eval(node.args[1])
+
+
+@pytest.mark.parametrize('id', claims)
+def test_a_claims_section_ends_in_its_figure_its_verdict_and_a_sentence(id):
+    mine = section(id)
+    data = outputs(mine)
+    card, = (html for d in data if 'class="verdict-card"' in (html := ''.join(d.get('text/html', ''))))
+    row = next(r for r in published('gpt3').rows if r.kind == 'claim' and r.id == id)
+    assert f'gpt3 {id}</b>' in card and f'>{row.verdict}</span>' in card                  # of this claim, and not stale
+    assert any(set(figures) & set(d) for d in data)
+    prose = '\n'.join(text_of(c) for c in mine if c['cell_type'] == 'markdown')
+    told = [prose.find(word) for word in ('**The paper**', '**Against it**', '**In one sentence.**')]
+    assert -1 not in told and told == sorted(told)
+
+
+@pytest.mark.parametrize('pattern', sorted(set(patterns())))
+def test_what_a_figure_shows_is_published(pattern):
+    assert any(r.ours is not None and re.fullmatch(pattern, r.id) for r in published('gpt3').rows)
+
+
+def test_figures_of_claims_are_drawn_from_rows():
+    "None names what `run.grid` and `run.map` gave: a point that no row holds cannot be checked by anyone."
+    trees = [ast.parse(text_of(c)) for c in cells if c['cell_type'] == 'code']
+    names = lambda tree, kind: {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, kind)}
+    measures = lambda s: any(isinstance(n, ast.Attribute) and n.attr in ('grid', 'map') for n in ast.walk(s))
+    made = [s for t in trees for s in ast.walk(t) if isinstance(s, ast.Assign) and measures(s.value)]
+    arrays = set().union(*(names(target, ast.Store) for s in made for target in s.targets))
+    assert {'taught', 'grown', 'crawled', 'mixed', 'local', 'copied', 'leaked', 'mended', 'told', 'wrote'} <= arrays
+    drawing = [t for t in trees if 'shown' in names(t, ast.Load)]
+    assert len(drawing) > len(claims) and not [n for t in drawing for n in names(t, ast.Load) & arrays]
+
+
 @pytest.mark.slow
 def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     rows = rows_of_a_small_run('gpt3', tmp_path, {
@@ -121,8 +180,8 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
         'data.n_vocab': 1024, 'train.n_step': 20, 'train.n_warmup': 2, 'claims.widths': [16, 24],
         'claims.n_step_lesson': 5, 'claims.scales': [4, 8], 'claims.n_step_mix': 5, 'claims.windows': [4, 16],
         'claims.n_step': 5, 'claims.n_step_copy': 5, 'claims.n_step_sums': 5, 'claims.n_token': 0})
-    trained = {'C1', 'C2', 'C2.k0', 'C3', 'C3.curvature', 'L.efficiency', 'C4', 'C4.filter', 'C4.dedup', 'C6', 'C6.16',
-               'C6.copy', 'C9', 'C9.1', 'C9.cleaned'}
+    trained = {'C1', 'C1.d16', 'C1.d24.k1', 'C2', 'C2.k0', 'C2.k7', 'C3', 'C3.curvature', 'C3.d8', 'L.efficiency', 'C4',
+               'C4.filter', 'C4.dedup', 'C6', 'C6.16', 'C6.copy', 'C9', 'C9.1', 'C9.cleaned'}
     assert trained <= {id for id, r in rows.items() if r['ours'] is not None}
     assert rows['C9.found']['ours'] == 1. and rows['C9.false']['ours'] == 0.
     for id in ('C7', 'C8'): assert rows[id]['why']                            # no model was asked

@@ -34,6 +34,7 @@ def _text(corpus, split):
     if ids is None: raise ValueError(f'split={split!r}: this corpus has no such text')
     return ids
 
+# %% ../../nbs/engine/09_evaluate.ipynb #edbcea6a
 def split_documents(
     ids:Sequence[int],    # a split, or the front of one
     eot:int,              # ends each document

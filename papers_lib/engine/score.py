@@ -173,6 +173,14 @@ def _passes(cuts, batch_tokens):
         yield from (same[i:i + n] for i in range(0, len(same), n))
 
 # %% ../../nbs/engine/08_score.ipynb #dfb6d1c5
+def _put_back(flat, cuts, n):
+    "Give the losses of windows, in the order in which they were read, to their n texts."
+    pieces = np.split(flat, np.cumsum([b - first for _, _, b, first in cuts]))
+    found = [[] for _ in range(n)]
+    for (i, _, _, first), nats in zip(cuts, pieces): found[i].append((first, nats))
+    return [np.concatenate([flat[:0], *(nats for _, nats in sorted(f, key=lambda x: x[0]))]) for f in found]
+
+# %% ../../nbs/engine/08_score.ipynb #5cf3b2f2
 def _check_nats(texts):
     "Refuse losses that are no numbers."
     for i, nats in enumerate(texts):
@@ -205,11 +213,8 @@ def texts_nll(
             h = model.hidden(torch.stack([xs[i][a:b] for i, a, b, _ in part]).to(where))         # (b, t, d)
             keep = torch.cat([row[first-a:] for row, (_, a, _, first) in zip(h, part)])
             nats.append(_row_nll(model, keep, torch.cat([xs[i][first+1:b+1] for i, _, b, first in part]).to(where)))
-    out, read = [np.zeros(max(0, len(x) - 1), dtype=np.float32) for x in xs], 0
-    flat = torch.cat(nats).cpu().numpy() if nats else None
-    for i, _, b, first in (cut for part in passes for cut in part):
-        out[i][first:b] = flat[read:read + b - first]
-        read += b - first
+    flat = torch.cat(nats).cpu().numpy() if nats else np.zeros(0, dtype=np.float32)
+    out = _put_back(flat, [cut for part in passes for cut in part], len(xs))
     _check_nats(out)
     return out
 

@@ -48,16 +48,19 @@ class TrainConfig:
     seed:int = 0                    # of dropout and of whatever else training draws
 
     def __post_init__(self):
-        rules = dict(
-            n_step=self.n_step >= 1, batch_size=self.batch_size >= 1, lr=0 < self.lr < math.inf,
-            n_warmup=self.n_warmup >= 0, log_every=self.log_every >= 1, eval_every=self.eval_every >= 0,
-            save_every=self.save_every >= 0,
-            min_frac=0 <= self.min_frac <= 1, beta1=0 <= self.beta1 < 1, beta2=0 <= self.beta2 < 1, eps=self.eps > 0,
-            clip=self.clip > 0, weight_decay=self.weight_decay >= 0, dtype=self.dtype in ('float32', 'bfloat16'),
-            schedule=self.schedule in ('cosine', 'linear', 'constant'),
-            micro_batch=self.micro_batch is None or 1 <= self.micro_batch <= self.batch_size)
-        for name, ok in rules.items():
+        for name, ok in _rules(self).items():
             if not ok: raise ValueError(f'TrainConfig.{name}={getattr(self, name)!r}: out of range, see its comment')
+
+# %% ../../nbs/engine/05_train.ipynb #68541960
+def _rules(c:TrainConfig)->dict[str, bool]:
+    "Tell of each field whether its value will do."
+    return dict(
+        n_step=c.n_step >= 1, batch_size=c.batch_size >= 1, lr=0 < c.lr < math.inf, n_warmup=c.n_warmup >= 0,
+        log_every=c.log_every >= 1, eval_every=c.eval_every >= 0, save_every=c.save_every >= 0,
+        min_frac=0 <= c.min_frac <= 1, beta1=0 <= c.beta1 < 1, beta2=0 <= c.beta2 < 1, eps=c.eps > 0, clip=c.clip > 0,
+        weight_decay=c.weight_decay >= 0, dtype=c.dtype in ('float32', 'bfloat16'),
+        schedule=c.schedule in ('cosine', 'linear', 'constant'),
+        micro_batch=c.micro_batch is None or 1 <= c.micro_batch <= c.batch_size)
 
 # %% ../../nbs/engine/05_train.ipynb #004fbf12
 def warmup_cosine(
@@ -193,6 +196,17 @@ def _same(path, saved, mine):
              for part, values in mine.items() for k, v in values.items() if was[part].get(k) != v]
     if wrong: raise ValueError(f'{path} was made with other settings: ' + ', '.join(wrong))
 
+# %% ../../nbs/engine/05_train.ipynb #669503ec
+def _resumed(found, identity, model, opt, batches, n_step)->tuple[FitResult, float, int]:
+    "Load a verified checkpoint of the same run: what was measured, and loss and steps since the last log."
+    _same(found, read_json(found / 'train_state.json', max_bytes=2**28).get('identity'), identity)
+    plain = load_state(found, model, opt, verify=False)       # `latest` has verified it
+    batches.load_state(plain['cursor'])
+    out = FitResult(**plain['result'])
+    out.losses, out.evals = [tuple(x) for x in out.losses], [tuple(x) for x in out.evals]
+    if out.step > n_step: raise ValueError(f'{found}: n_step={n_step}, and {out.step} optimizer steps are done already')
+    return out, plain['total'], plain['since']
+
 # %% ../../nbs/engine/05_train.ipynb #283d8397
 def fit(
     model:nn.Module,
@@ -231,14 +245,7 @@ def fit(
 
     with _alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
         if folder and (found := latest(folder)):
-            _same(found, read_json(found / 'train_state.json', max_bytes=2**28).get('identity'), identity)
-            plain = load_state(found, model, opt.optimizer, verify=False)       # `latest` has verified it
-            batches.load_state(plain['cursor'])
-            total, since = plain['total'], plain['since']
-            out = FitResult(**plain['result'])
-            out.losses, out.evals = [tuple(x) for x in out.losses], [tuple(x) for x in out.evals]
-            if out.step > cfg.n_step:
-                raise ValueError(f'{found}: n_step={cfg.n_step}, and {out.step} optimizer steps are done already')
+            out, total, since = _resumed(found, identity, model, opt.optimizer, batches, cfg.n_step)
         bar = Progress(cfg.n_step)
         model.train()
         try:

@@ -237,7 +237,7 @@ _modes = ('offline', 'online', 'disabled')
 
 # %% ../../nbs/lab/03_presets.ipynb #ec939bb8
 rules = {  # parameter: (is it right, the rule in words, names it may have)
-    'seed': (lambda v: _whole(v, 2**32 - 1), 'a whole number from 0 to 4294967295', ()),
+    'seed': (lambda v: _whole(v, 99), 'a whole number from 0 to 99 (from 100 on, seeds choose learning rates)', ()),
     'n_seeds': (lambda v: _whole(v, 1000), "a whole number from 0 (the preset's number) to 1000", ()),
     'claims': (lambda v: isinstance(v, str), "'all', 'none' or a list such as 'C1,C4'", ()),
     'device': (lambda v: v in _devices, "'auto', 'cpu' or 'cuda'", _devices),
@@ -284,6 +284,13 @@ def _check_claims(paper, preset, spec, asked, n_seeds):
                          f'seeds, which takes at least 2; set n_seeds to 2 or more, or claims to none')
 
 # %% ../../nbs/lab/03_presets.ipynb #115945e0
+def _check_seeds(first, n):
+    "Keep measuring seeds apart from those on which learning rates are chosen."
+    from papers_lib.engine.recipe import FIRST_TUNING_SEED
+    if first + n > FIRST_TUNING_SEED:
+        raise ValueError(f'seed={first}: with {n} seed(s) it must stay below {FIRST_TUNING_SEED}, where those begin '
+                         f'that choose learning rates')
+
 def _check_model(paper, spec):
     "Build the model without memory, so that sizes that do not go together are known now."
     import torch
@@ -317,6 +324,7 @@ def check_parameters(
     if isinstance(paper, str): return None
     spec = apply_overrides(paper.runs[preset], parameters.get('overrides', '{}'))
     _check_claims(paper, preset, spec, parameters.get('claims', 'all'), parameters.get('n_seeds', 0))
+    _check_seeds(parameters.get('seed', 0), parameters.get('n_seeds', 0) or spec.n_seeds)
     _check_model(paper, spec)
     return spec
 

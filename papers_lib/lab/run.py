@@ -18,6 +18,7 @@ __all__ = ['Run', 'start']
 from ..engine.stats import Effect, Row, control, unidentified, verdict
 from .memo import Measured, measure
 from .presets import Paper, RunSpec, check_parameters, measured_claims
+from .pretrain import Tuned, tune_rate
 from .results import (
     Card, Table, card_of, next_folder, notebook_hash, provenance, repo_root, write_results)
 from ..store.files import atomic_write
@@ -102,6 +103,17 @@ class Run:
         results[:] = self.map(fn, points)
         return results.reshape([len(values) for values in axes.values()])
 
+    def tune(
+        self,
+        fn:Callable,                      # (**arm, lr, seed) -> `held_out` of the tuning text
+        arms:dict[str, dict],             # name -> the arguments that make the arm
+        rates:Sequence[float]|dict,       # to try, at least three; or those of each arm
+        seeds:Sequence[int]=(100, 101),   # tuning seeds: they judge nothing
+        **fixed,                          # arguments of all arms
+    )->dict[str, Tuned]:                  # arm -> its rate
+        "Choose each arm's learning rate; the runs count among this run's variants."
+        return tune_rate(fn, arms, rates, seeds, fan_out=self.map, **fixed)
+
     def add(
         self,
         row:Row,
@@ -117,6 +129,7 @@ class Run:
         id:str,                 # of a declared claim
         effect:Effect|float,    # what was measured
         controls:dict|None=None,   # declared control -> what was measured of it
+        why:str='',             # what this measurement cannot tell: *not identified*
         **facts,                # other fields of the row
     )->Row|None:                # None for a claim that was not asked for
         "Record a claim; what is tested, and how it is judged, was declared."
@@ -127,7 +140,7 @@ class Run:
             raise ValueError(f'{id}: control(s) {", ".join(sorted(extra))} are not in its design')
         _check_measured(id, claim, effect, self.seeds)
         told = [control(name, must, found.get(name)) for name, must in claim.controls.items()] or None
-        fixed = _declared(claim) | dict(controls=told, why=claim.flaw)
+        fixed = _declared(claim) | dict(controls=told, why=claim.flaw or why)
         return self.add(_row(self.paper.name, 'claim', id, effect, **facts | fixed))
 
     def table(

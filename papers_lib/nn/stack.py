@@ -87,6 +87,15 @@ def _std(sizes, parts):
     matrix = lambda name: residual_std(name, sizes.n_layer) if scaled else 0.02
     return lambda name: 0.01 if name.startswith('positions') else matrix(name)
 
+# %% ../../nbs/nn/08_stack.ipynb #028d5ca1
+def _check_together(sizes, parts):
+    "Refuse sizes that the parts cannot use."
+    even = parts.positions != 'rope' or sizes.d_model // sizes.n_head % 2 == 0
+    rule = f"divide d_model={sizes.d_model} into even widths for Parts.positions='rope'"
+    _check('Sizes', 'n_head', sizes.n_head, even, rule)
+    even = parts.positions != 'sinusoidal' or sizes.d_model % 2 == 0
+    _check('Sizes', 'd_model', sizes.d_model, even, "be even for Parts.positions='sinusoidal'")
+
 # %% ../../nbs/nn/08_stack.ipynb #0def6fe5
 class Stack(Decoder):
     "A decoder made of named parts."
@@ -95,11 +104,7 @@ class Stack(Decoder):
         parts:Parts=Parts(),    # made of what
     ):
         super().__init__()
-        even = parts.positions != 'rope' or sizes.d_model // sizes.n_head % 2 == 0
-        rule = f"divide d_model={sizes.d_model} into even widths for Parts.positions='rope'"
-        _check('Sizes', 'n_head', sizes.n_head, even, rule)
-        even = parts.positions != 'sinusoidal' or sizes.d_model % 2 == 0
-        _check('Sizes', 'd_model', sizes.d_model, even, "be even for Parts.positions='sinusoidal'")
+        _check_together(sizes, parts)
         self.cfg = sizes
         self.parts = parts
         with torch.device('meta'): self._build(sizes, parts)                    # draws nothing

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 import numpy as np, regex, torch
+from fastcore.basics import patch
 from torch import Tensor
 from jaxtyping import Int
 
@@ -148,19 +149,6 @@ class Shards:
         self.parts = [np.memmap(folder / n, dtype=manifest['dtype'], mode='r') for n in names]
         self.starts = np.cumsum([0, *map(len, self.parts)])
 
-    @classmethod
-    def open(cls, folder:str|Path, verify:bool=False)->Shards:
-        "Open a finished folder; a truncated shard (or with `verify` an altered one) is named and refused."
-        manifest = unseal(folder, verify)
-        sizes = [f['bytes'] for name, f in manifest['files'].items() if name.endswith('.bin')]
-        width = {'uint16': 2, 'uint32': 4}.get(str(manifest.get('dtype')), 0)
-        counts = [manifest.get(k) for k in ('documents', 'bytes', 'tokens', 'n_vocab')]
-        if not width or any(type(c) is not int or c < 0 for c in counts) or not sizes or 0 in sizes:
-            raise CorruptFile(f'{folder}/manifest.json: not one of token files')
-        if sum(sizes) != width * manifest['tokens'] or any(n % width for n in sizes):
-            raise CorruptFile(f"{folder}/manifest.json: {sum(sizes)} bytes are not {manifest['tokens']} tokens")
-        return cls(Path(folder), manifest)
-
     def __len__(self)->int: return int(self.starts[-1])
 
     @property
@@ -173,17 +161,33 @@ class Shards:
         "Name the content: sha256 of the manifest, which holds that of every file."
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode('utf-8')).hexdigest()
 
-    def __getitem__(self, where:slice|int)->np.ndarray|np.integer:
-        "Read a range of tokens, across shards, or one; as an array would."
-        if not isinstance(where, slice):
-            i = range(len(self))[where]                       # IndexError beyond the end
-            return self[i:i + 1][0]
-        chosen = range(len(self))[where]
-        if not chosen: return np.zeros(0, self.parts[0].dtype)
-        a, b = min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1]) + 1
-        first, last = np.searchsorted(self.starts, [a, b - 1], side='right') - 1
-        parts = [self.parts[i][max(a - self.starts[i], 0):b - self.starts[i]] for i in range(first, last + 1)]
-        return np.concatenate(parts)[::chosen.step] if chosen.step > 0 else np.concatenate(parts)[::-1][::-chosen.step]
+# %% ../../nbs/text/02_corpora.ipynb #5298ab4f
+@patch(cls_method=True)
+def open(cls:Shards, folder:str|Path, verify:bool=False)->Shards:
+    "Open a finished folder; a truncated shard (or with `verify` an altered one) is named and refused."
+    manifest = unseal(folder, verify)
+    sizes = [f['bytes'] for name, f in manifest['files'].items() if name.endswith('.bin')]
+    width = {'uint16': 2, 'uint32': 4}.get(str(manifest.get('dtype')), 0)
+    counts = [manifest.get(k) for k in ('documents', 'bytes', 'tokens', 'n_vocab')]
+    if not width or any(type(c) is not int or c < 0 for c in counts) or not sizes or 0 in sizes:
+        raise CorruptFile(f'{folder}/manifest.json: not one of token files')
+    if sum(sizes) != width * manifest['tokens'] or any(n % width for n in sizes):
+        raise CorruptFile(f"{folder}/manifest.json: {sum(sizes)} bytes are not {manifest['tokens']} tokens")
+    return cls(Path(folder), manifest)
+
+# %% ../../nbs/text/02_corpora.ipynb #645c8a22
+@patch
+def __getitem__(self:Shards, where:slice|int)->np.ndarray|np.integer:
+    "Read a range of tokens, across shards, or one; as an array would."
+    if not isinstance(where, slice):
+        i = range(len(self))[where]                           # IndexError beyond the end
+        return self[i:i + 1][0]
+    chosen = range(len(self))[where]
+    if not chosen: return np.zeros(0, self.parts[0].dtype)
+    a, b = min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1]) + 1
+    first, last = np.searchsorted(self.starts, [a, b - 1], side='right') - 1
+    parts = [self.parts[i][max(a - self.starts[i], 0):b - self.starts[i]] for i in range(first, last + 1)]
+    return np.concatenate(parts)[::chosen.step] if chosen.step > 0 else np.concatenate(parts)[::-1][::-chosen.step]
 
 # %% ../../nbs/text/02_corpora.ipynb #8934e02a
 class TokenBatches:
@@ -227,18 +231,22 @@ class TokenBatches:
         x = torch.from_numpy(texts.astype(np.int64))          # (b, t + 1)
         return dict(ids=x[:, :-1], targets=x[:, 1:])
 
-    def state(self)->dict:
-        "Tell the position, and of which data in which order it is one."
-        return dict(given=self.given, seed=self.seed, n_window=self.n_window, shuffle=self.shuffle, hash=self.hash)
+# %% ../../nbs/text/02_corpora.ipynb #e9eb27cb
+@patch
+def state(self:TokenBatches)->dict:
+    "Tell the position, and of which data in which order it is one."
+    return dict(given=self.given, seed=self.seed, n_window=self.n_window, shuffle=self.shuffle, hash=self.hash)
 
-    def load_state(self, state:dict)->None:
-        "Go to a saved position in the same data."
-        mine = self.state()
-        other = [k for k in mine if k != 'given' and state.get(k) != mine[k]]
-        if other: raise ValueError(f'the cursor {state} is of other data than {mine}: {", ".join(other)} differ')
-        if type(state.get('given')) is not int or state['given'] < 0:
-            raise ValueError(f"given={state.get('given')!r}: must be a number of windows")
-        self.given = state['given']
+# %% ../../nbs/text/02_corpora.ipynb #d534a5bb
+@patch
+def load_state(self:TokenBatches, state:dict)->None:
+    "Go to a saved position in the same data."
+    mine = self.state()
+    other = [k for k in mine if k != 'given' and state.get(k) != mine[k]]
+    if other: raise ValueError(f'the cursor {state} is of other data than {mine}: {", ".join(other)} differ')
+    if type(state.get('given')) is not int or state['given'] < 0:
+        raise ValueError(f"given={state.get('given')!r}: must be a number of windows")
+    self.given = state['given']
 
 # %% ../../nbs/text/02_corpora.ipynb #f84aaf0b
 class BloomFilter:
@@ -259,17 +267,20 @@ class BloomFilter:
             h2 = _mix(hashes ^ np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
             for i in range(self.n_hash): yield (hashes + np.uint64(i) * h2) % np.uint64(self.n_bit)
 
-    def add(self, hashes:np.ndarray)->None:
-        "Put hashes into the set."
-        for p in self.places(hashes):
-            np.bitwise_or.at(self.bits, p >> np.uint64(3), (1 << (p & np.uint64(7))).astype(np.uint8))
+# %% ../../nbs/text/02_corpora.ipynb #8b48e8b0
+@patch
+def add(self:BloomFilter, hashes:np.ndarray)->None:
+    "Put hashes into the set."
+    for p in self.places(hashes):
+        np.bitwise_or.at(self.bits, p >> np.uint64(3), (1 << (p & np.uint64(7))).astype(np.uint8))
 
-    def seen(self, hashes:np.ndarray)->np.ndarray:   # (n,) bool
-        "Tell which hashes are in the set."
-        out = np.ones(len(hashes), dtype=bool)
-        for p in self.places(hashes):
-            out &= (self.bits[p >> np.uint64(3)] >> (p & np.uint64(7)).astype(np.uint8)) & 1 == 1
-        return out
+@patch
+def seen(self:BloomFilter, hashes:np.ndarray)->np.ndarray:   # (n,) bool
+    "Tell which hashes are in the set."
+    out = np.ones(len(hashes), dtype=bool)
+    for p in self.places(hashes):
+        out &= (self.bits[p >> np.uint64(3)] >> (p & np.uint64(7)).astype(np.uint8)) & 1 == 1
+    return out
 
 # %% ../../nbs/text/02_corpora.ipynb #0b85748e
 def _mix(x:np.ndarray)->np.ndarray:
