@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime, hashlib, html, importlib.metadata, importlib.util, json, os, platform, re, resource
 import subprocess, sys, time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 # %% auto #0
@@ -403,8 +404,10 @@ class Card:
         row:Row,
         provenance:dict,   # of its run
         where:str,         # 'this run' or 'published'
+        family:Sequence[Row]=(),   # all rows of that run, for the verdict among all its claims
     ):
         self.row, self.provenance, self.where = row, provenance, where
+        self.family = [r for r in family if r.kind == 'claim']
 
     def lines(self)->list[tuple[str, str]]:   # (what, text), empty ones left out
         "What stands on the card, in order."
@@ -413,10 +416,17 @@ class Card:
         seeds = f'{row.n_seeds} seeds' if (row.n_seeds or 1) > 1 else 'one model'
         one = new_seed(row) if row.ours is not None and row.kind == 'claim' else None
         told = [('paper', row.says), ('we test', row.tests), ('effect', self.effect()), ('why', row.why),
+                ('among all claims', self.corrected()),
                 ('controls', '; '.join(_of_controls(row))), ('one new seed', number_range(one)),
                 ('from', f"{self.where}: preset {prov.get('preset', '?')}, {seeds}" if row.ours is not None else ''),
                 ('carried', carried(prov)), ('design', redesigned(row.paper, row.id))]
         return [(what, text) for what, text in told if text]
+
+    def corrected(self)->str:
+        "The verdict with Holm's correction for the number of the run's claims."
+        from papers_lib.engine.stats import holm
+        if len(self.family) < 2 or self.row.verdict not in ('holds', 'fails'): return ''
+        return f'{holm(self.family)[self.row.id]}, corrected for {len(self.family)} claims (Holm)'
 
     def effect(self)->str:
         "The effect with its interval and what it must clear."
@@ -452,12 +462,12 @@ def card_of(
 )->Card:
     "Find a claim's row, in a run or as published."
     here = next((r for r in rows if r.id == id), None)
-    if here is None or here.ours is None:
+    if here is None or here.verdict == 'not attempted':
         for rows_, prov in published(paper).files:
             for r in rows_:
-                if r.id == id and r.kind == 'claim': return Card(r, prov, 'published')
+                if r.id == id and r.kind == 'claim': return Card(r, prov, 'published', rows_)
     if here is None: raise ValueError(f'{paper} {id}: neither this run nor results/ has a row of it')
-    return Card(here, provenance, 'this run')
+    return Card(here, provenance, 'this run', rows)
 
 # %% ../../nbs/lab/08_results.ipynb #8876ec30
 def published(paper:str)->Table:
