@@ -185,7 +185,8 @@ def test_a_claims_section_has_a_figure_and_ends_in_its_card_and_a_sentence_with_
     assert len(cards) == 1 and f'<b>{name} {id}</b>' in cards[0]
     row = next((r for r in published(name).rows if r.kind == 'claim' and r.id == id), None)
     verdict = row.verdict if row else 'not attempted'
-    assert f'>{verdict}</span>' in cards[0] and verdict in ''.join(section[-1]['source']).lower(), verdict
+    prose = ' '.join(''.join(c['source']) for c in section[1:] if c['cell_type'] == 'markdown')
+    assert f'>{verdict}</span>' in cards[0] and verdict in prose.lower(), verdict
     if row and row.ours is not None: assert any({'image/png', 'image/svg+xml'} & set(d) for d in data)
 
 
