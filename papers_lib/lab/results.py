@@ -20,6 +20,7 @@ __all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'noteboo
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
 from ..store.files import atomic_write
+from .terminal import as_line, as_text
 
 # %% ../../nbs/lab/08_results.ipynb #6d46ae26
 def _installed()->Path:
@@ -294,7 +295,8 @@ class Table:
 
     def __str__(self):
         if not self.files: return 'nothing published yet'
-        return '\n'.join('| ' + ' | '.join(c) + ' |' for c in [self.head, ['---'] * len(self.head), *self.cells()])
+        return '\n'.join('| ' + ' | '.join(map(as_line, c)) + ' |'
+                         for c in [self.head, ['---'] * len(self.head), *self.cells()])
 
     def _repr_html_(self):
         if not self.files: return '<p>nothing published yet</p>'
@@ -436,7 +438,8 @@ class Card:
 
     def __str__(self):
         row = self.row
-        return '\n'.join([f'{row.paper} {row.id}: {row.verdict.upper()}', *(f'  {k}: {v}' for k, v in self.lines())])
+        told = [f'{row.paper} {row.id}: {row.verdict.upper()}', *(f'  {k}: {v}' for k, v in self.lines())]
+        return '\n'.join(map(as_text, told))
 
     __repr__ = __str__
 
@@ -553,6 +556,8 @@ def _claim_problems(name, paper, rows)->list[str]:
         claim, known = paper.claims[r.id], [d['design'] for d in designs_of(paper.name, r.id)]
         if r.design not in known:
             found.append(f'{name}: {r.id} was measured under a design that results/designs.jsonl does not know')
+        if claim.over == 'seeds' and claim.rule != 'exact' and r.ours is not None and (r.n_seeds or 1) < 2:
+            found.append(f'{name}: {r.id} is over seeds and has one model of each arm')
         told = [getattr(r, k) == getattr(claim, k) for k in ('tests', 'rule', 'margin', 'bound')]
         controls = {c['name']: c['must'] for c in r.controls or []}
         if r.design == claim.design and not (all(told) and controls == claim.controls):
