@@ -113,6 +113,16 @@ def test_every_kind_but_none_tells_places_apart(name, ids):
     assert same == (name == 'none')
 
 
+def test_each_kind_has_the_parameters_of_its_paper_and_no_more():
+    count = lambda name: sum(p.numel() for p in model(Parts(positions=name)).positions.parameters())
+    d, layers, heads, k = 32, 3, 4, 8
+    assert {name: count(name) for name in position_kinds} == {
+        'learned': 24 * d, 'sinusoidal': 0, 'rope': 0, 'alibi': 0, 'none': 0,
+        'xl': layers * d * d + 2 * heads * k,           # W_R of each layer; u and v, shared
+        'shaw': layers * 2 * 33 * k,                    # of each layer, shared by its heads
+        't5': 32 * heads}                               # shared by all layers
+
+
 def test_a_sequence_longer_than_the_context_is_refused_for_every_kind():
     for name in position_kinds:
         with pytest.raises(ValueError, match='25 tokens.*ctx_len=24'):
