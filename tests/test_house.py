@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from papers_lib.lab.presets import paper_of
-from papers_lib.lab.results import published
+from papers_lib.lab.plots import shown
+from papers_lib.lab.results import paper_notebooks, published
 
 root = Path(__file__).resolve().parents[1]
 package = root / 'papers_lib'
@@ -162,3 +163,37 @@ def test_every_published_speed_row_has_a_race(name):
     races = paper_of(name).races
     for id in (r.id for r in published(name).rows if r.kind == 'speed'):
         assert any(f'{id}.'.startswith(f'{key}.') for key in races), f'{name}: no race gives {id}'
+
+
+def cells_of(name):
+    return json.loads(paper_notebooks(root)[name].read_text(encoding='utf-8'))['cells']
+
+
+def section_of(cells, id):
+    "The cells from the heading that begins with a claim's id to the next heading."
+    heads = [i for i, c in enumerate(cells)
+             if c['cell_type'] == 'markdown' and re.match('#{2,3} ', ''.join(c['source']))]
+    start, = (i for i in heads if re.match(rf'#{{2,3}} {id}: ', ''.join(cells[i]['source'])))
+    return cells[start:next((i for i in heads if i > start), len(cells))]
+
+
+@pytest.mark.parametrize('name, id', [(p.stem, id) for p in papers for id in paper_of(p.stem).claims])
+def test_a_claims_section_has_a_figure_and_ends_in_its_card_and_a_sentence_with_the_same_verdict(name, id):
+    section = section_of(cells_of(name), id)
+    data = [o['data'] for c in section for o in c.get('outputs', []) if 'data' in o]
+    cards = [h for d in data if 'class="verdict-card"' in (h := ''.join(d.get('text/html', '')))]
+    assert len(cards) == 1 and f'<b>{name} {id}</b>' in cards[0]
+    row = next((r for r in published(name).rows if r.kind == 'claim' and r.id == id), None)
+    verdict = row.verdict if row else 'not attempted'
+    prose = ' '.join(''.join(c['source']) for c in section[1:] if c['cell_type'] == 'markdown')
+    assert f'>{verdict}</span>' in cards[0] and verdict in prose.lower(), verdict
+    if row and row.ours is not None: assert any({'image/png', 'image/svg+xml'} & set(d) for d in data)
+
+
+@pytest.mark.parametrize('name', [p.stem for p in papers])
+def test_every_figure_finds_its_rows_among_the_published_ones(name):
+    trees = [ast.parse(''.join(c['source'])) for c in cells_of(name) if c['cell_type'] == 'code']
+    calls = [n for tree in trees for n in ast.walk(tree)
+             if isinstance(n, ast.Call) and getattr(n.func, 'id', '') == 'shown']
+    patterns = [n.args[1].value for n in calls if isinstance(n.args[1], ast.Constant)]
+    assert [p for p in patterns if published(name).rows and not shown([], p, name)[0]] == []

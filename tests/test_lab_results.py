@@ -299,6 +299,8 @@ def test_a_card_says_the_verdict_and_what_it_follows_from(told, declared):
     for words in ('HOLDS', 'must lie above 0', '1 [0.503, 1.5]', 'one new seed', '3 seeds', '2 of 5 variants carried'):
         assert words in text
     assert '<script>' not in page and '&lt;script&gt;' in page and 'class="verdict-card"' in page and '<svg' in page
+    evil = str(Card(claim(why='[/red]\x1b[31m<b>x'), prov, 'this run'))
+    assert '\x1b' not in evil and '[/red]' in evil and '<b>x' in evil
     held_back = claim(controls=[control('placebo', 'nothing', None)])
     held_back.verdict = 'not identified'
     assert 'placebo (must show nothing): not measured' in str(Card(held_back, prov, 'this run'))

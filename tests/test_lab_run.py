@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from papers_lib.engine.stats import mean_t
+from papers_lib.engine.stats import mean_t, over_units
 from papers_lib.lab.presets import Claim, DataConfig, Paper, RunSpec
 from papers_lib.lab.results import read_results
 from papers_lib.lab.run import start
@@ -65,6 +65,12 @@ def test_a_claim_is_what_was_declared_with_a_number_or_without(root):
     assert rows['C2'].why == 'no minimum inside the grid' and rows['C2'].dataset == 'books@embedded'
     assert rows['C3'].why == 'not measured'
     assert [r.id for r in read_results(run.out / 'results.json')[0]] == ['C1', 'C2', 'C3', 'C1.size']
+
+
+def test_one_model_of_each_arm_is_no_effect_of_training(root):
+    run = start(toy, preset='cpu', device='cpu')
+    with pytest.raises(ValueError, match='C1: one model of each arm'): run.claim('C1', over_units(np.arange(20.)))
+    with pytest.raises(ValueError, match='C1: 4 values of 3 seeds'): run.claim('C1', mean_t([1., 1.1, .9, 1.]))
 
 
 def test_an_exact_claim_is_held_against_its_declared_bound(root):

@@ -280,7 +280,7 @@ def test_a_stop_keeps_what_is_finished_and_leaves_no_variant_behind(repo):
     p = papers_run(repo.root)
     pids = [int(f.read_text()) for f in found(repo.root, 'pid?', 2)]
     p.send_signal(signal.SIGINT)
-    _, err = p.communicate(timeout=60)
+    _, err = p.communicate(timeout=240)
     assert p.returncode == 130 and 'finished runs are kept' in err
     assert list(repo.root.glob('runs/good/tiny/*/results.json'))
     assert read_object(next(repo.root.glob('runs/long/tiny/*/status.json')))['status'] == 'interrupted'
@@ -294,7 +294,7 @@ def test_no_kernel_outlives_papers_and_no_status_says_running(repo, sign):
     pid_file, = found(repo.root, 'pid', 1)
     worker = read_object(pid_file.parent / 'status.json')['pid']
     p.send_signal(sign)
-    _, err = p.communicate(timeout=60)
+    _, err = p.communicate(timeout=240)
     assert p.returncode == (-sign if sign == signal.SIGKILL else 130)
     assert gone(worker) and gone(int(pid_file.read_text()))
     assert read_object(pid_file.parent / 'status.json')['status'] == 'interrupted'

@@ -1,5 +1,5 @@
 "GPT-3: windows that change nothing but what they hide, and rules that decide which text is read."
-import ast, json, re
+import ast, json
 from dataclasses import replace
 
 import numpy as np, pytest, torch
@@ -13,7 +13,7 @@ from papers_lib.gpt3 import (
     near_duplicates, recipe, sizes)
 from papers_lib.engine.recipe import learn
 from papers_lib.engine.train import TrainConfig
-from papers_lib.lab.results import paper_notebooks, published
+from papers_lib.lab.results import paper_notebooks
 from papers_lib.nn.stack import Parts, Sizes, Stack
 from papers_lib.text.synthetic import repeats
 from shrunken import rows_of_a_small_run
@@ -120,46 +120,6 @@ def test_copying_learns_what_it_can_see_only():
 
 cells = json.loads(paper_notebooks()['gpt3'].read_text(encoding='utf-8'))['cells']
 text_of = lambda cell: ''.join(cell['source'])
-figures = ('image/png', 'image/svg+xml')
-
-
-def section(id, cells=cells):
-    "The cells from a claim's heading to the next heading that is not below it."
-    levels = [re.match(r'(#+) ', text_of(c)) if c['cell_type'] == 'markdown' else None for c in cells]
-    start, = (i for i, c in enumerate(cells) if levels[i] and re.match(rf'#+ {id}\b', text_of(c)))
-    below = len(levels[start][1])
-    ends = (i for i in range(start + 1, len(cells)) if levels[i] and len(levels[i][1]) <= below)
-    return cells[start:next(ends, len(cells))]
-
-
-def outputs(cells): return [o.get('data', {}) for c in cells for o in c.get('outputs', [])]
-
-
-def patterns(cells=cells):
-    "The ids that figures ask `shown` for; a pattern that is put together while running could not be checked."
-    for c in (c for c in cells if c['cell_type'] == 'code'):
-        for node in ast.walk(ast.parse(text_of(c))):
-            asks = isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'shown'
-            if asks: yield ast.literal_eval(node.args[1])
-
-
-@pytest.mark.parametrize('id', claims)
-def test_a_claims_section_ends_in_its_figure_its_verdict_and_a_sentence(id):
-    mine = section(id)
-    data = outputs(mine)
-    card, = (html for d in data if 'class="verdict-card"' in (html := ''.join(d.get('text/html', ''))))
-    row = next(r for r in published('gpt3').rows if r.kind == 'claim' and r.id == id)
-    assert f'gpt3 {id}</b>' in card and f'>{row.verdict}</span>' in card                  # of this claim, and not stale
-    assert any(set(figures) & set(d) for d in data)
-    prose = '\n'.join(text_of(c) for c in mine if c['cell_type'] == 'markdown')
-    told = [prose.find(word) for word in ('**The paper**', '**Against it**', '**In one sentence.**')]
-    assert -1 not in told and told == sorted(told)
-
-
-@pytest.mark.parametrize('pattern', sorted(set(patterns())))
-def test_what_a_figure_shows_is_published(pattern):
-    assert any(r.ours is not None and re.fullmatch(pattern, r.id) for r in published('gpt3').rows)
-
 
 def test_figures_of_claims_are_drawn_from_rows():
     "None names what `run.grid` and `run.map` gave: a point that no row holds cannot be checked by anyone."

@@ -35,7 +35,7 @@ def errors(
 )->tuple:                 # values (n,), distances to the ends of their intervals (2, n)
     "Bring rows into the form that matplotlib's `errorbar` takes."
     y = np.array([r.ours for r in rows])
-    ends = np.array([r.ci95 for r in rows]).T
+    ends = np.array([r.ci95 or [r.ours, r.ours] for r in rows]).T        # equal values have no interval, and no bar
     return y + shift, np.abs(ends - y)
 
 # %% ../../nbs/lab/09_plots.ipynb #37dba1a2

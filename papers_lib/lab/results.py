@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime, hashlib, html, importlib.metadata, importlib.util, json, os, platform, re, resource
 import subprocess, sys, time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 # %% auto #0
@@ -19,6 +20,7 @@ __all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'noteboo
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
 from ..store.files import atomic_write
+from .terminal import as_line, as_text
 
 # %% ../../nbs/lab/08_results.ipynb #6d46ae26
 def _installed()->Path:
@@ -293,7 +295,8 @@ class Table:
 
     def __str__(self):
         if not self.files: return 'nothing published yet'
-        return '\n'.join('| ' + ' | '.join(c) + ' |' for c in [self.head, ['---'] * len(self.head), *self.cells()])
+        return '\n'.join('| ' + ' | '.join(map(as_line, c)) + ' |'
+                         for c in [self.head, ['---'] * len(self.head), *self.cells()])
 
     def _repr_html_(self):
         if not self.files: return '<p>nothing published yet</p>'
@@ -403,8 +406,10 @@ class Card:
         row:Row,
         provenance:dict,   # of its run
         where:str,         # 'this run' or 'published'
+        family:Sequence[Row]=(),   # all rows of that run, for the verdict among all its claims
     ):
         self.row, self.provenance, self.where = row, provenance, where
+        self.family = [r for r in family if r.kind == 'claim']
 
     def lines(self)->list[tuple[str, str]]:   # (what, text), empty ones left out
         "What stands on the card, in order."
@@ -413,10 +418,17 @@ class Card:
         seeds = f'{row.n_seeds} seeds' if (row.n_seeds or 1) > 1 else 'one model'
         one = new_seed(row) if row.ours is not None and row.kind == 'claim' else None
         told = [('paper', row.says), ('we test', row.tests), ('effect', self.effect()), ('why', row.why),
+                ('among all claims', self.corrected()),
                 ('controls', '; '.join(_of_controls(row))), ('one new seed', number_range(one)),
                 ('from', f"{self.where}: preset {prov.get('preset', '?')}, {seeds}" if row.ours is not None else ''),
                 ('carried', carried(prov)), ('design', redesigned(row.paper, row.id))]
         return [(what, text) for what, text in told if text]
+
+    def corrected(self)->str:
+        "The verdict with Holm's correction for the number of the run's claims."
+        from papers_lib.engine.stats import holm
+        if len(self.family) < 2 or self.row.verdict not in ('holds', 'fails'): return ''
+        return f'{holm(self.family)[self.row.id]}, corrected for {len(self.family)} claims (Holm)'
 
     def effect(self)->str:
         "The effect with its interval and what it must clear."
@@ -426,7 +438,8 @@ class Card:
 
     def __str__(self):
         row = self.row
-        return '\n'.join([f'{row.paper} {row.id}: {row.verdict.upper()}', *(f'  {k}: {v}' for k, v in self.lines())])
+        told = [f'{row.paper} {row.id}: {row.verdict.upper()}', *(f'  {k}: {v}' for k, v in self.lines())]
+        return '\n'.join(map(as_text, told))
 
     __repr__ = __str__
 
@@ -452,12 +465,12 @@ def card_of(
 )->Card:
     "Find a claim's row, in a run or as published."
     here = next((r for r in rows if r.id == id), None)
-    if here is None or here.ours is None:
+    if here is None or here.verdict == 'not attempted':
         for rows_, prov in published(paper).files:
             for r in rows_:
-                if r.id == id and r.kind == 'claim': return Card(r, prov, 'published')
+                if r.id == id and r.kind == 'claim': return Card(r, prov, 'published', rows_)
     if here is None: raise ValueError(f'{paper} {id}: neither this run nor results/ has a row of it')
-    return Card(here, provenance, 'this run')
+    return Card(here, provenance, 'this run', rows)
 
 # %% ../../nbs/lab/08_results.ipynb #8876ec30
 def published(paper:str)->Table:
@@ -543,6 +556,8 @@ def _claim_problems(name, paper, rows)->list[str]:
         claim, known = paper.claims[r.id], [d['design'] for d in designs_of(paper.name, r.id)]
         if r.design not in known:
             found.append(f'{name}: {r.id} was measured under a design that results/designs.jsonl does not know')
+        if claim.over == 'seeds' and claim.rule != 'exact' and r.ours is not None and (r.n_seeds or 1) < 2:
+            found.append(f'{name}: {r.id} is over seeds and has one model of each arm')
         told = [getattr(r, k) == getattr(claim, k) for k in ('tests', 'rule', 'margin', 'bound')]
         controls = {c['name']: c['must'] for c in r.controls or []}
         if r.design == claim.design and not (all(told) and controls == claim.controls):

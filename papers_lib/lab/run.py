@@ -41,6 +41,8 @@ def _check_measured(id, claim, effect, seeds):
     arms = tuple(arm for arm in effect.values if arm != 'weights')
     if claim.arms and claim.rule != 'trend' and arms != tuple(claim.arms):
         raise ValueError(f'{id}: values of {", ".join(arms)}, its design compares {", ".join(claim.arms)}')
+    if claim.over == 'seeds' and claim.rule != 'exact' and effect.n_seeds < 2:
+        raise ValueError(f'{id}: one model of each arm: its design takes the interval over seeds, at least 2')
     if claim.over == 'seeds' and effect.n_seeds > len(seeds):
         raise ValueError(f'{id}: {effect.n_seeds} values of {len(seeds)} seeds')
 
