@@ -8,7 +8,8 @@ from papers_lib.engine.score import score
 from papers_lib.nn import attention
 from papers_lib.nn.activations import gates
 from papers_lib.nn.attention import SelfAttention, attention_impls
-from papers_lib.nn.blocks import MLP, Block, Decoder, draw_seed, init_by_name, normal_of, residual_std
+from papers_lib.nn.blocks import (MLP, Block, Decoder, deepnorm, deepnorm_init, draw_seed, init_by_name, normal_of,
+                                  placements, residual_std)
 from papers_lib.nn.masks import causal, full, same_document
 from papers_lib.nn.norms import LayerNorm
 from papers_lib.nn.positions import Positions, position_kinds
@@ -29,9 +30,10 @@ class Small(Decoder):
         super().__init__()
         self.cfg = SimpleNamespace(ctx_len=40)
         self.tok_emb = nn.Embedding(50, 32)
-        self.positions = Distance() if positions == 'bias' else position_kinds[positions](40, 32, 4, 10000.)
-        self.blocks = nn.ModuleList(Block(32, 4, 64, placement=placement) for _ in range(3))
-        self.norm_f = LayerNorm(32) if placement == 'pre' else nn.Identity()
+        self.positions = Distance() if positions == 'bias' else position_kinds[positions](40, 32, 4, 10000., 3)
+        alpha = 2. if placement == 'deepnorm' else None
+        self.blocks = nn.ModuleList(Block(32, 4, 64, placement=placement, alpha=alpha) for _ in range(3))
+        self.norm_f = LayerNorm(32) if placement in ('pre', 'sandwich') else nn.Identity()
         nn.init.normal_(self.tok_emb.weight, std=.1)
     @property
     def head_weight(self): return self.tok_emb.weight
@@ -74,7 +76,9 @@ def test_dropout_of_layers_acts_in_training_only():
 def test_layers_refuse_bad_sizes():
     with pytest.raises(ValueError, match='n_head=5.*divide d_model=32'): SelfAttention(32, 5)
     with pytest.raises(ValueError, match="act='relu6'"): MLP(8, 8, act='relu6')
-    with pytest.raises(ValueError, match="placement='sandwich'"): Block(32, 4, 64, placement='sandwich')
+    with pytest.raises(ValueError, match="placement='middle'"): Block(32, 4, 64, placement='middle')
+    with pytest.raises(ValueError, match='alpha=None'): Block(32, 4, 64, placement='deepnorm')
+    with pytest.raises(ValueError, match='alpha=2.0'): Block(32, 4, 64, placement='sandwich', alpha=2.)
 
 
 def test_where_the_layernorm_sits():
@@ -87,8 +91,113 @@ def test_where_the_layernorm_sits():
     close(post(x, causal()), ln(a + post.mlp(a)))
 
 
+@pytest.mark.parametrize('norm', ['layer', 'rms'])
+def test_sandwich_norms_what_a_half_writes_and_drops_after_that(norm):
+    torch.manual_seed(0)
+    block = Block(32, 4, 64, placement='sandwich', norm=norm, dropout=.5).double().eval()
+    for p in block.parameters():
+        if p.ndim == 1: nn.init.normal_(p, 1)
+    x = torch.randn(2, 6, 32, dtype=torch.float64)
+    plain = Block(32, 4, 64, norm=norm).double().eval()
+    lost = plain.load_state_dict(block.state_dict(), strict=False)
+    assert not lost.missing_keys and {k.rsplit('.', 1)[0] for k in lost.unexpected_keys} == {'attn.out.norm',
+                                                                                            'mlp.proj.norm'}
+    a = x + block.attn.out.norm(plain.attn(plain.norm1(x), causal()))
+    close(block(x, causal()), a + block.mlp.proj.norm(plain.mlp(plain.norm2(a))), atol=1e-12, rtol=1e-12)
+    block.train()
+    for added in (block.mlp(x), block.attn(x, causal())):             # zeros in what is added: no norm after dropping
+        assert .3 < (added == 0).double().mean() < .7
+    dropped, kept = block.mlp(x), block.eval().mlp(x)
+    close(dropped[dropped != 0], 2 * kept[dropped != 0])              # and the norm saw none of them
+
+
+def test_deepnorm_counts_the_stream_alpha_times():
+    torch.manual_seed(0)
+    ln, block, x = LayerNorm(32), Block(32, 4, 64, placement='deepnorm', alpha=2.5), torch.randn(2, 6, 32)
+    a = ln(2.5 * x + block.attn(x, causal()))
+    close(block(x, causal()), ln(2.5 * a + block.mlp(a)))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_deepnorm_with_alpha_one_is_post_bit_by_bit(dtype):
+    torch.manual_seed(0)
+    post = Block(32, 4, 64, placement='post').to(dtype)
+    one = Block(32, 4, 64, placement='deepnorm', alpha=1.).to(dtype)
+    one.load_state_dict(post.state_dict())
+    x = torch.randn(2, 6, 32, dtype=dtype)
+    assert one(x, causal()).equal(post(x, causal()))
+    h = post.norm1(x + post.attn(x, causal()))
+    assert post(x, causal()).equal(post.norm2(h + post.mlp(h)))
+
+
+@pytest.mark.parametrize('given,alpha,beta', [
+    (('encoder', 18), 36 ** .25, 144 ** -.25), (('decoder', 18), 36 ** .25, 144 ** -.25),
+    (('encoder', 6, 12), .81 * (6**4 * 12) ** .0625, .87 * (6**4 * 12) ** -.0625),
+    (('decoder', 12, 6), 36 ** .25, 144 ** -.25), (('glm130b', 70), 140 ** .5, 140 ** -.5)])
+def test_deepnorms_two_numbers(given, alpha, beta):
+    close(deepnorm(*given), (alpha, beta), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize('bad', [('both', 3), ('glm130b', 3, 3)])
+def test_deepnorm_knows_its_rules_only(bad):
+    with pytest.raises(ValueError, match=f'half={bad[0]!r}'): deepnorm(*bad)
+
+
+@pytest.mark.parametrize('act,n_kv_head', [('relu', 4), ('swiglu', 2)])
+def test_deepnorms_start_spares_queries_and_keys(act, n_kv_head):
+    torch.manual_seed(0)
+    block = Block(128, 4, 512, act, 'deepnorm', alpha=2., n_kv_head=n_kv_head)
+    init_by_name(block, 3, lambda name: 1.)
+    before = {k: p.clone() for k, p in block.named_parameters()}
+    deepnorm_init(block, .1)
+    q, k, v = block.attn.qkv.weight.split([128, 32 * n_kv_head, 32 * n_kv_head])
+    xavier = lambda p: (2 / (p.shape[0] + p.shape[1])) ** .5
+    parts = block.mlp.fc.weight.split(512)
+    for p, gain in ((q, 1), (k, 1), (v, .1), (block.attn.out.weight, .1), (block.mlp.proj.weight, .1),
+                    *((p, .1) for p in parts)):
+        assert abs(p.std() / (gain * xavier(p)) - 1) < .03
+    assert len(parts) == 1 + (act == 'swiglu')
+    for name, p in block.named_parameters():                          # the same numbers, in the same places
+        assert (p * before[name] >= 0).all() and (p.ndim > 1 or p.equal(before[name]))
+
+
+@pytest.mark.parametrize('placement', placements)
+@pytest.mark.parametrize('positions', list(position_kinds))
+def test_in_float64_the_cache_gives_what_reading_at_once_gives(positions, placement):
+    torch.manual_seed(0)
+    model, ids = Small(placement, positions).double().eval(), torch.randint(50, (3, 24))
+    for p in model.positions.parameters(): nn.init.normal_(p)
+    pad = torch.arange(9) >= torch.tensor([0, 4, 8])[:, None]
+    logits, cache = model.prefill(ids[:, :9], pad)
+    whole = [model(ids[i:i + 1, n:]) for i, n in enumerate((0, 4, 8))]
+    for end in (9, 10, 15, 24):
+        if end > 9: logits, cache = model.step(ids[:, cache.length:end], cache)
+        close(logits, torch.cat([w[:, end - 1 - n] for w, n in zip(whole, (0, 4, 8))]), atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize('placement', placements)
+@pytest.mark.parametrize('positions', list(position_kinds))
+def test_no_token_sees_a_later_one(positions, placement):
+    torch.manual_seed(0)
+    model, ids = Small(placement, positions).double().eval(), torch.randint(50, (1, 20))
+    for p in model.positions.parameters(): nn.init.normal_(p)
+    other = ids.clone(); other[:, 11] = (other[:, 11] + 1) % 50
+    moved = (model(ids) - model(other)).abs().amax((0, 2))
+    assert moved[:11].max() == 0 and moved[11:].min() > 1e-9
+
+
+@pytest.mark.parametrize('placement', placements)
+@pytest.mark.parametrize('positions', list(position_kinds))
+def test_without_a_mask_permuted_tokens_permute_the_output_only_where_nothing_tells_places(positions, placement):
+    torch.manual_seed(0)
+    model, ids, shuffle = Small(placement, positions).double().eval(), torch.randint(50, (2, 12)), torch.randperm(12)
+    for p in model.positions.parameters(): nn.init.normal_(p)
+    off = (model(ids[:, shuffle], mask=full()) - model(ids, mask=full())[:, shuffle]).abs().max()
+    assert off < 1e-12 if positions == 'none' else off > 1e-4
+
+
 @settings(max_examples=40, deadline=None)
-@given(chunks=st.lists(st.integers(1, 8), min_size=1, max_size=6), placement=st.sampled_from(['pre', 'post']),
+@given(chunks=st.lists(st.integers(1, 8), min_size=1, max_size=6), placement=st.sampled_from(placements),
        positions=st.sampled_from([*position_kinds, 'bias']), pads=st.lists(st.integers(0, 6), min_size=3, max_size=3))
 def test_cached_equals_uncached_in_any_chunks_with_any_padding(chunks, placement, positions, pads):
     torch.manual_seed(0)
@@ -158,7 +267,7 @@ def test_compiled_decoder_equals_eager_without_a_graph_break(model, ids):
     for a, p in zip(ours, model.parameters()): close(a, p.grad, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize('positions', ['learned', 'rope', 'bias'])
+@pytest.mark.parametrize('positions', [*position_kinds, 'bias'])
 @pytest.mark.parametrize('width', [1, 3, 8, 50])
 def test_windows_agree_between_cache_and_whole_and_with_candidates_side_by_side(width, positions):
     torch.manual_seed(0)

@@ -1,8 +1,14 @@
 "Properties of positions: what a notebook cell is too small to say."
+import itertools
+import math
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from papers_lib.nn.positions import LearnedPositions, SinusoidalPositions, convert_rope, position_kinds, rope, rotate
+from papers_lib.nn.attention import SelfAttention, attend, attention_weights
+from papers_lib.nn.masks import causal
+from papers_lib.nn.positions import (ALiBiPositions, LearnedPositions, PairTerms, ShawPositions, SinusoidalPositions,
+                                     T5Positions, XLPositions, alibi_slopes, convert_rope, position_kinds, rope, rotate,
+                                     sinusoidal, t5_bucket)
 
 close = torch.testing.assert_close
 
@@ -58,8 +64,141 @@ def test_sinusoids_of_two_places_depend_on_their_distance_only(place, away):
 
 @pytest.mark.parametrize('name', list(position_kinds))
 def test_each_kind_answers_each_hook_with_its_shape_or_nothing(name):
-    kind, here = position_kinds[name](20, 16, 4, 10000.), torch.arange(6).expand(3, 6)
+    kind, here = position_kinds[name](20, 16, 4, 10000., 2), torch.arange(6).expand(3, 6)
     answers = kind.embed(here), kind.turn(here), kind.bias(here, here)
     shapes = (3, 6, 16), (3, 6, 2, 2), (3, 4, 6, 6)
-    assert all(a is None or a.shape == shape for a, shape in zip(answers, shapes))
-    assert sum(a is not None for a in answers) == (name != 'none')
+    for answer, shape in zip(answers, shapes):
+        assert answer is None or torch.broadcast_shapes(answer.shape, shape) == shape
+    pairs = kind.pairs(here, here)
+    assert pairs is None or isinstance(pairs, PairTerms)
+    assert sum(a is not None for a in (*answers, pairs)) == (name != 'none')
+    if pairs:
+        q, W = torch.randn(3, 4, 6, 4), torch.rand(3, 4, 6, 6)
+        assert pairs.scores(q, q, 1).shape == (3, 4, 6, 6)
+        assert pairs.values is None or pairs.values(W, 1).shape == (3, 4, 6, 4)
+
+
+def test_a_shift_turns_each_pair_of_a_sinusoid_by_one_angle():
+    places, shift = torch.arange(0, 5000, 37), 29
+    angle = shift * 10000. ** (-torch.arange(0, 24, 2, dtype=torch.float64) / 24)
+    s, c = sinusoidal(places, 24).double().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([s * angle.cos() + c * angle.sin(), c * angle.cos() - s * angle.sin()], -1).flatten(-2)
+    close(turned, sinusoidal(places + shift, 24).double(), atol=1e-6, rtol=0)            # to float32's rounding
+
+
+# ---- ALiBi
+
+def published_slopes(n):
+    "As in the authors' code."
+    def powers(n):
+        start = 2 ** (-2 ** -(math.log2(n) - 3))
+        return [start * start ** i for i in range(n)]
+    if math.log2(n).is_integer(): return powers(n)
+    near = 2 ** math.floor(math.log2(n))
+    return powers(near) + published_slopes(2 * near)[0::2][:n - near]
+
+
+@pytest.mark.parametrize('n', [*range(1, 35), 96])
+def test_alibi_slopes_are_the_published_ones_for_any_number_of_heads(n):
+    close(alibi_slopes(n), torch.tensor(published_slopes(n)), atol=1e-7, rtol=1e-6)
+
+
+def test_alibi_is_the_distance_of_absolute_places_both_ways():
+    bias = ALiBiPositions(6).bias(torch.arange(30), torch.arange(30))
+    for h, m in enumerate(alibi_slopes(6).tolist()):
+        for i, j in itertools.product(range(30), repeat=2): assert bias[h, i, j] == -torch.tensor(m) * abs(i - j)
+    assert ALiBiPositions(6).bias(torch.tensor([29]), torch.arange(30)).equal(bias[:, 29:])
+
+
+# ---- T5
+
+@pytest.mark.parametrize('both_ways', [True, False])
+@pytest.mark.parametrize('n_bucket,max_distance', [(32, 128), (16, 40), (64, 256), (8, 20)])
+def test_buckets_are_those_of_transformers(both_ways, n_bucket, max_distance):
+    from transformers.models.t5.modeling_t5 import T5Attention
+    away = torch.arange(-600, 601)
+    theirs = T5Attention._relative_position_bucket(away, both_ways, n_bucket, max_distance)
+    assert t5_bucket(away, n_bucket, max_distance, both_ways).equal(theirs)
+
+
+@pytest.mark.parametrize('both_ways', [True, False])
+def test_buckets_by_the_cards_values(both_ways):
+    card = ({0: 0, -1: 1, -7: 7, -8: 8, -16: 10, -128: 15, 1: 17, 128: 31} if both_ways else
+            {0: 0, -1: 1, -15: 15, -16: 16, -128: 31, 5: 0})
+    for away, bucket in card.items(): assert t5_bucket(torch.tensor([away]), both_ways=both_ways).item() == bucket
+
+
+def test_a_learned_bias_learns_the_same_by_the_fused_kernel():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 9, 8)
+    grads = []
+    for impl in ('plain', 'sdpa'):
+        kind = T5Positions(4)
+        with torch.no_grad(): kind.weight.copy_(torch.arange(128).view(32, 4) / 100)
+        (attend(q, k, v, causal(), kind.bias(torch.arange(9), torch.arange(9)), impl=impl) ** 2).sum().backward()
+        grads.append(kind.weight.grad)
+    close(*grads, atol=1e-5, rtol=1e-4)
+    assert grads[0][:9].abs().min() > 0 and grads[0][9:].abs().max() == 0
+
+
+# ---- terms of pairs, against the papers' formulas pair by pair
+
+def by_hand(kind, x, attn, places, layer, heads=4, groups=2):
+    "Shaw's (3), (4) or Transformer-XL's A_ij, for one row of tokens that stand at `places`."
+    t, width = len(x), x.shape[-1] // heads
+    q, k, v = attn.qkv(x).unflatten(-1, (heads + 2 * groups, width)).split((heads, groups, groups), 1)    # (t, h, k)
+    out = x.new_zeros(t, heads, width)
+    for h, i in itertools.product(range(heads), range(t)):
+        keys, values = k[:i + 1, h // 2], v[:i + 1, h // 2]
+        if isinstance(kind, ShawPositions):
+            w = [max(-kind.reach, min(kind.reach, int(places[j] - places[i]))) + kind.reach for j in range(i + 1)]
+            scores = torch.stack([q[i, h] @ (keys[j] + kind.keys[layer, w[j]]) for j in range(i + 1)])
+            values = values + kind.values[layer, w]
+        else:
+            W_R = kind.weight[layer].unflatten(0, (heads, width))[h]
+            r = [W_R @ sinusoidal(places[i] - places[j], x.shape[-1]).double() for j in range(i + 1)]
+            scores = torch.stack([q[i, h] @ keys[j] + q[i, h] @ r[j] + kind.u[h] @ keys[j] + kind.v[h] @ r[j]
+                                  for j in range(i + 1)])
+        out[i, h] = (scores / width ** .5).softmax(-1) @ values
+    return attn.out(out.flatten(1))
+
+
+@pytest.mark.parametrize('make', [lambda: ShawPositions(6, 2, reach=3), lambda: XLPositions(24, 4, 2)])
+def test_terms_of_pairs_are_the_papers_formulas_with_shared_key_heads_and_a_place_for_each_row(make):
+    torch.manual_seed(0)
+    kind, attn = make().double(), SelfAttention(24, 4, n_kv_head=2).double()
+    for p in kind.parameters(): torch.nn.init.normal_(p, std=.7)
+    x = torch.randn(2, 7, 24, dtype=torch.float64)
+    places = torch.tensor([[0, 1, 2, 3, 4, 5, 6], [0, 2, 5, 5, 30, 31, 6]])
+    y = attn(x, causal(), layer=1, pairs=kind.pairs(places, places))
+    for row in (0, 1): close(y[row], by_hand(kind, x[row], attn, places[row], 1), atol=1e-12, rtol=1e-10)
+    assert not y.allclose(attn(x, causal(), layer=0, pairs=kind.pairs(places, places)), atol=1e-3)       # a layer's own
+    one = attn(x[:, 6:], causal(), layer=1, pairs=kind.pairs(places[:1, 6:], places[:1, 6:]))
+    assert one.isfinite().all()                                       # one row of places for two of tokens
+
+
+@pytest.mark.parametrize('make', [lambda: ShawPositions(6, 2), lambda: XLPositions(24, 4, 2)])
+def test_terms_of_pairs_and_a_bias_add_up_and_dropout_takes_whole_weights(make):
+    torch.manual_seed(0)
+    kind, attn, x, here = make(), SelfAttention(24, 4), torch.randn(2, 7, 24), torch.arange(7)
+    bias, pairs = ALiBiPositions(4).bias(here, here), kind.pairs(here, here)
+    q, k, v = attn.heads(x)
+    W = attention_weights(q, k, causal(), bias + pairs.scores(q, k, 1))
+    y = W @ v + (pairs.values(W, 1) if pairs.values else 0.)
+    close(attn(x, causal(), layer=1, bias=bias, pairs=pairs), attn.out(y.transpose(1, 2).flatten(2)))
+    attn.dropout = .5
+    assert not attn(x, causal(), pairs=pairs).equal(attn(x, causal(), pairs=pairs))
+
+
+def test_far_distances_share_shaws_last_vectors():
+    torch.manual_seed(0)
+    kind, q = ShawPositions(8, 1, reach=2), torch.randn(1, 1, 1, 8)
+    scores = kind.pairs(torch.tensor([10]), torch.arange(21)).scores(q, q, 0)[0, 0, 0]
+    assert (scores[:9] == scores[0]).all() and (scores[12:] == scores[20]).all() and scores[8:13].unique().numel() == 5
+
+
+@pytest.mark.parametrize('make,says', [
+    (lambda: ShawPositions(8, 1, reach=0), 'reach=0'), (lambda: XLPositions(7, 1, 1), 'd_model=7'),
+    (lambda: T5Positions(4, n_bucket=2), 'n_bucket=2'), (lambda: T5Positions(4, max_distance=16), 'max_distance=16')])
+def test_positions_refuse_sizes_that_they_cannot_use(make, says):
+    with pytest.raises(ValueError, match=says): make()

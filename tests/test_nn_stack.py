@@ -4,10 +4,12 @@ import itertools
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch import nn
 from papers_lib.gpt2 import GPT2, GPT2Config
 from papers_lib.gpt3 import GPT3, GPT3Config
 from papers_lib.llama import LLaMA, LLaMAConfig
 from papers_lib.nn.activations import activations, gates
+from papers_lib.nn.blocks import deepnorm, placements
 from papers_lib.nn.norms import norms
 from papers_lib.nn.positions import position_kinds
 from papers_lib.nn.stack import Parts, Sizes, Stack, widened
@@ -79,9 +81,12 @@ def test_the_default_inner_width_is_that_of_the_activation():
 # ---- every combination is a decoder
 
 every = st.builds(Parts, norm=st.sampled_from(list(norms)), act=st.sampled_from([*activations, *gates]),
-                  positions=st.sampled_from(list(position_kinds)), placement=st.sampled_from(['pre', 'post']),
+                  positions=st.sampled_from(list(position_kinds)),
+                  placement=st.sampled_from(['pre', 'post', 'sandwich']),
                   bias=st.booleans(), tied=st.booleans(), residual_init=st.sampled_from(['scaled', 'plain']),
                   windows=st.sampled_from([None, (4,), (None, 3)]))
+DEEP = dict(placement='deepnorm', residual_init='deepnorm')
+every = every | every.map(lambda parts: dataclasses.replace(parts, **DEEP))
 
 @settings(max_examples=40, deadline=None)
 @given(every, st.integers(0, 19), st.integers(1, 19))
@@ -106,6 +111,16 @@ def test_every_kind_but_none_tells_places_apart(name, ids):
     last = lambda x: stack(x, mask=torch.ones(20, 20).bool())[:, -1]
     same = last(ids).allclose(last(swapped), atol=1e-4)
     assert same == (name == 'none')
+
+
+def test_each_kind_has_the_parameters_of_its_paper_and_no_more():
+    count = lambda name: sum(p.numel() for p in model(Parts(positions=name)).positions.parameters())
+    d, layers, heads, k = 32, 3, 4, 8
+    assert {name: count(name) for name in position_kinds} == {
+        'learned': 24 * d, 'sinusoidal': 0, 'rope': 0, 'alibi': 0, 'none': 0,
+        'xl': layers * d * d + 2 * heads * k,           # W_R of each layer; u and v, shared
+        'shaw': layers * 2 * 33 * k,                    # of each layer, shared by its heads
+        't5': 32 * heads}                               # shared by all layers
 
 
 def test_a_sequence_longer_than_the_context_is_refused_for_every_kind():
@@ -139,14 +154,50 @@ def test_bad_windows_are_refused(windows):
 def test_widths_that_positions_cannot_use_are_refused_before_anything_is_built():
     with pytest.raises(ValueError, match="Sizes.n_head=4: must divide d_model=20 into even widths"):
         model(Parts(positions='rope'), dataclasses.replace(SIZES, d_model=20))
-    with pytest.raises(ValueError, match="Sizes.d_model=15: must be even"):
-        model(Parts(positions='sinusoidal'), dataclasses.replace(SIZES, d_model=15, n_head=3))
+    for name in ('sinusoidal', 'xl'):
+        with pytest.raises(ValueError, match=f"Sizes.d_model=15: must be even for Parts.positions='{name}'"):
+            model(Parts(positions=name), dataclasses.replace(SIZES, d_model=15, n_head=3))
+
+
+@pytest.mark.parametrize('half', [dict(placement='deepnorm'), dict(residual_init='deepnorm'),
+                                  dict(placement='post', residual_init='deepnorm')])
+def test_half_of_deepnorm_is_refused(half):
+    with pytest.raises(ValueError, match='^Parts.residual_init=.*always there'): Parts(**half)
+
+
+# ---- placements
+
+@pytest.mark.parametrize('placement', placements)
+def test_a_norm_stands_last_where_the_stream_has_none(placement, ids):
+    stack = model(Parts(**DEEP) if placement == 'deepnorm' else Parts(placement=placement))
+    assert isinstance(stack.norm_f, nn.Identity) == (placement in ('post', 'deepnorm'))
+    close(stack.hidden(ids).var(-1, correction=0), torch.ones(2, 20), atol=.05, rtol=0)     # short by eps
+
+
+def test_a_stack_with_deepnorm_has_a_decoders_alpha_and_beta():
+    stack, post = model(Parts(**DEEP)), model(Parts(placement='post', residual_init='plain'))
+    alpha, beta = deepnorm('decoder', 3)
+    assert all(block.alpha == alpha for block in stack.blocks) and all(block.alpha == 1. for block in post.blocks)
+    ours, theirs = stack.blocks[1], post.blocks[1]
+    close(ours.mlp.fc.weight, theirs.mlp.fc.weight / .02 * beta * (2 / 80) ** .5)               # common numbers
+    close(ours.attn.qkv.weight[:64], theirs.attn.qkv.weight[:64] / .02 * (2 / 64) ** .5)
+    close(ours.attn.qkv.weight[64:], theirs.attn.qkv.weight[64:] / .02 * (2 / 64) ** .5 * beta)
+    assert stack.tok_emb.weight.equal(post.tok_emb.weight)
+
+
+def test_a_stack_of_post_and_one_of_deepnorm_with_alpha_one_are_one_function(ids):
+    stack, post = lively(model(Parts(**DEEP))).double(), model(Parts(placement='post')).double()
+    post.load_state_dict(stack.state_dict())
+    assert not stack(ids).allclose(post(ids), atol=1e-3)
+    for block in stack.blocks: block.alpha = 1.
+    assert stack(ids).equal(post(ids))
 
 
 # ---- weights
 
 changes = [dict(norm='rms'), dict(act='swiglu'), dict(act='relu'), dict(positions='rope'), dict(positions='none'),
-           dict(placement='post'), dict(bias=False), dict(tied=False), dict(windows=(None, 3))]
+           dict(placement='post'), dict(placement='sandwich'), dict(bias=False), dict(tied=False),
+           dict(windows=(None, 3)), *(dict(positions=name) for name in ('xl', 'shaw', 't5', 'alibi'))]
 
 @pytest.mark.parametrize('change', changes, ids=str)
 def test_stacks_that_differ_in_one_part_share_every_other_parameter(change):

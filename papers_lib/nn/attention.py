@@ -224,6 +224,13 @@ def expand(self:KVCache,
         theirs[:] = [x if x is None else x[:, :, :self.length].repeat_interleave(n, 0) for x in ours]
     return new
 
+# %% ../../nbs/nn/06_attention.ipynb #a65a91ad
+def _with_pairs(q, k, v, mask, bias, dropout, pairs, layer):
+    terms = pairs.scores(q, k, layer)                                            # (b, h, t, s)
+    W = F.dropout(attention_weights(q, k, mask, terms if bias is None else terms + bias), dropout)
+    y = W @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+    return y if pairs.values is None else y + pairs.values(W, layer)
+
 # %% ../../nbs/nn/06_attention.ipynb #7c6a6b50
 class SelfAttention(nn.Module):
     "Let the tokens of a sequence attend to one another, in `n_head` heads."
@@ -259,11 +266,13 @@ class SelfAttention(nn.Module):
         layer:int=0,                  # place of this layer in the cache
         turns:Float[Tensor, '*b t k/2 2']|None=None,   # of `rope`, layout 'pairs'
         bias:Float[Tensor, '*b h t s']|None=None,      # added to the scores
+        pairs=None,                   # what `Positions.pairs` gives
     )->Float[Tensor, 'b t d']:
         "Attend within x, and to what the cache holds."
         q, k, v = self.heads(x, turns)
         if cache is not None: k, v = cache.update(layer, k, v)
         dropout = self.dropout if self.training else 0.
-        y = attend(q, k, v, mask, bias, dropout=dropout).transpose(1, 2).reshape(x.shape)           # (b, t, d)
-        y = self.out(y)
+        if pairs is None: y = attend(q, k, v, mask, bias, dropout=dropout)
+        else: y = _with_pairs(q, k, v, mask, bias, dropout, pairs, layer)
+        y = self.out(y.transpose(1, 2).reshape(x.shape))                                            # (b, t, d)
         return F.dropout(y, dropout) if dropout else y

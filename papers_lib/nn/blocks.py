@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
 
 # %% auto #0
-__all__ = ['MLP', 'Block', 'draw_seed', 'normal_of', 'init_by_name', 'residual_std', 'Decoder']
+__all__ = ['placements', 'MLP', 'Block', 'deepnorm', 'deepnorm_init', 'draw_seed', 'normal_of', 'init_by_name', 'residual_std',
+           'Decoder']
 
 # %% ../../nbs/nn/07_blocks.ipynb #f6db8bd7
 from .activations import activations, gates
@@ -21,7 +22,7 @@ from .attention import KVCache, SelfAttention
 from .linear import Linear, linear
 from .masks import Mask, banded, causal, padding
 from .norms import norms
-from .positions import Positions
+from .positions import PairTerms, Positions
 
 # %% ../../nbs/nn/07_blocks.ipynb #6f185c2f
 class MLP(nn.Module):
@@ -49,6 +50,17 @@ class MLP(nn.Module):
         y = self.proj(a if up is None else a * up)
         return F.dropout(y, self.dropout) if self.training and self.dropout else y
 
+# %% ../../nbs/nn/07_blocks.ipynb #485ecf41
+placements = 'pre', 'post', 'sandwich', 'deepnorm'
+
+class _NormedLinear(Linear):
+    "A product, and a norm of what comes out."
+    def __init__(self, n_in, n_out, bias, norm):
+        super().__init__(n_in, n_out, bias)
+        self.norm = norm
+
+    def forward(self, x): return self.norm(super().forward(x))
+
 # %% ../../nbs/nn/07_blocks.ipynb #bc1bb42d
 class Block(nn.Module):
     "One Transformer block: self-attention, then an MLP, each added to the stream."
@@ -57,36 +69,77 @@ class Block(nn.Module):
         n_head:int,              # attention heads, must divide `d_model`
         d_ff:int,                # inner width of the MLP
         act:str='gelu_tanh',     # a name in `activations`, or in `gates`
-        placement:str='pre',     # norm: 'pre' on what a half reads, 'post' on the stream after adding
+        placement:str='pre',     # of the norms, a name in `placements`
         dropout:float=0.,        # of attention weights and of both halves' outputs, probability in [0, 1)
         eps:float=1e-5,          # inside the norm's square root
         norm:str='layer',        # a name in `norms`
         bias:bool=True,          # biases in all products
         n_kv_head:int|None=None, # key/value heads, must divide `n_head`; as many as query heads if not given
+        alpha:float|None=None,   # weight of the stream, for 'deepnorm' and no other placement
     ):
         super().__init__()
-        if placement not in ('pre', 'post'): raise ValueError(f"placement={placement!r}: must be 'pre' or 'post'")
+        if placement not in placements:
+            raise ValueError(f'placement={placement!r}: must be one of {", ".join(placements)}')
+        if (alpha is None) == (placement == 'deepnorm'):
+            raise ValueError(f"alpha={alpha!r}: must be given for placement='deepnorm', and for no other")
         if norm not in norms: raise ValueError(f'norm={norm!r}: must be one of {", ".join(norms)}')
-        self.pre = placement == 'pre'
+        self.pre = placement in ('pre', 'sandwich')
+        self.alpha = 1. if alpha is None else alpha
         self.norm1 = norms[norm](d_model, eps)
         self.attn = SelfAttention(d_model, n_head, bias, dropout, n_kv_head)
         self.norm2 = norms[norm](d_model, eps)
         self.mlp = MLP(d_model, d_ff, act, bias, dropout)
+        if placement == 'sandwich':
+            self.attn.out = _NormedLinear(d_model, d_model, bias, norms[norm](d_model, eps))
+            self.mlp.proj = _NormedLinear(d_ff, d_model, bias, norms[norm](d_model, eps))
 
     def forward(self,
         x:Float[Tensor, 'b t d'],
         mask=None,                                     # as in `attend`
-        cache:KVCache|None=None,                       # as in `SelfAttention`, and so are the other three
+        cache:KVCache|None=None,                       # as in `SelfAttention`, and so are the other four
         layer:int=0,
         turns:Float[Tensor, '*b t k/2 2']|None=None,
         bias:Float[Tensor, '*b h t s']|None=None,
+        pairs:PairTerms|None=None,
     )->Float[Tensor, 'b t d']:
         "Let the tokens exchange what they know, then map each by itself."
         if self.pre:
-            x = x + self.attn(self.norm1(x), mask, cache, layer, turns, bias)
+            x = x + self.attn(self.norm1(x), mask, cache, layer, turns, bias, pairs)
             return x + self.mlp(self.norm2(x))
-        x = self.norm1(x + self.attn(x, mask, cache, layer, turns, bias))
-        return self.norm2(x + self.mlp(x))
+        a = self.attn(x, mask, cache, layer, turns, bias, pairs)
+        x = self.norm1(torch.add(a, x, alpha=self.alpha))                        # a + alpha x
+        return self.norm2(torch.add(self.mlp(x), x, alpha=self.alpha))
+
+# %% ../../nbs/nn/07_blocks.ipynb #31aadc52
+def deepnorm(
+    half:str,                # 'encoder' or 'decoder'; 'glm130b' is a decoder by GLM-130B's rule
+    n_layer:int,             # its blocks
+    n_other:int|None=None,   # blocks of the other half, if there is one
+)->tuple[float, float]:      # alpha, the weight of the stream, and beta, the gain of the start
+    "Compute DeepNorm's two numbers for a depth."
+    n, m = n_layer, n_other
+    alone = (2 * n) ** .25, (8 * n) ** -.25
+    rules = {('encoder', False): lambda: alone, ('decoder', False): lambda: alone,
+             ('encoder', True): lambda: (.81 * (n**4 * m) ** (1/16), .87 * (n**4 * m) ** (-1/16)),
+             ('decoder', True): lambda: ((3 * n) ** .25, (12 * n) ** -.25),
+             ('glm130b', False): lambda: ((2 * n) ** .5, (2 * n) ** -.5)}
+    if (half, m is not None) not in rules:
+        raise ValueError(f"half={half!r}, n_other={m}: must be 'encoder', 'decoder', or 'glm130b' alone")
+    return rules[half, m is not None]()
+
+# %% ../../nbs/nn/07_blocks.ipynb #5af23f69
+@torch.no_grad()
+def deepnorm_init(
+    block:Block,    # its matrices standard normal, for instance by `init_by_name` with a deviation of 1
+    beta:float,     # gain of the MLP, the values and attention's output
+):
+    "Scale a block's matrices to DeepNorm's start."
+    attn, mlp = block.attn, block.mlp
+    d_head = attn.out.in_features // attn.n_head
+    q, k, v = attn.qkv.weight.split([n * d_head for n in (attn.n_head, attn.n_kv_head, attn.n_kv_head)])
+    small = v, attn.out.weight, mlp.proj.weight, *mlp.fc.weight.chunk(2 if mlp.gated else 1)
+    for gain, parts in ((1., (q, k)), (beta, small)):
+        for p in parts: p.mul_(gain * (2 / sum(p.shape)) ** .5)
 
 # %% ../../nbs/nn/07_blocks.ipynb #bd63120a
 def draw_seed()->int:   # 0 on the meta device, where nothing is drawn
@@ -172,9 +225,10 @@ class Decoder(nn.Module):
         masks = {w: _settle(_within(mask, w, past, positions, real), real, past, t, ids.device) for w in widths}
         if positions is None: positions = _count(real, past, t, ids.device)
         x = self.embed(ids, positions)                                          # (b, t, d)
-        turns, bias = self.positions.turn(positions), _bias(self.positions, real, past, positions)
+        turns = self.positions.turn(positions)
+        bias, pairs = (_asked(self.positions, hook, real, past, positions) for hook in ('bias', 'pairs'))
         for i, block in enumerate(self.blocks):
-            x = block(x, masks[self.windows[i] if self.windows else None], cache, i, turns, bias)
+            x = block(x, masks[self.windows[i] if self.windows else None], cache, i, turns, bias, pairs)
         if cache is not None: cache.advance(t)
         return self.norm_f(x)
 
@@ -195,10 +249,10 @@ def _places(real, past, new):
     rows = torch.broadcast_shapes(held.shape[:-1], new.shape[:-1])
     return torch.cat([held.expand(*rows, -1), new.expand(*rows, -1)], -1)
 
-def _bias(where, real, past, positions):
-    "Ask for what is added to the scores, if this kind of positions adds anything."
-    if type(where).bias is Positions.bias: return None
-    return where.bias(positions, _places(real, past, positions))
+def _asked(where, hook, real, past, positions):
+    "Ask a hook about queries and keys, if this kind of positions answers it."
+    if getattr(type(where), hook) is getattr(Positions, hook): return None
+    return getattr(where, hook)(positions, _places(real, past, positions))
 
 _causal = causal()
 

@@ -31,9 +31,12 @@ class LayerNorm(nn.Module):
     def extra_repr(self): return f'{len(self.weight)}, eps={self.eps}, bias={self.bias is not None}'
 
 # %% ../../nbs/nn/02_norms.ipynb #c1f5d085
+def _wide(x): return x.to(torch.promote_types(x.dtype, torch.float32))  # float32, or float64 as it came
+
 def _rms_norm(x, g, eps):
-    r = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)    # 1 / (4)
-    return (x.float() * r).to(x.dtype) * g, r                           # (5)
+    z = _wide(x)
+    r = torch.rsqrt(z.square().mean(-1, keepdim=True) + eps)            # 1 / (4)
+    return (z * r).to(x.dtype) * g, r                                   # (5)
 
 # %% ../../nbs/nn/02_norms.ipynb #52dc3200
 class _RMS(torch.autograd.Function):
@@ -47,10 +50,10 @@ class _RMS(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, G):
         x, g, r = ctx.saved_tensors
-        n = x.float() * r
+        n = _wide(x) * r
         Gn = G * n
         mean = (Gn @ g.to(Gn.dtype))[..., None] / len(g)
-        dx = (G * g).float().sub_(n.mul_(mean)).mul_(r)                         # (6)
+        dx = _wide(G * g).sub_(n.mul_(mean)).mul_(r)                            # (6)
         return dx.to(x.dtype), Gn.reshape(-1, len(g)).sum(0).to(g.dtype), None
 
 # %% ../../nbs/nn/02_norms.ipynb #b7cff0a1

@@ -14,7 +14,7 @@ __all__ = ['Sizes', 'Parts', 'Stack', 'widened']
 
 # %% ../../nbs/nn/08_stack.ipynb #65793b1a
 from .activations import activations, gated_width, gates
-from .blocks import Block, Decoder, residual_std
+from .blocks import Block, Decoder, deepnorm, deepnorm_init, placements, residual_std
 from .linear import Linear
 from .norms import norms
 from .positions import position_kinds
@@ -52,7 +52,7 @@ class Sizes:
 
 # %% ../../nbs/nn/08_stack.ipynb #97ec3ff6
 _choices = {'norm': tuple(norms), 'act': (*activations, *gates), 'positions': tuple(position_kinds),
-            'placement': ('pre', 'post'), 'residual_init': ('scaled', 'plain')}
+            'placement': placements, 'residual_init': ('scaled', 'plain', 'deepnorm')}
 
 # %% ../../nbs/nn/08_stack.ipynb #56c034a5
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Parts:
     norm:str = 'layer'              # a name in `norms`
     act:str = 'gelu_tanh'           # a name in `activations`, or in `gates`
     positions:str = 'learned'       # a name in `position_kinds`
-    placement:str = 'pre'           # norm: 'pre' on what a half reads, 'post' on the stream after adding
+    placement:str = 'pre'           # of the norms, a name in `placements`
     bias:bool = True                # biases in all products
     tied:bool = True                # the embedding is the output matrix too
-    residual_init:str = 'scaled'    # what writes to the stream starts divided by sqrt(2 n_layer), or 'plain'
+    residual_init:str = 'scaled'    # what writes to the stream starts divided by sqrt(2 n_layer); 'plain'; 'deepnorm'
     windows:tuple[int|None, ...]|None = None   # attention windows in turn, tokens; None where a layer sees all
     rope_base:float = 10000.        # of the rotations, where positions rotate
 
@@ -72,6 +72,10 @@ class Parts:
         for name, known in _choices.items():
             value = getattr(self, name)
             _check('Parts', name, value, value in known, f'be one of {", ".join(known)}')
+        if 'deepnorm' in (self.placement, self.residual_init):               # a recipe of two halves
+            both = self.placement == self.residual_init
+            _check('Parts', 'residual_init', self.residual_init, both, "be 'deepnorm' for placement='deepnorm' only, "
+                   f"and always there; placement={self.placement!r}")
         for name in ('bias', 'tied'):
             _check('Parts', name, getattr(self, name), isinstance(getattr(self, name), bool), 'be True or False')
         _check('Parts', 'rope_base', self.rope_base, self.rope_base > 1, 'be larger than 1')
@@ -83,9 +87,10 @@ class Parts:
 # %% ../../nbs/nn/08_stack.ipynb #a6fac881
 def _std(sizes, parts):
     "Standard deviation of each matrix by its name."
-    scaled = parts.residual_init == 'scaled'
-    matrix = lambda name: residual_std(name, sizes.n_layer) if scaled else 0.02
-    return lambda name: 0.01 if name.startswith('positions') else matrix(name)
+    blocks = {'scaled': lambda name: residual_std(name, sizes.n_layer), 'plain': lambda name: 0.02,
+              'deepnorm': lambda name: 1.}[parts.residual_init]               # 1: `deepnorm_init` takes it from there
+    special = {'positions.weight': 0.01} if parts.positions == 'learned' else {}
+    return lambda name: special.get(name, blocks(name) if name.startswith('blocks') else 0.02)
 
 # %% ../../nbs/nn/08_stack.ipynb #028d5ca1
 def _check_together(sizes, parts):
@@ -93,8 +98,8 @@ def _check_together(sizes, parts):
     even = parts.positions != 'rope' or sizes.d_model // sizes.n_head % 2 == 0
     rule = f"divide d_model={sizes.d_model} into even widths for Parts.positions='rope'"
     _check('Sizes', 'n_head', sizes.n_head, even, rule)
-    even = parts.positions != 'sinusoidal' or sizes.d_model % 2 == 0
-    _check('Sizes', 'd_model', sizes.d_model, even, "be even for Parts.positions='sinusoidal'")
+    even = parts.positions not in ('sinusoidal', 'xl') or sizes.d_model % 2 == 0
+    _check('Sizes', 'd_model', sizes.d_model, even, f'be even for Parts.positions={parts.positions!r}')
 
 # %% ../../nbs/nn/08_stack.ipynb #0def6fe5
 class Stack(Decoder):
@@ -110,16 +115,20 @@ class Stack(Decoder):
         with torch.device('meta'): self._build(sizes, parts)                    # draws nothing
         self.to_empty(device=torch.get_default_device())
         self.draw_weights(_std(sizes, parts))
+        if parts.residual_init == 'deepnorm':
+            for block in self.blocks: deepnorm_init(block, deepnorm('decoder', sizes.n_layer)[1])
 
     def _build(self, c, parts):
         d_ff = c.d_ff or (gated_width(c.d_model) if parts.act in gates else 4 * c.d_model)
         self.tok_emb = nn.Embedding(c.n_vocab, c.d_model)
-        self.positions = position_kinds[parts.positions](c.ctx_len, c.d_model, c.n_head, parts.rope_base)
+        self.positions = position_kinds[parts.positions](c.ctx_len, c.d_model, c.n_head, parts.rope_base, c.n_layer)
         self.drop = nn.Dropout(c.dropout)
+        alpha = deepnorm('decoder', c.n_layer)[0] if parts.placement == 'deepnorm' else None
         self.blocks = nn.ModuleList(
             Block(c.d_model, c.n_head, d_ff, parts.act, parts.placement, c.dropout, c.eps, parts.norm, parts.bias,
-                  c.n_kv_head) for _ in range(c.n_layer))
-        self.norm_f = norms[parts.norm](c.d_model, c.eps) if parts.placement == 'pre' else nn.Identity()
+                  c.n_kv_head, alpha) for _ in range(c.n_layer))
+        last = parts.placement in ('pre', 'sandwich')                           # the others end with a norm anyway
+        self.norm_f = norms[parts.norm](c.d_model, c.eps) if last else nn.Identity()
         self.output = None if parts.tied else Linear(c.d_model, c.n_vocab, bias=False)
         if parts.windows: self.windows = tuple(parts.windows[i % len(parts.windows)] for i in range(c.n_layer))
 
