@@ -233,6 +233,7 @@ class SelfAttention(nn.Module):
         bias:bool=True,     # biases in both products
         dropout:float=0.,   # of the weights and of the output, probability in [0, 1)
         n_kv_head:int|None=None,   # key/value heads, must divide `n_head`; as many as query heads if not given
+        drop_weights:float|None=None,   # of the weights, where they are dropped at another rate than the output
     ):
         super().__init__()
         n_kv_head = n_head if n_kv_head is None else n_kv_head
@@ -241,6 +242,7 @@ class SelfAttention(nn.Module):
         self.n_head = n_head
         self.n_kv_head = n_kv_head
         self.dropout = dropout
+        self.drop_weights = dropout if drop_weights is None else drop_weights
         d_head = d_model // n_head
         self.qkv = Linear(d_model, (n_head + 2 * n_kv_head) * d_head, bias)
         self.out = Linear(d_model, d_model, bias)
@@ -263,7 +265,7 @@ class SelfAttention(nn.Module):
         "Attend within x, and to what the cache holds."
         q, k, v = self.heads(x, turns)
         if cache is not None: k, v = cache.update(layer, k, v)
-        dropout = self.dropout if self.training else 0.
-        y = attend(q, k, v, mask, bias, dropout=dropout).transpose(1, 2).reshape(x.shape)           # (b, t, d)
+        dropped = self.drop_weights if self.training else 0.
+        y = attend(q, k, v, mask, bias, dropout=dropped).transpose(1, 2).reshape(x.shape)           # (b, t, d)
         y = self.out(y)
-        return F.dropout(y, dropout) if dropout else y
+        return F.dropout(y, self.dropout) if self.training and self.dropout else y
