@@ -175,11 +175,15 @@ class EncoderDecoder(nn.Module):
         "Logits: the rows of `head_weight` times the hidden state, no bias."
         return linear(h, self.head_weight)
 
+    def check_room(self, n:int):
+        "Refuse a source or a target of more than `ctx_len` tokens."
+        if n > self.ctx_len:
+            raise ValueError(f'sequence of {n} tokens: the model reads at most ctx_len={self.ctx_len}')
+
     def embed(self, ids:Int[Tensor, 'b t'], past:int=0)->Float[Tensor, 'b t d']:
         "Look up the tokens from place `past` on; add what the positions have to add."
         t = ids.shape[1]
-        if past + t > self.ctx_len:
-            raise ValueError(f'sequence of {past + t} tokens: the model reads at most ctx_len={self.ctx_len}')
+        self.check_room(past + t)
         x = self.tok_emb(ids)
         placed = self.positions.embed(torch.arange(past, past + t, device=ids.device))
         return x if placed is None else x + placed.to(x.dtype)
