@@ -109,7 +109,8 @@ sizes = {  # table 3; the big model of English-French has dropout 0.1
 _theirs = {   # end of our name -> names of theirs, stacked as rows
     'attn.qkv': ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'), 'attn.out': ('self_attn.out_proj',),
     'cross.q': ('encoder_attn.q_proj',), 'cross.kv': ('encoder_attn.k_proj', 'encoder_attn.v_proj'),
-    'cross.out': ('encoder_attn.out_proj',), 'mlp.fc': ('fc1',), 'mlp.proj': ('fc2',), 'norm1': ('self_attn_layer_norm',),
+    'cross.out': ('encoder_attn.out_proj',), 'mlp.fc': ('fc1',), 'mlp.proj': ('fc2',),
+    'norm1': ('self_attn_layer_norm',),
 }
 _norms = dict(encoder={'norm2': 'final_layer_norm'},
               decoder={'norm2': 'encoder_attn_layer_norm', 'norm3': 'final_layer_norm'})
@@ -226,7 +227,7 @@ class PairConfig:
 
     def __post_init__(self):
         if self.n_vocab < (3 if self.name is None else 258):
-            raise ValueError(f'PairConfig.n_vocab={self.n_vocab}: must be at least 3, and 258 for text (bytes, end, start)')
+            raise ValueError(f'PairConfig.n_vocab={self.n_vocab}: must be at least 3, for text 258 (bytes, end, start)')
         if self.task not in transductions:
             raise ValueError(f'PairConfig.task={self.task!r}: must be one of {", ".join(transductions)}')
         if not 1 <= self.shortest <= self.longest:
@@ -295,7 +296,8 @@ def pair_losses(
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][1]))
     for at in range(0, len(order), batch_size):
         rows = order[at:at + batch_size]
-        batch = {k: v.to(dev) for k, v in pair_batch([pairs[i] for i in rows], model.cfg.eot, model.cfg.start).items()}
+        batch = pair_batch([pairs[i] for i in rows], model.cfg.eot, model.cfg.start)
+        batch = {k: v.to(dev) for k, v in batch.items()}
         z = model(batch['src'], batch['tgt'], src_mask=batch['src_mask']).float()
         real = batch['targets'] != IGNORE
         lost = F.cross_entropy(z.mT, batch['targets'], reduction='none', ignore_index=IGNORE)
@@ -429,7 +431,8 @@ def race_training(seed:int=0)->Iterator[Row]:
     yield race('S.train', 'A training step is at most 5 % slower than transformers',
                dict(transformers=train_step(theirs, batch, their_loss), papers_lib=train_step(ours, batch, our_loss)),
                0.95, n=9, paper='transformer', dataset='random pairs',
-               protocol='forward, backward, fused AdamW; 3 + 3 layers, d 256, 32 pairs of 8 to 23 tokens, vocabulary 8,000')
+               protocol='forward, backward, fused AdamW; 3 + 3 layers, d 256, vocabulary 8,000, 32 pairs of 8 to 23 '
+                        'tokens')
 
 # %% ../nbs/01_transformer.ipynb #520d48c2
 def race_beams(seed:int=0, n_source:int=32, max_tokens:int=24)->Iterator[Row]:

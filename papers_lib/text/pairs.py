@@ -58,7 +58,8 @@ class PairBatches:
     ):
         if not 1 <= batch_size <= len(pairs):
             raise ValueError(f'batch_size={batch_size}: must be between 1 and the {len(pairs)} pairs')
-        self.pairs, self.batch_size, self.eot, self.start, self.seed, self.pool = pairs, batch_size, eot, start, seed, pool
+        self.pairs, self.batch_size, self.seed, self.pool = pairs, batch_size, seed, pool
+        self.eot, self.start = eot, start
         self.n_batch = len(pairs) // batch_size
         self.given = 0                       # batches, since the first epoch began
         self._order = None, None             # an epoch, and its batches
@@ -66,7 +67,8 @@ class PairBatches:
     @cached_property
     def hash(self)->str:
         "Name the pairs."
-        return hashlib.sha256(json.dumps([[[*map(int, part)] for part in pair] for pair in self.pairs]).encode()).hexdigest()
+        plain = [[[*map(int, part)] for part in pair] for pair in self.pairs]
+        return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
     def order(self, epoch:int)->Int[np.ndarray, 'n b']:
         "Which pairs stand in each batch of an epoch."
