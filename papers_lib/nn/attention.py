@@ -209,7 +209,14 @@ def reorder(self:KVCache,
     rows:Int[Tensor, 'n'],   # which row each new row continues
 ):
     "Replace row i by a copy of row `rows[i]`; the number of rows may change."
-    for held in (self.k, self.v): held[:] = [x if x is None else x.index_select(0, rows) for x in held]
+    n, n_held = len(rows), next((len(x) for x in self.k if x is not None), 0)
+    # rows that stay are not copied, nor is the room behind the last token
+    moved = (rows != torch.arange(n, device=rows.device)).nonzero()[:, 0] if n == n_held else None
+    for held in (self.k, self.v):
+        for i, x in enumerate(held):
+            if x is None: continue
+            if moved is None: held[i] = x[:, :, :self.length].index_select(0, rows)
+            elif len(moved): x[moved, :, :self.length] = x[:, :, :self.length].index_select(0, rows[moved])
     if self.pad is not None: self.pad = self.pad.index_select(0, rows)
 
 # %% ../../nbs/nn/06_attention.ipynb #44fb5665
