@@ -32,7 +32,7 @@ class TrainConfig:
     batch_size:int                  # sequences an optimizer step
     lr:float                        # peak learning rate
     micro_batch:int|None = None     # sequences a forward pass; None is `batch_size` (one pass)
-    schedule:str = 'cosine'         # after warm-up: 'cosine', 'linear' or 'constant'
+    schedule:str = 'cosine'         # after warm-up: 'cosine', 'linear', 'constant' or 'inverse_sqrt'
     n_warmup:int = 0                # optimizer steps of linear warm-up
     min_frac:float = 0.1            # final rate, fraction of the peak, in [0, 1]
     beta1:float = 0.9               # AdamW: memory of the gradient
@@ -59,7 +59,7 @@ def _rules(c:TrainConfig)->dict[str, bool]:
         log_every=c.log_every >= 1, eval_every=c.eval_every >= 0, save_every=c.save_every >= 0,
         min_frac=0 <= c.min_frac <= 1, beta1=0 <= c.beta1 < 1, beta2=0 <= c.beta2 < 1, eps=c.eps > 0, clip=c.clip > 0,
         weight_decay=c.weight_decay >= 0, dtype=c.dtype in ('float32', 'bfloat16'),
-        schedule=c.schedule in ('cosine', 'linear', 'constant'),
+        schedule=c.schedule in ('cosine', 'linear', 'constant', 'inverse_sqrt'),
         micro_batch=c.micro_batch is None or 1 <= c.micro_batch <= c.batch_size)
 
 # %% ../../nbs/engine/05_train.ipynb #004fbf12
@@ -80,6 +80,7 @@ def rate(cfg:TrainConfig, step:int)->float:   # multiplier of the peak learning 
     if cfg.schedule == 'cosine': return warmup_cosine(step, cfg.n_warmup, cfg.n_step, cfg.min_frac)
     if step < cfg.n_warmup: return (step + 1) / cfg.n_warmup
     if cfg.schedule == 'constant': return 1.
+    if cfg.schedule == 'inverse_sqrt': return (max(1, cfg.n_warmup) / (step + 1)) ** 0.5
     return 1 - (1 - cfg.min_frac) * min(1., (step - cfg.n_warmup) / max(1, cfg.n_step - 1 - cfg.n_warmup))
 
 # %% ../../nbs/engine/05_train.ipynb #8c7904bb

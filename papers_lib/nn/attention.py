@@ -209,7 +209,14 @@ def reorder(self:KVCache,
     rows:Int[Tensor, 'n'],   # which row each new row continues
 ):
     "Replace row i by a copy of row `rows[i]`; the number of rows may change."
-    for held in (self.k, self.v): held[:] = [x if x is None else x.index_select(0, rows) for x in held]
+    n, n_held = len(rows), next((len(x) for x in self.k if x is not None), 0)
+    # rows that stay are not copied, nor is the room behind the last token
+    moved = (rows != torch.arange(n, device=rows.device)).nonzero()[:, 0] if n == n_held else None
+    for held in (self.k, self.v):
+        for i, x in enumerate(held):
+            if x is None: continue
+            if moved is None: held[i] = x[:, :, :self.length].index_select(0, rows)
+            elif len(moved): x[moved, :, :self.length] = x[:, :, :self.length].index_select(0, rows[moved])
     if self.pad is not None: self.pad = self.pad.index_select(0, rows)
 
 # %% ../../nbs/nn/06_attention.ipynb #44fb5665
@@ -240,6 +247,7 @@ class SelfAttention(nn.Module):
         bias:bool=True,     # biases in both products
         dropout:float=0.,   # of the weights and of the output, probability in [0, 1)
         n_kv_head:int|None=None,   # key/value heads, must divide `n_head`; as many as query heads if not given
+        drop_weights:float|None=None,   # of the weights, where they are dropped at another rate than the output
     ):
         super().__init__()
         n_kv_head = n_head if n_kv_head is None else n_kv_head
@@ -248,6 +256,7 @@ class SelfAttention(nn.Module):
         self.n_head = n_head
         self.n_kv_head = n_kv_head
         self.dropout = dropout
+        self.drop_weights = dropout if drop_weights is None else drop_weights
         d_head = d_model // n_head
         self.qkv = Linear(d_model, (n_head + 2 * n_kv_head) * d_head, bias)
         self.out = Linear(d_model, d_model, bias)
@@ -271,8 +280,8 @@ class SelfAttention(nn.Module):
         "Attend within x, and to what the cache holds."
         q, k, v = self.heads(x, turns)
         if cache is not None: k, v = cache.update(layer, k, v)
-        dropout = self.dropout if self.training else 0.
-        if pairs is None: y = attend(q, k, v, mask, bias, dropout=dropout)
-        else: y = _with_pairs(q, k, v, mask, bias, dropout, pairs, layer)
+        dropped = self.drop_weights if self.training else 0.
+        if pairs is None: y = attend(q, k, v, mask, bias, dropout=dropped)
+        else: y = _with_pairs(q, k, v, mask, bias, dropped, pairs, layer)
         y = self.out(y.transpose(1, 2).reshape(x.shape))                                            # (b, t, d)
-        return F.dropout(y, dropout) if dropout else y
+        return F.dropout(y, self.dropout) if self.training and self.dropout else y

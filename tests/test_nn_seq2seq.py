@@ -1,0 +1,103 @@
+"The shared cache of an encoder-decoder, and its attention."
+import pytest, torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from papers_lib.nn.attention import KVCache
+from papers_lib.nn.positions import SinusoidalPositions
+from papers_lib.nn.seq2seq import CrossAttention, CrossCache, DecoderBlock, EncoderDecoder, encoder_block
+
+close = torch.testing.assert_close
+
+
+class Toy(EncoderDecoder):
+    "Two blocks of each kind."
+    def __init__(self, placement='post', norm='layer', bias=True):
+        super().__init__()
+        self.cfg = type('Cfg', (), dict(ctx_len=20, start=0))
+        self.tok_emb, self.positions = nn.Embedding(30, 16), SinusoidalPositions(16)
+        made = dict(placement=placement, norm=norm, bias=bias)
+        self.encoder = nn.ModuleList(encoder_block(16, 2, 32, **made) for _ in range(2))
+        self.decoder = nn.ModuleList(DecoderBlock(16, 2, 32, **made) for _ in range(2))
+        self.norm_enc = self.norm_dec = nn.Identity()
+        self.draw_weights(lambda name: 0.3)
+
+    @property
+    def head_weight(self): return self.tok_emb.weight
+
+
+torch.manual_seed(0)
+src, tgt = torch.randint(30, (3, 6)), torch.randint(30, (3, 8))
+real = torch.arange(6) < torch.tensor([[6], [2], [4]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_sequence_of_moves_gives_what_copies_of_the_source_give(data):
+    "Rows expand, move within and across sources, appear and go; each says what it says alone."
+    model = Toy().eval()
+    _, cache = model.prefill(src, real)
+    texts, owner = [[0] for _ in range(3)], [0, 1, 2]
+    for step in range(3):
+        if data.draw(st.booleans()):
+            n = data.draw(st.integers(1, 3))
+            cache = cache.expand(n)
+            texts, owner = [t for t in texts for _ in range(n)], [o for o in owner for _ in range(n)]
+        rows = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=6))
+        cache.reorder(torch.tensor(rows))
+        texts, owner = [[*texts[r], 3 + step] for r in rows], [owner[r] for r in rows]
+        logits, cache = model.step(torch.full((len(rows), 1), 3 + step), cache)
+        for said, text, o in zip(logits, texts, owner):
+            alone = model(src[o:o + 1], torch.tensor([text]), src_mask=real[o:o + 1])[0, -1]
+            close(said, alone, atol=1e-4, rtol=0)
+    assert cache.length == 4
+
+
+def test_beams_within_their_source_copy_nothing():
+    model = Toy().eval()
+    _, cache = model.prefill(src, real)
+    held = cache.read[0][0]
+    cache.reorder(torch.tensor([0, 0, 1, 1, 2, 2]))
+    cache.reorder(torch.tensor([1, 1, 2, 3, 5, 4]))
+    assert cache.read[0][0] is held and cache.each == 2
+    cache.reorder(torch.tensor([2, 3, 0, 1, 4, 5]))
+    assert cache.read[0][0] is not held and cache.each == 1
+
+
+def test_an_expanded_cache_leaves_the_first_alone():
+    model = Toy().eval()
+    _, cache = model.prefill(src, real)
+    wide = cache.expand(2)
+    model.step(torch.ones(6, 1).long(), wide)
+    assert (cache.length, wide.length) == (1, 2)
+    assert isinstance(wide, CrossCache) and isinstance(wide.past, KVCache)
+    close(model.step(tgt[:, 1:2], cache)[0], model(src, torch.cat([torch.zeros(3, 1).long(), tgt[:, 1:2]], 1),
+                                                  src_mask=real)[:, -1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('placement', ['post', 'pre'])
+@pytest.mark.parametrize('norm, bias', [('layer', True), ('rms', False)])
+def test_both_placements_train_every_parameter_and_mask_the_source(placement, norm, bias):
+    model = Toy(placement, norm, bias)
+    model(src, tgt, src_mask=real).logsumexp(-1).sum().backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    other = torch.where(real, src, 7)
+    model.eval()
+    close(model(other, tgt, src_mask=real), model(src, tgt, src_mask=real), atol=1e-5, rtol=0)
+
+
+def test_the_encoder_sees_both_ways_and_the_decoder_back_only():
+    model = Toy().eval()
+    late = src.clone()
+    late[:, -1] = (late[:, -1] + 1) % 30
+    assert (model.encode(late)[:, 0] - model.encode(src)[:, 0]).abs().max() > 1e-4
+    later = tgt.clone()
+    later[:, 5:] = 1
+    assert model(src, later)[:, :5].equal(model(src, tgt)[:, :5])
+
+
+def test_bad_sizes_are_named():
+    with pytest.raises(ValueError, match='n_head=3'): CrossAttention(16, 3)
+    with pytest.raises(ValueError, match='placement'): DecoderBlock(16, 2, 32, placement='both')
+    with pytest.raises(ValueError, match='norm='): DecoderBlock(16, 2, 32, norm='batch')
+    with pytest.raises(ValueError, match='sequence of 21'): Toy()(src, torch.zeros(3, 21).long())
