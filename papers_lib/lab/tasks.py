@@ -28,6 +28,8 @@ class TaskSet:
     label:int                # column of the label
     labels:dict[str, str]    # label as written -> class
     header:bool = True       # the first line names the columns
+    sep:str = '\t'           # between columns; the last one may hold it
+    aside:int = 0            # every so-manieth training example is the tuning split, of a set that has none
 
     @property
     def classes(self)->list[str]: return list(self.labels.values())     # in the order of their numbers
@@ -41,11 +43,14 @@ task_sets = {
     'cola': TaskSet('cola', _three('in_domain_train.tsv', 'in_domain_dev.tsv', 'out_of_domain_dev.tsv'), (3,), 1,
                     {'0': 'unacceptable', '1': 'acceptable'}, header=False),
     'rte': TaskSet('rte', dict(train='train.tsv', test='dev.tsv'), (1, 2), 3,
-                   {'not_entailment': 'not entailment', 'entailment': 'entailment'}),
+                   {'not_entailment': 'not entailment', 'entailment': 'entailment'}, aside=10),
     'sick': TaskSet('sick', _three('SICK_train.txt', 'SICK_trial.txt', 'SICK_test_annotated.txt'), (1, 2), 4,
                     {'CONTRADICTION': 'contradiction', 'NEUTRAL': 'neutral', 'ENTAILMENT': 'entailment'}),
     'mrpc': TaskSet('mrpc', _three('msr-para-train.tsv', 'msr-para-val.tsv', 'msr-para-test.tsv'), (3, 4), 0,
                     {'0': 'different', '1': 'paraphrase'}),
+    'trec': TaskSet('sentence_classification', dict(train='TREC.train.txt', test='TREC.test.txt'), (1,), 0,
+                    {'0': 'description', '1': 'entity', '2': 'abbreviation', '3': 'human', '4': 'location',
+                     '5': 'number'}, header=False, sep=' ', aside=5),
 }
 
 # %% ../../nbs/lab/16_tasks.ipynb #101d8627
@@ -55,13 +60,13 @@ def read_task(
     where:str='',     # what it is called in an error
 )->list[Example]:
     "Read labelled lines; one that is broken, or labelled otherwise, is named and refused."
-    number, found = {written: i for i, written in enumerate(task.labels)}, []
+    number = {written: i for i, written in enumerate(task.labels)}
+    last, found = max(*task.texts, task.label), []
     for n, line in enumerate(text.removeprefix('\ufeff').split('\n'), 1):
         if not line.strip() or n == 1 and task.header: continue
-        cells = line.rstrip('\r').split('\t')
-        if len(cells) <= max(*task.texts, task.label):
-            raise ValueError(f'{where} line {n}: {len(cells)} column(s), column {max(*task.texts, task.label) + 1} '
-                             f'is wanted')
+        cells = line.rstrip('\r').split(task.sep, last if task.sep == ' ' else -1)
+        if len(cells) <= last:
+            raise ValueError(f'{where} line {n}: {len(cells)} column(s), column {last + 1} is wanted')
         label, texts = cells[task.label].strip(), tuple(cells[i].strip() for i in task.texts)
         if label not in number:
             raise ValueError(f'{where} line {n}: label {label!r} is none of ' + ', '.join(map(repr, number)))
@@ -74,8 +79,13 @@ def examples(
     name:str,              # of `task_sets`
     split:str='train',     # train, tune or test
 )->list[Example]:
-    "Read a split of a labelled set."
+    "Read a split of a labelled set; tuning examples are no training examples."
     if name not in task_sets: raise ValueError(f'unknown task {name!r}' + did_you_mean(name, task_sets))
     task = task_sets[name]
-    if split not in task.files: raise ValueError(f'{name} has no split {split!r}' + did_you_mean(split, task.files))
-    return read_task(task, get(task.dataset).path(task.files[split]).read_text(encoding='utf-8'), f'{name} {split}')
+    made = bool(task.aside) and split in ('train', 'tune')
+    if split not in task.files and not made:
+        raise ValueError(f'{name} has no split {split!r}' + did_you_mean(split, task.files))
+    file = task.files['train' if made else split]
+    found = read_task(task, get(task.dataset).path(file).read_text(encoding='utf-8'), f'{name} {split}')
+    if not made: return found
+    return [e for i, e in enumerate(found) if (i % task.aside == 0) == (split == 'tune')]
