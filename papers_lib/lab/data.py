@@ -25,6 +25,7 @@ from ..text.tokenizers import FastBPE, train_fast_bpe
 # %% ../../nbs/lab/01_data.ipynb #516063e7
 adapters:dict[str, Callable[[bytes], bytes]] = {   # what a source needs to become canonical
     'unix': lambda raw: raw.replace(b'\r', b''),   # lines of another system
+    'latin1': lambda raw: raw.decode('latin-1').encode('utf-8'),
 }
 
 # %% ../../nbs/lab/01_data.ipynb #7d496e09

@@ -14,9 +14,10 @@ import regex
 from fastcore.basics import patch
 
 # %% auto #0
-__all__ = ['PATTERN', 'EOT', 'BadVocabulary', 'CharTokenizer', 'ByteTokenizer', 'byte_alphabet', 'pre_tokens', 'merge_piece',
-           'learn_merges', 'check_bpe', 'ByteBPE', 'encode_special', 'vocabulary', 'read_bpe', 'FastBPE', 'handfuls',
-           'train_fast_bpe', 'merge_best', 'read_pieces', 'PieceBPE', 'FastPieces', 'train_pieces']
+__all__ = ['PATTERN', 'EOT', 'WORD_END', 'UNK', 'BadVocabulary', 'CharTokenizer', 'ByteTokenizer', 'byte_alphabet', 'pre_tokens',
+           'merge_piece', 'learn_merges', 'check_bpe', 'ByteBPE', 'encode_special', 'vocabulary', 'read_bpe', 'FastBPE',
+           'handfuls', 'train_fast_bpe', 'merge_best', 'read_pieces', 'PieceBPE', 'FastPieces', 'train_pieces',
+           'word_tokens', 'WordBPE', 'FastWordBPE', 'train_word_bpe']
 
 # %% ../../nbs/text/01_tokenizers.ipynb #89ec5cf7
 class BadVocabulary(ValueError):
@@ -597,3 +598,109 @@ def train_pieces(
     try: SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=out, **settings)
     except RuntimeError as e: raise ValueError(f'n_vocab={n_vocab}: {str(e).splitlines()[0]}') from None
     return FastPieces(out.getvalue())
+
+# %% ../../nbs/text/01_tokenizers.ipynb #c5405ed2
+WORD_END, UNK = '</w>', '<unk>'
+_uniform = {'—': '-', '–': '-', '―': '-', '…': '...', '´': "'"}
+_marks = regex.compile(r'(-+|~+|!+|"+|;+|\?+|\++|,+|\)+|\(+|\\+|/+|\*+|\[+|\]+|\}+|\{+|\|+|_+)')
+_word = regex.compile(r"\n|\.{3}|\p{L}+?(?=n't(?!\p{L}))|n't(?!\p{L})|'(?:s|re|ve|m|ll|d)(?!\p{L})"
+                      r"|(?:\p{L}\p{M}*)+|\p{N}+(?:[.,]\p{N}+)*|[^\s]")
+
+def word_tokens(
+    text:str,
+)->list[str]:   # lower-cased words; a line end is one
+    "Make a text uniform as GPT-1's code does, and cut it into words."
+    for odd, plain in _uniform.items(): text = text.replace(odd, plain)
+    text = _marks.sub(r' \1 ', text)
+    text = regex.sub(r'\s*\n\s*', ' \n ', text)
+    return _word.findall(regex.sub(r'[^\S\n]+', ' ', text).strip().lower())
+
+# %% ../../nbs/text/01_tokenizers.ipynb #18bef989
+class WordBPE:
+    "GPT-1's BPE with an end-of-word mark, written to be read; `FastWordBPE` is its fast equal."
+    def __init__(self,
+        vocab:dict[str, int],               # symbol -> id; has `<unk>`, and an end of text if texts are to be run on
+        merges:Sequence[tuple[str, str]],   # in the order learnt
+    ):
+        if UNK not in vocab: raise BadVocabulary(f'the vocabulary: it has no {UNK}')
+        if sorted(vocab.values()) != [*range(len(vocab))]:
+            raise BadVocabulary(f'the vocabulary: its {len(vocab)} ids are not 0, 1, 2, ...')
+        lost = next((t for m in merges for t in (*m, ''.join(m)) if t not in vocab), None)
+        if lost is not None: raise BadVocabulary(f'the merges: {lost!r} is not in the vocabulary')
+        self.vocab, self.merges = dict(vocab), [tuple(m) for m in merges]
+        self.unk, self.eot = vocab[UNK], vocab.get(EOT)
+        self.tokens = {i: t for t, i in vocab.items()}
+        self._prepare()
+
+    @classmethod
+    def from_files(cls,
+        vocab:str|Path,    # JSON, symbol -> id
+        merges:str|Path,   # one merge a line, a '#version' line first
+    ):
+        "Read the files of the released GPT-1."
+        lines = _read_text(merges).split('\n')
+        pairs = [tuple(line.split(' ')) for line in lines if line and not line.startswith('#version')]
+        odd = next((p for p in pairs if len(p) != 2), None)
+        if odd: raise BadVocabulary(f'{merges}: {" ".join(odd)!r} is not two symbols')
+        return cls(_read_json(vocab), pairs)
+
+    @property
+    def n_vocab(self)->int:
+        "Number of symbols."
+        return len(self.vocab)
+
+    def encode(self, text:str)->list[int]:
+        "Encode the words of a text; a symbol that is not in the vocabulary is unknown."
+        return self._words(word_tokens(text))
+
+    def decode(self,
+        ids:Iterable[int],
+        after:Sequence[int]=(),    # ids before them
+    )->str:                        # what `ids` add to the text of `after`
+        "Write the words, a space between them; the end of text writes nothing."
+        if len(after): return _added(self.decode, ids, after)
+        shown = [self.tokens[i] for i in _known(ids, self.n_vocab) if i != self.eot]
+        return ''.join(shown).replace(WORD_END, ' ').removesuffix(' ')
+
+    def _prepare(self):
+        self.ranks = {m: i for i, m in enumerate(self.merges)}
+        self._piece = lru_cache(maxsize=2**16)(self._merged)
+
+    def _merged(self, word):
+        symbols = merge_piece([*word[:-1], word[-1] + WORD_END], self.ranks)
+        return [self.vocab.get(s, self.unk) for s in symbols]
+
+    def _words(self, words): return [i for word in words for i in self._piece(word)]
+
+# %% ../../nbs/text/01_tokenizers.ipynb #3e54677d
+class FastWordBPE(WordBPE):
+    "The same by the `tokenizers` library; equal to `WordBPE` in encoding."
+    def _prepare(self):
+        from tokenizers import Tokenizer, models
+        text = {t: i for t, i in self.vocab.items() if t != EOT}
+        self._inner = Tokenizer(models.BPE(text, self.merges, unk_token=UNK, end_of_word_suffix=WORD_END,
+                                           fuse_unk=False))
+
+    def _words(self, words): return self._inner.encode(words, is_pretokenized=True, add_special_tokens=False).ids
+
+    def encode_batches(self,
+        texts:Iterable[str],    # any number; they are never all in memory
+        batch_size:int=256,     # texts encoded at a time, by all cores
+    )->Iterator[list[int]]:     # the ids of each text
+        "Encode a stream of texts."
+        for part in handfuls(texts, batch_size):
+            found = self._inner.encode_batch_fast([word_tokens(t) for t in part], is_pretokenized=True,
+                                                  add_special_tokens=False)
+            yield from (e.ids for e in found)
+
+def train_word_bpe(
+    texts:Iterable[str],   # the corpus, streamed
+    n_vocab:int,           # unknown, end of text, characters with and without the mark, merges
+)->FastWordBPE:
+    "Learn a BPE with an end-of-word mark."
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    inner = Tokenizer(models.BPE(unk_token=UNK, end_of_word_suffix=WORD_END))
+    inner.pre_tokenizer = pre_tokenizers.Split(' ', 'removed')
+    inner.train_from_iterator((' '.join(word_tokens(t)) for t in texts), trainers.BpeTrainer(
+        vocab_size=n_vocab, special_tokens=[UNK, EOT], end_of_word_suffix=WORD_END, show_progress=False))
+    return FastWordBPE(inner.get_vocab(), [tuple(m) for m in json.loads(inner.to_str())['model']['merges']])

@@ -1,0 +1,234 @@
+"GPT-1: where its norms stand, what is cut and what never is, what padding may not change, and what it declares."
+import json, math
+from dataclasses import replace
+
+import numpy as np, pytest, torch
+from torch.nn import functional as F
+
+from papers_lib.engine.parity import parity, random_model
+from papers_lib.engine.train import IGNORE, TrainConfig, param_groups
+from papers_lib.gpt1 import (
+    GPT1, FineTuneLoss, GPT1Config, Marks, TaskBatches, TaskModel, choice_input, claims, class_logps, finetune,
+    pair_input, paper, read_release, runs, single_input, sizes, task_batch, two_order_input, with_marks)
+from papers_lib.lab.tasks import TaskSet, read_task, task_sets
+from papers_lib.nn.stack import Parts, Sizes, Stack
+from papers_lib.store.files import CorruptFile
+from papers_lib.text.tokenizers import BadVocabulary, WordBPE, train_word_bpe, word_tokens
+
+CFG = GPT1Config(n_vocab=60, ctx_len=24, d_model=32, n_layer=2, n_head=4, dropout=0.)
+MARKS = Marks.after(60)
+
+
+def some(**over): return random_model(GPT1, replace(CFG, **over))
+
+
+def tokens(b=2, t=20): return torch.randint(60, (b, t), generator=torch.Generator().manual_seed(0))
+
+
+def task_model(**options):
+    torch.manual_seed(0)
+    return TaskModel(with_marks(some())[0], 3, **options).eval()
+
+
+def test_the_released_size():
+    with torch.device('meta'):
+        plain, marked = GPT1(sizes['117M']), GPT1(replace(sizes['117M'], n_vocab=40478 + 3))
+    count = lambda m: sum(p.numel() for p in m.parameters())
+    assert (count(plain), count(marked)) == (116_534_784, 116_537_088)
+
+
+def test_norms_stand_after_the_sums_and_nothing_stands_after_the_last():
+    torch.manual_seed(0)
+    h = GPT1(CFG).eval().hidden(tokens()).detach()
+    assert torch.allclose(h.mean(-1), torch.zeros(2, 20), atol=1e-5)
+    assert torch.allclose(h.var(-1, correction=0), torch.ones(2, 20), atol=1e-2)
+    assert not any(name.startswith('norm_f') for name in GPT1(CFG).state_dict())
+
+
+def test_every_matrix_is_drawn_alike():
+    torch.manual_seed(0)
+    model = GPT1(replace(CFG, n_vocab=2000, ctx_len=400, d_model=64, n_layer=6))
+    for name, p in model.named_parameters():
+        if p.dim() == 2: assert abs(p.std() - 0.02) < 0.002, name
+        else: assert p.unique().tolist() == [0. if name.endswith('bias') else 1.]
+
+
+def test_the_class_is_the_stack_of_its_parts():
+    model = some()
+    stack = Stack(Sizes(60, 24, 32, 2, 4), Parts(placement='post', residual_init='plain')).eval()
+    stack.load_state_dict(model.state_dict())
+    assert torch.allclose(stack(tokens()), model(tokens()), atol=1e-6)
+
+
+@pytest.mark.parametrize('over', [{}, dict(n_head=1), dict(n_layer=1, eps=1e-3)])
+def test_logits_equal_transformers_both_ways(over, tmp_path):
+    model = some(**over)
+    hf = model.to_hf()
+    assert parity(model, hf, tokens()) <= 1e-5 and parity(GPT1.from_hf(hf), hf, tokens()) <= 1e-5
+    hf.save_pretrained(tmp_path)
+    assert GPT1.from_hf(tmp_path)(tokens()).equal(GPT1.from_hf(hf)(tokens()))
+
+
+@pytest.mark.parametrize('over', [dict(afn='relu'), dict(afn='swish'), dict(n_special=3)])
+def test_a_checkpoint_that_computes_something_else_is_refused(over, tmp_path):
+    some().to_hf().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps(config | over))
+    with pytest.raises(ValueError, match=next(iter(over))): GPT1.from_hf(tmp_path)
+
+
+def release(model, folder):
+    state, found = model.state_dict(), [model.positions.weight, model.tok_emb.weight]
+    for i in range(model.cfg.n_layer):
+        for layer in ('attn.qkv', 'attn.out', 'norm1', 'mlp.fc', 'mlp.proj', 'norm2'):
+            w = state[f'blocks.{i}.{layer}.weight']
+            found += [w.T[None] if w.dim() == 2 else w, state[f'blocks.{i}.{layer}.bias']]
+    flat = np.concatenate([t.detach().numpy().ravel() for t in found])
+    for i, part in enumerate(np.array_split(flat, 12)): np.save(folder / f'params_{i}.npy', part)   # 10 sorts after 9
+    (folder / 'params_shapes.json').write_text(json.dumps([list(t.shape) for t in found]))
+
+
+def test_the_layout_of_the_release_is_read(tmp_path):
+    model = some()
+    release(model, tmp_path)
+    assert read_release(tmp_path, n_head=4)(tokens()).equal(model(tokens()))
+
+
+def test_a_damaged_release_is_named(tmp_path):
+    release(some(), tmp_path)
+    (tmp_path / 'params_3.npy').unlink()
+    with pytest.raises(CorruptFile, match='its shapes hold'): read_release(tmp_path, n_head=4)
+
+
+def test_the_document_is_cut_and_never_question_or_answer():
+    document, question, answers = list(range(50)), [51, 52, 53], [[54], [55, 56]]
+    rows = choice_input(document, question, answers, MARKS, 24)
+    for row, answer in zip(rows, answers):
+        assert row[0] == MARKS.start and row[-len(answer) - 1:-1] == answer and row[-1] == MARKS.extract
+        cut = row.index(MARKS.delimiter)
+        assert row[cut - 3:cut] == question and row[1:cut - 3] == document[:cut - 4]
+    assert max(map(len, rows)) == 24 and rows[0][:10] == rows[1][:10]
+    with pytest.raises(ValueError, match='never cut'): choice_input([1], [2] * 20, [[3] * 9], MARKS, 24)
+
+
+@pytest.mark.parametrize('n, m', [(2, 3), (2, 40), (40, 2), (40, 40), (10, 11), (0, 5)])
+def test_a_pair_shares_the_room_and_leaves_none_unused(n, m):
+    a, b = [1] * n, [2] * m
+    row, = pair_input(a, b, MARKS, 24)
+    kept = row.count(1), row.count(2)
+    assert sum(kept) == min(n + m, 21) and all(k >= min(have, 10) for k, have in zip(kept, (n, m)))
+    first, second = two_order_input(a, b, MARKS, 24)
+    assert (first.count(1), first.count(2)) == (second.count(1), second.count(2))
+    assert two_order_input(b, a, MARKS, 24) == [second, first]
+    assert len(single_input(a, MARKS, 24)[0]) == min(n + 2, 24)
+
+
+def test_marks_are_new_rows_and_the_others_stay():
+    model = some()
+    wider, marks = with_marks(model)
+    assert (marks.start, marks.delimiter, marks.extract) == (60, 61, 62)
+    assert torch.allclose(wider(tokens())[..., :60], model(tokens()), atol=1e-6)
+
+
+def test_padding_changes_neither_class_nor_loss():
+    task = task_model()
+    rows = [single_input([1, 2, 3], MARKS, 24), single_input(list(range(20)), MARKS, 24)]
+    rows += [pair_input([1], [2], MARKS, 24)]
+    alone = np.concatenate([class_logps(task, [row]) for row in rows])
+    assert np.allclose(class_logps(task, rows), alone, atol=1e-5)
+    each = sum(FineTuneLoss()(task, task_batch([row], [y])).item() for row, y in zip(rows, (0, 1, 2)))
+    assert math.isclose(FineTuneLoss()(task, task_batch(rows, [0, 1, 2])).item(), each, rel_tol=1e-5)
+
+
+def test_the_loss_is_written_out_here():
+    task, row = task_model(), single_input([5, 6, 7, 8], MARKS, 24)
+    ids = torch.tensor(row)
+    h = task.model.hidden(ids[0][None])
+    label = -F.linear(h[0, -1], task.out.weight, task.out.bias).log_softmax(-1)[2]
+    lm = F.cross_entropy(task.model.head(h[0, :-1]), ids[0][1:])             # a mean; the first token is no target
+    assert torch.isclose(FineTuneLoss(0.5)(task, task_batch([row], [2])), label + 0.5 * lm, atol=1e-5)
+    assert torch.isclose(FineTuneLoss(0.)(task, task_batch([row], [2])), label, atol=1e-5)
+    assert (task_batch([row], [2])['next'] == IGNORE).sum() == 1
+
+
+def test_both_orders_give_one_answer_and_choices_share_a_softmax():
+    task = task_model()
+    ab, ba = ([two_order_input(x, y, MARKS, 24)] for x, y in (([1, 2], [3] * 30), ([3] * 30, [1, 2])))
+    assert np.allclose(class_logps(task, ab), class_logps(task, ba), atol=1e-6)
+    choice = class_logps(task_model(choice=True), [choice_input([1], [2], [[3], [4], [5, 6]], MARKS, 24)])
+    assert choice.shape == (1, 3) and math.isclose(np.exp(choice).sum(), 1, rel_tol=1e-5)
+
+
+def test_what_is_dropped_is_dropped_of_all_answers_alike():
+    task = task_model(choice=True).train()
+    with torch.no_grad(): task.out.weight.fill_(1.)
+    h, at = torch.ones(1, 2, 4, 32), torch.tensor([[3, 3]])
+    assert all(len(set(task.classify(h, at)[0].tolist())) == 1 for _ in range(5))
+
+
+def test_a_label_outside_the_classes_is_refused():
+    train = TrainConfig(n_step=1, batch_size=2, lr=1e-3)
+    rows = [single_input([1, 2], MARKS, 24), single_input([3], MARKS, 24)]
+    with pytest.raises(ValueError, match='label 3'): finetune(with_marks(some())[0], rows, [0, 3], 3, train, seed=0)
+    with pytest.raises(ValueError, match='1 labels'): TaskBatches(rows, [0], 2)
+
+
+def test_a_task_is_learnt_and_a_run_repeats():
+    rows = [single_input([i % 2 + 1] * 5, MARKS, 24) for i in range(40)]
+    labels = [i % 2 for i in range(40)]
+    train = TrainConfig(n_step=20, batch_size=8, lr=3e-3, weight_decay=0.01)
+    made = [class_logps(finetune(with_marks(some())[0], rows, labels, 2, train, seed=0), rows) for _ in range(2)]
+    assert np.array_equal(*made) and (made[0].argmax(1) == labels).mean() == 1
+
+
+def test_batches_go_on_where_they_stopped():
+    make = lambda: TaskBatches([single_input([i], MARKS, 24) for i in range(7)], list(range(7)), 3, seed=1)
+    whole, half = make(), make()
+    seen = [next(whole)['targets'].tolist() for _ in range(6)]
+    state = [next(half) for _ in range(2)] and half.state()
+    again = make()
+    again.load_state(state)
+    assert [next(again)['targets'].tolist() for _ in range(4)] == seen[2:]
+    with pytest.raises(ValueError, match='other examples'): TaskBatches([[[1, 2]]], [0], 1).load_state(state)
+
+
+def test_weight_decay_is_of_matrices():
+    decays, rest = param_groups(task_model(), 0.01)
+    assert all(p.dim() > 1 for p in decays['params']) and all(p.dim() == 1 for p in rest['params'])
+
+
+def test_words_are_cut_and_lower_cased():
+    assert word_tokens('She DIDN\'T say "no"… It\'s\n\n Emma—yes!') == [
+        'she', 'did', "n't", 'say', '"', 'no', '"', '...', 'it', "'s", '\n', 'emma', '-', 'yes', '!']
+
+
+def test_the_fast_bpe_equals_the_one_to_read():
+    fast = train_word_bpe(['the cat sat on the mat, the fat cat sat still ' * 3], 60)
+    slow = WordBPE(fast.vocab, fast.merges)
+    rng = np.random.default_rng(0)
+    letters = list("the cat sat fm,.'\n é中🙂</w>")
+    for s in (''.join(rng.choice(letters, 30)) for _ in range(300)): assert fast.encode(s) == slow.encode(s), s
+    assert slow.decode(slow.encode('The  CAT sat')) == 'the cat sat'
+
+
+def test_a_damaged_word_vocabulary_is_named(tmp_path):
+    (tmp_path / 'v.json').write_text('{"<unk>": 0, "a</w>": 1, "b": 2, "ba</w>": 3}')
+    (tmp_path / 'm.txt').write_text('#version: 0.2\nb a</w>\n')
+    assert WordBPE.from_files(tmp_path / 'v.json', tmp_path / 'm.txt').encode('BA b') == [3, 0]
+    (tmp_path / 'm.txt').write_text('#version: 0.2\nb c</w>\n')
+    with pytest.raises(BadVocabulary, match='c</w>'): WordBPE.from_files(tmp_path / 'v.json', tmp_path / 'm.txt')
+
+
+def test_labelled_lines_are_read_or_refused():
+    task = TaskSet('x', {}, (1,), 0, {'0': 'no', '1': 'yes'}, header=False, sep=' ')
+    assert read_task(task, '1 how far is it\n0 so')[0].texts == ('how far is it',)
+    with pytest.raises(ValueError, match="x/train line 2: label '7' is none of '0', '1'"):
+        read_task(task, '1 a\n7 b', 'x/train')
+    with pytest.raises(ValueError, match='line 1: 1 column'): read_task(task, '1')
+    assert all(len(t.classes) == len(set(t.classes)) > 1 for t in task_sets.values())
+
+
+def test_what_is_declared():
+    assert paper.claims is claims and set(runs) == {'tiny', 'cpu', 'gpu', 'paper'}
+    assert claims['C1'].power > 0.5 and claims['C1'].controls and claims['C1'].margin > 0
+    assert runs['paper'].model == sizes['117M'] and runs['paper'].train.lr == 2.5e-4
