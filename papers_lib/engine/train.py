@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['IGNORE', 'PEAK', 'TrainConfig', 'warmup_cosine', 'rate', 'n_targets', 'lm_loss', 'param_groups', 'peak_flops',
-           'flops_per_token', 'Objective', 'Diverged', 'FitResult', 'fit', 'most_memory', 'Progress']
+__all__ = ['IGNORE', 'PEAK', 'TrainConfig', 'warmup_cosine', 'rate', 'n_targets', 'lm_loss', 'param_groups', 'adamw',
+           'peak_flops', 'flops_per_token', 'Objective', 'Diverged', 'FitResult', 'fit', 'most_memory', 'Progress']
 
 # %% ../../nbs/engine/05_train.ipynb #d64e0b59
 from ..store.files import locked
@@ -106,6 +106,11 @@ def param_groups(model:nn.Module, weight_decay:float)->list[dict]:
     return [dict(params=[p for p in params if p.dim() >= 2], weight_decay=weight_decay),
             dict(params=[p for p in params if p.dim() < 2], weight_decay=0.)]
 
+def adamw(model:nn.Module, cfg:TrainConfig)->torch.optim.Optimizer:
+    "Make the optimizer of `fit`: AdamW with bias correction."
+    return torch.optim.AdamW(param_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2),
+                             eps=cfg.eps, fused=True)
+
 # %% ../../nbs/engine/05_train.ipynb #0af42172
 # dense bfloat16, FLOP/s
 PEAK = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'L4': 121e12,
@@ -180,12 +185,13 @@ def _accelerator(device):
     return accelerator
 
 # %% ../../nbs/engine/05_train.ipynb #b7893d5f
-def _identity(model, batches, cfg, loss_fn):
+def _identity(model, batches, cfg, loss_fn, optimizer):
     "Say which run this is, as JSON holds it; how long it lasts is left open."
     sizes, parts = (asdict(x) if (x := getattr(model, k, None)) is not None else {} for k in ('cfg', 'parts'))
     data = {k: getattr(batches, k, None) for k in ('hash', 'ctx_len', 'shuffle')}
+    steps = {} if optimizer is adamw else dict(optimizer=getattr(optimizer, '__qualname__', type(optimizer).__name__))
     return json.loads(json.dumps(dict(
-        train=asdict(cfg) | dict(n_step=None), model=dict(type=type(model).__name__, **sizes), parts=parts, data=data,
+        train=asdict(cfg) | dict(n_step=None) | steps, model=dict(type=type(model).__name__, **sizes), parts=parts, data=data,
         loss=dict(name=getattr(loss_fn, '__qualname__', type(loss_fn).__name__))), default=str))
 
 # %% ../../nbs/engine/05_train.ipynb #67ce9c9c
@@ -214,6 +220,7 @@ def fit(
     cfg:TrainConfig,
     *,
     loss_fn:Callable=lm_loss,         # (model, batch) -> summed nats
+    optimizer:Callable=adamw,         # (model, cfg) -> what takes the steps
     evaluate:Callable|None=None,      # model -> dict of numbers
     tracker=None,                     # engine.tracking.Tracker
     folder:str|Path|None=None,        # checkpoints; a run that finds one goes on from it
@@ -222,9 +229,8 @@ def fit(
     "Train a model, or go on with its training."
     accelerator, tracker, out = _accelerator(device), tracker or NoTracker(), FitResult()
     torch.manual_seed(cfg.seed)
-    opt = torch.optim.AdamW(param_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps,
-                            fused=True)
-    identity = _identity(model, batches, cfg, loss_fn) if folder else None
+    opt = optimizer(model, cfg)
+    identity = _identity(model, batches, cfg, loss_fn, optimizer) if folder else None
     objective, opt = accelerator.prepare(Objective(model, loss_fn), opt)
     forward = torch.compile(objective) if cfg.compile else objective
     rank, world = accelerator.process_index, accelerator.num_processes
