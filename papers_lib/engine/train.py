@@ -191,7 +191,8 @@ def _identity(model, batches, cfg, loss_fn, optimizer):
     data = {k: getattr(batches, k, None) for k in ('hash', 'ctx_len', 'shuffle')}
     steps = {} if optimizer is adamw else dict(optimizer=getattr(optimizer, '__qualname__', type(optimizer).__name__))
     return json.loads(json.dumps(dict(
-        train=asdict(cfg) | dict(n_step=None) | steps, model=dict(type=type(model).__name__, **sizes), parts=parts, data=data,
+        train=asdict(cfg) | dict(n_step=None) | steps, model=dict(type=type(model).__name__, **sizes), parts=parts,
+        data=data,
         loss=dict(name=getattr(loss_fn, '__qualname__', type(loss_fn).__name__))), default=str))
 
 # %% ../../nbs/engine/05_train.ipynb #67ce9c9c
