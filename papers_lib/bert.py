@@ -49,6 +49,7 @@ class BERTConfig:
     n_segment:int = 2          # rows of the segment table
     dropout:float = 0.1        # of embeddings, attention weights and both halves' outputs, probability in [0, 1)
     eps:float = 1e-12          # inside LayerNorm's square root
+    init_std:float = 0.02      # standard deviation of the first weights
 
     def __post_init__(self):
         for name in ('n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head', 'd_ff', 'n_segment'):
@@ -56,7 +57,8 @@ class BERTConfig:
         if self.d_model % self.n_head:
             raise ValueError(f'BERTConfig.n_head={self.n_head}: must divide d_model={self.d_model}')
         if not 0 <= self.dropout < 1: raise ValueError(f'BERTConfig.dropout={self.dropout}: must lie in [0, 1)')
-        if not self.eps > 0: raise ValueError(f'BERTConfig.eps={self.eps}: must be above 0')
+        for name in ('eps', 'init_std'):
+            if not getattr(self, name) > 0: raise ValueError(f'BERTConfig.{name}={getattr(self, name)}: must be above 0')
 
 # %% ../nbs/03_bert.ipynb #20ac75b9
 class BERTEncoder(nn.Module):
@@ -154,7 +156,7 @@ def init_weights(self:BERT):
     for name, p in self.named_parameters():
         if p.is_meta: continue
         if p.ndim == 1: p.fill_(1. if 'norm' in name and name.endswith('weight') else 0.)
-        else: p.copy_(0.02 * truncated(normal_of(self._seed, name, p.shape)))
+        else: p.copy_(self.cfg.init_std * truncated(normal_of(self._seed, name, p.shape)))
 
 # %% ../nbs/03_bert.ipynb #954956ac
 _google = lambda n_layer, d: BERTConfig(d_model=d, n_layer=n_layer, n_head=d // 64, d_ff=4 * d)
@@ -188,7 +190,7 @@ def _head_name(name):   # of a parameter of BERT outside the encoder
 # %% ../nbs/03_bert.ipynb #03c2f4ca
 _fields = dict(n_vocab=('vocab_size', 30522), ctx_len=('max_position_embeddings', 512), d_model=('hidden_size', 768),
                n_layer=('num_hidden_layers', 12), n_head=('num_attention_heads', 12), d_ff=('intermediate_size', 3072),
-               n_segment=('type_vocab_size', 2), eps=('layer_norm_eps', 1e-12))
+               n_segment=('type_vocab_size', 2), eps=('layer_norm_eps', 1e-12), init_std=('initializer_range', 0.02))
 _fixed = dict(hidden_act='gelu', position_embedding_type='absolute', is_decoder=False, add_cross_attention=False,
               tie_word_embeddings=True)
 _ignored = (*hf_ignored, 'pooler_*', 'directionality')   # numbers of Google's files that nothing reads
@@ -258,7 +260,7 @@ def to_hf(self:BERT):
     c = self.cfg
     hf = BertForPreTraining(BertConfig(
         vocab_size=c.n_vocab, max_position_embeddings=c.ctx_len, hidden_size=c.d_model, num_hidden_layers=c.n_layer,
-        num_attention_heads=c.n_head, intermediate_size=c.d_ff, type_vocab_size=c.n_segment, layer_norm_eps=c.eps,
+        num_attention_heads=c.n_head, intermediate_size=c.d_ff, type_vocab_size=c.n_segment, layer_norm_eps=c.eps, initializer_range=c.init_std,
         hidden_dropout_prob=c.dropout, attention_probs_dropout_prob=c.dropout, pad_token_id=0))
     hf.load_state_dict(self.public_tensors(), strict=False)
     return hf.eval()
