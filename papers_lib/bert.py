@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 
 # %% auto #0
 __all__ = ['sizes', 'claims', 'runs', 'races', 'paper', 'BERTConfig', 'BERTEncoder', 'BERTOutput', 'BERT', 'truncated',
-           'SentenceEncoder', 'minilm', 'masked_loss', 'pretraining_loss', 'UncorrectedAdamW', 'bert_adamw', 'Claims',
-           'race_pretraining', 'race_embedding']
+           'SentenceEncoder', 'minilm', 'masked_loss', 'pretraining_loss', 'Claims', 'race_pretraining',
+           'race_embedding']
 
 # %% ../nbs/03_bert.ipynb #07bb8753
 from .nn.activations import gelu
@@ -31,7 +31,7 @@ from .text.wordpiece import SPECIALS, FastWordPiece
 from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, untie
 from .engine.parity import check_exportable, pair_of
 from .engine.stats import Row
-from .engine.train import IGNORE, TrainConfig, param_groups
+from .engine.train import IGNORE, TrainConfig
 from .lab.bench import race, train_step
 from .lab.data import get
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
@@ -58,7 +58,7 @@ class BERTConfig:
             raise ValueError(f'BERTConfig.n_head={self.n_head}: must divide d_model={self.d_model}')
         if not 0 <= self.dropout < 1: raise ValueError(f'BERTConfig.dropout={self.dropout}: must lie in [0, 1)')
         for name in ('eps', 'init_std'):
-            if not getattr(self, name) > 0: raise ValueError(f'BERTConfig.{name}={getattr(self, name)}: must be above 0')
+            if getattr(self, name) <= 0: raise ValueError(f'BERTConfig.{name}={getattr(self, name)}: must be above 0')
 
 # %% ../nbs/03_bert.ipynb #20ac75b9
 class BERTEncoder(nn.Module):
@@ -260,7 +260,8 @@ def to_hf(self:BERT):
     c = self.cfg
     hf = BertForPreTraining(BertConfig(
         vocab_size=c.n_vocab, max_position_embeddings=c.ctx_len, hidden_size=c.d_model, num_hidden_layers=c.n_layer,
-        num_attention_heads=c.n_head, intermediate_size=c.d_ff, type_vocab_size=c.n_segment, layer_norm_eps=c.eps, initializer_range=c.init_std,
+        num_attention_heads=c.n_head, intermediate_size=c.d_ff, type_vocab_size=c.n_segment,
+        layer_norm_eps=c.eps, initializer_range=c.init_std,
         hidden_dropout_prob=c.dropout, attention_probs_dropout_prob=c.dropout, pad_token_id=0))
     hf.load_state_dict(self.public_tensors(), strict=False)
     return hf.eval()
@@ -343,46 +344,23 @@ def pretraining_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:   # as the
     pairs = F.cross_entropy(model.follows(model.pooled(h)).float(), batch['labels'], reduction='none')
     return nats + (pairs * batch['weight']).sum()
 
-# %% ../nbs/03_bert.ipynb #b74a403c
-class UncorrectedAdamW(torch.optim.AdamW):
-    "AdamW without bias correction, as BERT was pre-trained."
-    @torch.no_grad()
-    def step(self, closure=None):
-        "Take a step with the rate, epsilon and decay for which the correction cancels."
-        asked = [{k: g[k] for k in ('lr', 'eps', 'weight_decay')} for g in self.param_groups]
-        for g in self.param_groups:
-            done = next((self.state[p]['step'] for p in g['params'] if self.state.get(p)), 0)
-            first, second = (1 - beta ** (int(done) + 1) for beta in g['betas'])
-            g.update(lr=g['lr'] * first / second ** 0.5, eps=g['eps'] / second ** 0.5,
-                     weight_decay=g['weight_decay'] * second ** 0.5 / first)
-        try: return super().step(closure)
-        finally:
-            for g, was in zip(self.param_groups, asked): g.update(was)
-
-def bert_adamw(model:nn.Module, cfg:TrainConfig)->torch.optim.Optimizer:
-    "Make the optimizer of pre-training: no bias correction; norms and biases do not decay, embeddings do."
-    return UncorrectedAdamW(param_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps,
-                            fused=True)
-
-# %% ../nbs/03_bert.ipynb #336095fb
+# %% ../nbs/03_bert.ipynb #09927ffa
 @dataclass(frozen=True)
 class Claims:
     "How the paper's claims are measured at a preset; an empty grid leaves a claim out."
-    both_ways:bool = False             # C1
-    rates:tuple = (1e-3, 2e-3, 4e-3)   # C1: peak learning rates that each arm chooses from
-    later:tuple = ()                   # C2 to C9: not built yet
+    tags:bool = False                  # C9
+    layers:int = 4                     # C9: blocks of the public encoder that are read
+    rates:tuple = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)   # C9: rates of the linear layer that each arm chooses from
+    later:tuple = ()                   # the other claims: not built yet
 
 # %% ../nbs/03_bert.ipynb #ce78e92d
 def _later(says, tests, rule='greater', margin=0.01):
     return Claim(says, tests, rule, margin, needs=('later',))
 
 claims = {  # fixed before anything is measured
-    'C1': Claim('Pre-training that looks both ways beats left-to-right at equal data, size and steps (table 5: without '
-                'NSP, MRPC 9.0, SQuAD 10.1 points)',
-                'Hidden word pieces of held-out books cost fewer nats with attention both ways than with attention to '
-                'the left only, at equal examples, size and steps, each at its own best rate of three; no fine-tuning',
-                'greater', 0.05, arms=('left only', 'both ways'), controls={'pieces in random order': 'nothing'}, n=5,
-                expected=0.2, spread=0.05, needs=('both_ways',)),
+    'C1': _later('Pre-training that looks both ways beats left-to-right (table 5: MRPC 9.0, SQuAD 10.1 points)',
+                 'Hidden pieces of held-out books cost fewer nats with attention both ways than to the left only',
+                 margin=0.05),
     'C2': _later('Next-sentence prediction helps tasks on pairs (table 5: QNLI 3.5, MNLI 0.5 points)',
                  'After pre-training with the pair loss a fine-tuned pair task scores higher than without it'),
     'C3': _later('Hiding 80/10/10 costs least where the encoder is frozen (table 8: NER 94.9 against 94.0)',
@@ -397,8 +375,13 @@ claims = {  # fixed before anything is measured
                  'Tags by fine-tuning are better than tags read off the last four frozen layers'),
     'C8': _later('Hidden words are guessed as if independent of each other (no number in the paper; premise of GLM)',
                  'The share of gaps filled exactly falls faster with their length than filling one word at a time'),
-    'C9': _later('Pre-training helps part-of-speech tagging, right context is part of why (no figure in the paper)',
-                 'On UD-EWT a pre-trained tagger beats one from random weights and the most frequent tag'),
+    'C9': Claim('Pre-training helps part-of-speech tagging, right context is part of why (no figure in the paper)',
+                'Tags of UD-EWT are read more accurately off the frozen states of a public BERT encoder (4 layers of '
+                'all-MiniLM-L6-v2) than off one of its size with random weights, by one linear layer at its own best '
+                'rate of five; nothing is fine-tuned, nothing pre-trained here, right context is not tested',
+                'greater', 0.05, arms=('public weights', 'random weights'),
+                controls={'other random weights': 'nothing', 'random weights over always NOUN': 'floor'},
+                n=5, expected=0.2, spread=0.02, needs=('tags',)),
 }
 
 # %% ../nbs/03_bert.ipynb #95fd34b6
@@ -406,15 +389,14 @@ _recipe = dict(schedule='linear', min_frac=0., beta1=0.9, beta2=0.999, eps=1e-6,
 
 runs = {
     'tiny': RunSpec(model=BERTConfig(n_vocab=1000, ctx_len=64, d_model=64, n_layer=2, n_head=2, d_ff=256, dropout=0.),
-                    train=TrainConfig(n_step=200, batch_size=32, lr=2e-3, n_warmup=40, **_recipe),
+                    train=TrainConfig(n_step=100, batch_size=32, lr=2e-3, n_warmup=20, **_recipe),
                     data=DataConfig('books', 1000), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=BERTConfig(n_vocab=1000, ctx_len=64, d_model=64, n_layer=2, n_head=2, d_ff=256, dropout=0.),
                    train=TrainConfig(n_step=600, batch_size=32, lr=2e-3, n_warmup=60, **_recipe),
-                   data=DataConfig('books', 1000), claims=Claims(both_ways=True), n_seeds=5),
+                   data=DataConfig('books', 1000), claims=Claims(tags=True), n_seeds=5),
     'gpu': RunSpec(model=BERTConfig(n_vocab=8000, ctx_len=128, d_model=384, n_layer=6, n_head=6, d_ff=1536),
                    train=TrainConfig(n_step=5000, batch_size=128, lr=5e-4, n_warmup=500, dtype='bfloat16', **_recipe),
-                   data=DataConfig('books', 8000), claims=Claims(both_ways=True, rates=(2.5e-4, 5e-4, 1e-3)),
-                   n_seeds=5),
+                   data=DataConfig('books', 8000), claims=Claims(tags=True), n_seeds=5),
     'paper': RunSpec(model=sizes['base'],
                      train=TrainConfig(n_step=1_000_000, batch_size=256, lr=1e-4, n_warmup=10_000, **_recipe),
                      data=DataConfig('bookscorpus-wikipedia', 30522), claims=Claims(), n_seeds=1),

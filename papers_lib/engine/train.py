@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 
 # %% auto #0
 __all__ = ['IGNORE', 'PEAK', 'TrainConfig', 'warmup_cosine', 'rate', 'n_targets', 'lm_loss', 'param_groups', 'adamw',
-           'peak_flops', 'flops_per_token', 'Objective', 'Diverged', 'FitResult', 'fit', 'most_memory', 'Progress']
+           'UncorrectedAdamW', 'uncorrected_adamw', 'peak_flops', 'flops_per_token', 'Objective', 'Diverged',
+           'FitResult', 'fit', 'most_memory', 'Progress']
 
 # %% ../../nbs/engine/05_train.ipynb #d64e0b59
 from ..store.files import locked
@@ -110,6 +111,27 @@ def adamw(model:nn.Module, cfg:TrainConfig)->torch.optim.Optimizer:
     "Make the optimizer of `fit`: AdamW with bias correction."
     return torch.optim.AdamW(param_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2),
                              eps=cfg.eps, fused=True)
+
+# %% ../../nbs/engine/05_train.ipynb #b74a403c
+class UncorrectedAdamW(torch.optim.AdamW):
+    "AdamW without bias correction, as BERT was pre-trained."
+    @torch.no_grad()
+    def step(self, closure=None):
+        "Take a step with the rate, epsilon and decay for which the correction cancels."
+        asked = [{k: g[k] for k in ('lr', 'eps', 'weight_decay')} for g in self.param_groups]
+        for g in self.param_groups:
+            done = next((self.state[p]['step'] for p in g['params'] if self.state.get(p)), 0)
+            first, second = (1 - beta ** (int(done) + 1) for beta in g['betas'])
+            g.update(lr=g['lr'] * first / second ** 0.5, eps=g['eps'] / second ** 0.5,
+                     weight_decay=g['weight_decay'] * second ** 0.5 / first)
+        try: return super().step(closure)
+        finally:
+            for g, was in zip(self.param_groups, asked): g.update(was)
+
+def uncorrected_adamw(model:nn.Module, cfg:TrainConfig)->torch.optim.Optimizer:
+    "Make the optimizer of pre-training: no bias correction; norms and biases do not decay, embeddings do."
+    return UncorrectedAdamW(param_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps,
+                            fused=True)
 
 # %% ../../nbs/engine/05_train.ipynb #0af42172
 # dense bfloat16, FLOP/s
