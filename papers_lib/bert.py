@@ -392,7 +392,7 @@ runs = {
                     train=TrainConfig(n_step=100, batch_size=32, lr=2e-3, n_warmup=20, **_recipe),
                     data=DataConfig('books', 1000), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=BERTConfig(n_vocab=1000, ctx_len=64, d_model=64, n_layer=2, n_head=2, d_ff=256, dropout=0.),
-                   train=TrainConfig(n_step=600, batch_size=32, lr=2e-3, n_warmup=60, **_recipe),
+                   train=TrainConfig(n_step=300, batch_size=32, lr=2e-3, n_warmup=30, **_recipe),
                    data=DataConfig('books', 1000), claims=Claims(tags=True), n_seeds=5),
     'gpu': RunSpec(model=BERTConfig(n_vocab=8000, ctx_len=128, d_model=384, n_layer=6, n_head=6, d_ff=1536),
                    train=TrainConfig(n_step=5000, batch_size=128, lr=5e-4, n_warmup=500, dtype='bfloat16', **_recipe),
