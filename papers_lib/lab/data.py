@@ -7,7 +7,6 @@ from __future__ import annotations
 import difflib, gzip, hashlib, json, lzma, os, re, tomllib, zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 import numpy as np
@@ -17,7 +16,7 @@ __all__ = ['adapters', 'registry', 'FileSpec', 'SetSpec', 'did_you_mean', 'read_
            'documents', 'data_table', 'LMCorpus', 'lm_corpus', 'SentenceCorpus', 'sentence_corpus']
 
 # %% ../../nbs/lab/01_data.ipynb #63a862e3
-from .memo import definitions_hash, finders
+from .memo import definitions_hash, finders, remembered
 from ..store.cache import cache_dir, discard, kept, note_read
 from ..store.fetch import NotFound, download, hub_folder, wheel_member
 from ..store.files import CorruptFile, seal, unseal
@@ -351,7 +350,7 @@ def _read_documents(path)->list[list[list[int]]]:
     return [[s[:-1].tolist() for s in np.split(d[:-1], np.flatnonzero(d == -1) + 1)[:-1]] for d in whole]
 
 # %% ../../nbs/lab/01_data.ipynb #4facec36
-@lru_cache(maxsize=2)
+@remembered
 def sentence_corpus(
     name:str,       # a text set with train.txt, valid.txt and tune.txt
     n_vocab:int,    # pieces of the vocabulary that is learnt from train.txt
