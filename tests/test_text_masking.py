@@ -47,7 +47,7 @@ def test_one_document_is_refused_and_empty_ones_are_none():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         made = create_examples([doc, [], [[]], doc, []], TOK, 16, dupe=200)
-    assert ((made.ids == TOK.sep).sum(1) == 2).all() and (made.segments.max(1) == 1).all()      # no empty B
+    assert (made.segments.sum(1) >= 2).all() and ((made.segments == 0) & made.pad).sum(1).min() >= 3     # no empty part
 
 
 def test_masks_are_counted_over_all_places_and_spare_the_special_ones():
