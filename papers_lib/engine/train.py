@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['IGNORE', 'PEAK', 'TrainConfig', 'warmup_cosine', 'rate', 'n_targets', 'lm_loss', 'param_groups', 'peak_flops',
-           'flops_per_token', 'Objective', 'Diverged', 'FitResult', 'fit', 'most_memory', 'Progress']
+__all__ = ['IGNORE', 'PEAK', 'TrainConfig', 'warmup_cosine', 'rate', 'n_targets', 'lm_loss', 'param_groups', 'adamw',
+           'UncorrectedAdamW', 'uncorrected_adamw', 'peak_flops', 'flops_per_token', 'Objective', 'Diverged',
+           'FitResult', 'fit', 'most_memory', 'Progress']
 
 # %% ../../nbs/engine/05_train.ipynb #d64e0b59
 from ..store.files import locked
@@ -107,6 +108,32 @@ def param_groups(model:nn.Module, weight_decay:float)->list[dict]:
     return [dict(params=[p for p in params if p.dim() >= 2], weight_decay=weight_decay),
             dict(params=[p for p in params if p.dim() < 2], weight_decay=0.)]
 
+def adamw(model:nn.Module, cfg:TrainConfig)->torch.optim.Optimizer:
+    "Make the optimizer of `fit`: AdamW with bias correction."
+    return torch.optim.AdamW(param_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2),
+                             eps=cfg.eps, fused=True)
+
+# %% ../../nbs/engine/05_train.ipynb #b74a403c
+class UncorrectedAdamW(torch.optim.AdamW):
+    "AdamW without bias correction, as BERT was pre-trained."
+    @torch.no_grad()
+    def step(self, closure=None):
+        "Take a step with the rate, epsilon and decay for which the correction cancels."
+        asked = [{k: g[k] for k in ('lr', 'eps', 'weight_decay')} for g in self.param_groups]
+        for g in self.param_groups:
+            done = next((self.state[p]['step'] for p in g['params'] if self.state.get(p)), 0)
+            first, second = (1 - beta ** (int(done) + 1) for beta in g['betas'])
+            g.update(lr=g['lr'] * first / second ** 0.5, eps=g['eps'] / second ** 0.5,
+                     weight_decay=g['weight_decay'] * second ** 0.5 / first)
+        try: return super().step(closure)
+        finally:
+            for g, was in zip(self.param_groups, asked): g.update(was)
+
+def uncorrected_adamw(model:nn.Module, cfg:TrainConfig)->torch.optim.Optimizer:
+    "Make the optimizer of pre-training: no bias correction; norms and biases do not decay, embeddings do."
+    return UncorrectedAdamW(param_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps,
+                            fused=True)
+
 # %% ../../nbs/engine/05_train.ipynb #0af42172
 # dense bfloat16, FLOP/s
 PEAK = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'L4': 121e12,
@@ -181,12 +208,14 @@ def _accelerator(device):
     return accelerator
 
 # %% ../../nbs/engine/05_train.ipynb #b7893d5f
-def _identity(model, batches, cfg, loss_fn):
+def _identity(model, batches, cfg, loss_fn, optimizer):
     "Say which run this is, as JSON holds it; how long it lasts is left open."
     sizes, parts = (asdict(x) if (x := getattr(model, k, None)) is not None else {} for k in ('cfg', 'parts'))
     data = {k: getattr(batches, k, None) for k in ('hash', 'ctx_len', 'shuffle')}
+    steps = {} if optimizer is adamw else dict(optimizer=getattr(optimizer, '__qualname__', type(optimizer).__name__))
     return json.loads(json.dumps(dict(
-        train=asdict(cfg) | dict(n_step=None), model=dict(type=type(model).__name__, **sizes), parts=parts, data=data,
+        train=asdict(cfg) | dict(n_step=None) | steps, model=dict(type=type(model).__name__, **sizes), parts=parts,
+        data=data,
         loss=dict(name=getattr(loss_fn, '__qualname__', type(loss_fn).__name__))), default=str))
 
 # %% ../../nbs/engine/05_train.ipynb #67ce9c9c
@@ -215,6 +244,7 @@ def fit(
     cfg:TrainConfig,
     *,
     loss_fn:Callable=lm_loss,         # (model, batch) -> summed nats
+    optimizer:Callable=adamw,         # (model, cfg) -> what takes the steps
     evaluate:Callable|None=None,      # model -> dict of numbers
     tracker=None,                     # engine.tracking.Tracker
     folder:str|Path|None=None,        # checkpoints; a run that finds one goes on from it
@@ -223,9 +253,8 @@ def fit(
     "Train a model, or go on with its training."
     accelerator, tracker, out = _accelerator(device), tracker or NoTracker(), FitResult()
     torch.manual_seed(cfg.seed)
-    opt = torch.optim.AdamW(param_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps,
-                            fused=True)
-    identity = _identity(model, batches, cfg, loss_fn) if folder else None
+    opt = optimizer(model, cfg)
+    identity = _identity(model, batches, cfg, loss_fn, optimizer) if folder else None
     objective, opt = accelerator.prepare(Objective(model, loss_fn), opt)
     forward = torch.compile(objective) if cfg.compile else objective
     rank, world = accelerator.process_index, accelerator.num_processes

@@ -9,18 +9,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
+import numpy as np
 
 # %% auto #0
 __all__ = ['adapters', 'registry', 'FileSpec', 'SetSpec', 'did_you_mean', 'read_sets', 'known', 'Dataset', 'get', 'available',
-           'documents', 'data_table', 'LMCorpus', 'lm_corpus']
+           'documents', 'data_table', 'LMCorpus', 'lm_corpus', 'SentenceCorpus', 'sentence_corpus']
 
 # %% ../../nbs/lab/01_data.ipynb #63a862e3
-from .memo import definitions_hash, finders
+from .memo import definitions_hash, finders, remembered
 from ..store.cache import cache_dir, discard, kept, note_read
 from ..store.fetch import NotFound, download, hub_folder, wheel_member
 from ..store.files import CorruptFile, seal, unseal
 from ..text.corpora import Shards, read_documents, write_shards
+from ..text.masking import sentences
 from ..text.tokenizers import FastBPE, train_fast_bpe
+from ..text.wordpiece import FastWordPiece, train_wordpiece
 
 # %% ../../nbs/lab/01_data.ipynb #516063e7
 adapters:dict[str, Callable[[bytes], bytes]] = {   # what a source needs to become canonical
@@ -320,3 +323,42 @@ def lm_corpus(
     folder = kept('corpora', f'{name}-{n_vocab}-{hash[:16]}', lambda tmp: _tokenise(name, n_vocab, tmp))
     split = {s: Shards.open(folder / s) for s in _splits(name)}
     return LMCorpus(name, hash, FastBPE.load(folder / 'tokenizer'), split['train'], split['valid'], split.get('tune'))
+
+# %% ../../nbs/lab/01_data.ipynb #40b0b876
+@dataclass(frozen=True)
+class SentenceCorpus:
+    "A text set as documents of sentences of pieces."
+    tokenizer:FastWordPiece
+    train:list[list[list[int]]]
+    valid:list[list[list[int]]]     # judges
+    tune:list[list[list[int]]]      # judges nothing: learning rates are chosen on it
+
+def _write_corpus(name, n_vocab, folder):
+    "Learn the vocabulary, and write each split as one run of pieces; -1 ends a sentence, -2 a document."
+    tok = train_wordpiece(documents(name), n_vocab)
+    tok.save(folder)
+    for split in ('train', 'valid', 'tune'):
+        texts = [sentences(doc) for doc in documents(name, split)]
+        ids = tok.encode_batches(s for doc in texts for s in doc)
+        flat = [i for doc in texts for _ in doc for i in (*next(ids), -1)]
+        ends = np.cumsum([len(doc) for doc in texts])
+        flat = np.array(flat, np.int32)
+        np.save(folder / f'{split}.npy', np.insert(flat, np.flatnonzero(flat == -1)[ends - 1] + 1, -2))
+
+def _read_documents(path)->list[list[list[int]]]:
+    flat = np.load(path, allow_pickle=False)
+    whole = np.split(flat, np.flatnonzero(flat == -2) + 1)[:-1]
+    return [[s[:-1].tolist() for s in np.split(d[:-1], np.flatnonzero(d == -1) + 1)[:-1]] for d in whole]
+
+# %% ../../nbs/lab/01_data.ipynb #4facec36
+@remembered
+def sentence_corpus(
+    name:str,       # a text set with train.txt, valid.txt and tune.txt
+    n_vocab:int,    # pieces of the vocabulary that is learnt from train.txt
+)->SentenceCorpus:
+    "Cut a text set into sentences of pieces once, and open it."
+    told = f'{get(name).hash} {n_vocab} {definitions_hash(_write_corpus)}'
+    key = hashlib.sha256(told.encode()).hexdigest()[:16]
+    folder = kept('corpora', f'{name}-wordpiece-{n_vocab}-{key}', lambda tmp: _write_corpus(name, n_vocab, tmp))
+    return SentenceCorpus(FastWordPiece.load(folder), *(_read_documents(folder / f'{s}.npy')
+                                                        for s in ('train', 'valid', 'tune')))
