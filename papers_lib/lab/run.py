@@ -155,6 +155,22 @@ class Run:
         "Record a table cell or a claim's evidence."
         return self.add(_row(self.paper.name, 'table', id, effect, rule=rule, **facts))
 
+    def parity(
+        self,
+        id:str,
+        gap:float,      # largest difference, relative to the largest value of theirs
+        against:str,    # the public class
+        *,
+        tests:str='Logits equal to transformers',
+        bound:float=1e-5,
+        **facts,        # other fields of the row
+    )->Row:
+        "Record how far we are from the public implementation on the same weights."
+        told = dict(metric='largest difference of logits, relative', dataset='random tokens',
+                    protocol='random weights, gains and biases included; float32')
+        return self.add(_row(self.paper.name, 'parity', id, gap, tests=tests, rule='at_most', bound=bound,
+                             baseline_name=f'transformers {against}', **told | facts))
+
     def not_attempted(
         self,
         id:str,
