@@ -11,8 +11,8 @@ from pathlib import Path
 from fastcore.basics import patch
 
 # %% auto #0
-__all__ = ['UNK', 'SPECIALS', 'LONGEST', 'pair_scores', 'bert_words', 'word_pieces', 'WordPiece', 'FastWordPiece', 'learn_pieces',
-           'train_wordpiece']
+__all__ = ['BERT_UNK', 'SPECIALS', 'LONGEST', 'pair_scores', 'bert_words', 'word_pieces', 'WordPiece', 'FastWordPiece',
+           'learn_pieces', 'train_wordpiece']
 
 # %% ../../nbs/text/04_wordpiece.ipynb #deb74de1
 from .tokenizers import BadVocabulary, handfuls
@@ -59,8 +59,8 @@ def _apart(word)->Iterator[str]:
     if begun: yield begun
 
 # %% ../../nbs/text/04_wordpiece.ipynb #17e80958
-UNK = '[UNK]'
-SPECIALS = ('[PAD]', UNK, '[CLS]', '[SEP]', '[MASK]')    # the first five of a vocabulary that we learn
+BERT_UNK = '[UNK]'
+SPECIALS = ('[PAD]', BERT_UNK, '[CLS]', '[SEP]', '[MASK]')    # the first five of a vocabulary that we learn
 LONGEST = 100   # characters a word may have: the library's limit (Google's code: 200)
 
 def word_pieces(
@@ -69,11 +69,11 @@ def word_pieces(
 )->list[str]:
     "Cut a word into the longest known pieces, from the left."
     pieces, at = [], 0
-    if len(word) > LONGEST: return [UNK]
+    if len(word) > LONGEST: return [BERT_UNK]
     while at < len(word):
         ends = range(len(word), at, -1)
         piece = next((p for end in ends if (p := '##' * (at > 0) + word[at:end]) in vocab), None)
-        if piece is None: return [UNK]
+        if piece is None: return [BERT_UNK]
         pieces.append(piece)
         at += len(piece) - 2 * (at > 0)
     return pieces
@@ -133,7 +133,7 @@ class FastWordPiece(WordPiece):
     "BERT's tokenizer by the `tokenizers` library."
     def _prepare(self):
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-        model = models.WordPiece(self.vocab, unk_token=UNK, max_input_chars_per_word=LONGEST)
+        model = models.WordPiece(self.vocab, unk_token=BERT_UNK, max_input_chars_per_word=LONGEST)
         strip = None if self.accents is None else not self.accents
         self._inner = Tokenizer(model)
         self._inner.normalizer = normalizers.BertNormalizer(lowercase=self.lower, strip_accents=strip)
