@@ -22,7 +22,7 @@ __all__ = ['sizes', 'claims', 'runs', 'races', 'paper', 'BERTConfig', 'BERTEncod
 
 # %% ../nbs/03_bert.ipynb #07bb8753
 from .nn.activations import gelu
-from .nn.blocks import Block, draw_seed, normal_of
+from .nn.blocks import Block, check_sizes, draw_seed, normal_of
 from .nn.linear import Linear, linear
 from .nn.norms import LayerNorm
 from .nn.positions import LearnedPositions
@@ -51,14 +51,7 @@ class BERTConfig:
     eps:float = 1e-12          # inside LayerNorm's square root
     init_std:float = 0.02      # standard deviation of the first weights
 
-    def __post_init__(self):
-        for name in ('n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head', 'd_ff', 'n_segment'):
-            if getattr(self, name) < 1: raise ValueError(f'BERTConfig.{name}={getattr(self, name)}: must be at least 1')
-        if self.d_model % self.n_head:
-            raise ValueError(f'BERTConfig.n_head={self.n_head}: must divide d_model={self.d_model}')
-        if not 0 <= self.dropout < 1: raise ValueError(f'BERTConfig.dropout={self.dropout}: must lie in [0, 1)')
-        for name in ('eps', 'init_std'):
-            if getattr(self, name) <= 0: raise ValueError(f'BERTConfig.{name}={getattr(self, name)}: must be above 0')
+    def __post_init__(self): check_sizes(self)
 
 # %% ../nbs/03_bert.ipynb #20ac75b9
 class BERTEncoder(nn.Module):

@@ -20,7 +20,7 @@ __all__ = ['sizes', 'claims', 'runs', 'races', 'paper', 'GPT1Config', 'GPT1', 'r
            'with_marks', 'finetune', 'class_logps', 'Claims', 'pretrained']
 
 # %% ../nbs/02_gpt1.ipynb #b53a6b0e
-from .nn.blocks import Block, Decoder
+from .nn.blocks import Block, Decoder, check_sizes
 from .nn.positions import LearnedPositions
 
 # %% ../nbs/02_gpt1.ipynb #8629499d
@@ -44,14 +44,7 @@ class GPT1Config:
     dropout:float = 0.1        # of embeddings, attention weights and both halves' outputs
     eps:float = 1e-5           # inside LayerNorm's square root
 
-    def __post_init__(self):
-        cfg = type(self).__name__
-        for name in ('n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head'):
-            if getattr(self, name) < 1: raise ValueError(f'{cfg}.{name}={getattr(self, name)}: must be at least 1')
-        if self.d_model % self.n_head:
-            raise ValueError(f'{cfg}.n_head={self.n_head}: must divide d_model={self.d_model}')
-        if not 0 <= self.dropout < 1: raise ValueError(f'{cfg}.dropout={self.dropout}: must lie in [0, 1)')
-        if not self.eps > 0: raise ValueError(f'{cfg}.eps={self.eps}: must be above 0')
+    def __post_init__(self): check_sizes(self)
 
 # %% ../nbs/02_gpt1.ipynb #0f495d6b
 class GPT1(Decoder):

@@ -20,7 +20,7 @@ __all__ = ['sizes', 'ESCAPE', 'detokenizers', 'claims', 'runs', 'races', 'paper'
            'answer_question', 'race_scoring', 'Claims', 'pretrained']
 
 # %% ../nbs/04_gpt2.ipynb #55288411
-from .nn.blocks import Block, Decoder, residual_std
+from .nn.blocks import Block, Decoder, check_sizes, residual_std
 from .nn.norms import LayerNorm
 from .nn.positions import LearnedPositions
 
@@ -50,14 +50,7 @@ class GPT2Config:
     dropout:float = 0.         # the report does not say; 0 is usual for less than one epoch
     eps:float = 1e-5           # inside LayerNorm's square root
 
-    def __post_init__(self):
-        cfg = type(self).__name__
-        for name in ('n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head'):
-            if getattr(self, name) < 1: raise ValueError(f'{cfg}.{name}={getattr(self, name)}: must be at least 1')
-        if self.d_model % self.n_head:
-            raise ValueError(f'{cfg}.n_head={self.n_head}: must divide d_model={self.d_model}')
-        if not 0 <= self.dropout < 1: raise ValueError(f'{cfg}.dropout={self.dropout}: must lie in [0, 1)')
-        if not self.eps > 0: raise ValueError(f'{cfg}.eps={self.eps}: must be above 0')
+    def __post_init__(self): check_sizes(self)
 
 # %% ../nbs/04_gpt2.ipynb #663ddcaf
 class GPT2(Decoder):

@@ -21,6 +21,7 @@ __all__ = ['sizes', 'N_MADE', 'claims', 'runs', 'races', 'paper', 'TransformerCo
 
 # %% ../nbs/01_transformer.ipynb #fbfef472
 from .nn.positions import SinusoidalPositions
+from .nn.blocks import check_sizes
 from .nn.seq2seq import DecoderBlock, EncoderDecoder, encoder_block
 from .store.cache import kept
 from .text.pairs import PairBatches, made_pairs, pair_batch, sources, transductions
@@ -51,14 +52,9 @@ class TransformerConfig:
     eps:float = 1e-5         # inside the norm's root, above 0
 
     def __post_init__(self):
-        for name, least in dict(n_vocab=3, ctx_len=1, d_model=2, n_layer=1, n_head=1, d_ff=1).items():
-            value = getattr(self, name)
-            if value < least: raise ValueError(f'TransformerConfig.{name}={value}: must be at least {least}')
+        if self.n_vocab < 3: raise ValueError(f'TransformerConfig.n_vocab={self.n_vocab}: must be at least 3')
         if self.d_model % 2: raise ValueError(f'TransformerConfig.d_model={self.d_model}: must be even')
-        if self.d_model % self.n_head:
-            raise ValueError(f'TransformerConfig.n_head={self.n_head}: must divide d_model={self.d_model}')
-        if not 0 <= self.dropout < 1: raise ValueError(f'TransformerConfig.dropout={self.dropout}: must lie in [0, 1)')
-        if not self.eps > 0: raise ValueError(f'TransformerConfig.eps={self.eps}: must be above 0')
+        check_sizes(self)
 
     @property
     def start(self)->int: return self.n_vocab - 1     # begins every target, and is never said

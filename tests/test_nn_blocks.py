@@ -8,8 +8,8 @@ from papers_lib.engine.score import score
 from papers_lib.nn import attention
 from papers_lib.nn.activations import gates
 from papers_lib.nn.attention import SelfAttention, attention_impls
-from papers_lib.nn.blocks import (MLP, Block, Decoder, deepnorm, deepnorm_init, draw_seed, init_by_name, normal_of,
-                                  placements, residual_std)
+from papers_lib.nn.blocks import (MLP, Block, Decoder, check_sizes, deepnorm, deepnorm_init, draw_seed, init_by_name,
+                                  normal_of, placements, residual_std)
 from papers_lib.nn.masks import causal, full, same_document
 from papers_lib.nn.norms import LayerNorm
 from papers_lib.nn.positions import Positions, position_kinds
@@ -341,3 +341,14 @@ def test_a_decoder_takes_its_seed_before_its_layers_draw_and_none_without_memory
     with torch.device('meta'): assert Small()._seed == draw_seed() == 0
     assert torch.get_rng_state().equal(state)
     assert draw_seed() != draw_seed()
+
+
+@pytest.mark.parametrize('wrong, words', [
+    (dict(n_layer=0), 'n_layer=0: must be at least 1'), (dict(n_head=3), 'n_head=3: must divide d_model=8'),
+    (dict(dropout=1.), 'dropout=1.0: must lie in'), (dict(eps=0.), 'eps=0.0: must be above 0'),
+    (dict(init_std=-1.), 'init_std=-1.0: must be above 0'), (dict(eps=float('nan')), 'eps=nan: must be above 0'),
+])
+def test_sizes_that_no_model_has_are_refused_by_name(wrong, words):
+    sizes = dict(n_vocab=9, d_model=8, n_layer=1, n_head=2, dropout=0., eps=1e-5)
+    check_sizes(SimpleNamespace(**sizes))
+    with pytest.raises(ValueError, match=words): check_sizes(SimpleNamespace(**sizes | wrong))

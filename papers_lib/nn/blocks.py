@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 # %% auto #0
 __all__ = ['placements', 'MLP', 'Block', 'deepnorm', 'deepnorm_init', 'draw_seed', 'normal_of', 'init_by_name', 'residual_std',
-           'Decoder']
+           'check_sizes', 'Drawn', 'Decoder']
 
 # %% ../../nbs/nn/07_blocks.ipynb #f6db8bd7
 from .activations import activations, gates
@@ -182,11 +182,22 @@ def residual_std(
     "Standard deviation of a matrix: less for one that writes to the stream."
     return std / math.sqrt(2 * n_layer) if name.endswith(('attn.out.weight', 'mlp.proj.weight')) else std
 
-# %% ../../nbs/nn/07_blocks.ipynb #4a150624
-class Decoder(nn.Module):
-    "Run a stack of blocks from token ids to logits."
-    windows = ()     # attention window of each layer, tokens, None where it sees all; empty: all layers see all
+# %% ../../nbs/nn/07_blocks.ipynb #7d1ea4c1
+_counts = ('n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head', 'd_ff', 'n_segment')
 
+def check_sizes(cfg):   # a model's configuration, with some of the fields named here
+    "Refuse sizes that no model can have; the error names configuration, field and rule."
+    where, has = type(cfg).__name__, {**vars(cfg)}
+    for name in _counts:
+        if has.get(name, 1) < 1: raise ValueError(f'{where}.{name}={has[name]}: must be at least 1')
+    if cfg.d_model % cfg.n_head: raise ValueError(f'{where}.n_head={cfg.n_head}: must divide d_model={cfg.d_model}')
+    if not 0 <= cfg.dropout < 1: raise ValueError(f'{where}.dropout={cfg.dropout}: must lie in [0, 1)')
+    for name in ('eps', 'init_std'):
+        if not has.get(name, 1) > 0: raise ValueError(f'{where}.{name}={has[name]}: must be above 0')
+
+# %% ../../nbs/nn/07_blocks.ipynb #7d1ea4c0
+class Drawn(nn.Module):
+    "A model whose weights are drawn by seed and name."
     def __init__(self):
         super().__init__()
         self._seed = draw_seed()     # of the weights; a class calls this before it makes its layers
@@ -194,6 +205,11 @@ class Decoder(nn.Module):
     def draw_weights(self, std:Callable[[str], float]):
         "Begin with weights drawn by name, as `init_by_name`."
         init_by_name(self, self._seed, std)
+
+# %% ../../nbs/nn/07_blocks.ipynb #4a150624
+class Decoder(Drawn):
+    "Run a stack of blocks from token ids to logits."
+    windows = ()     # attention window of each layer, tokens, None where it sees all; empty: all layers see all
 
     @property
     def ctx_len(self)->int: return self.cfg.ctx_len    # longest sequence, tokens

@@ -15,7 +15,7 @@ __all__ = ['CrossAttention', 'encoder_block', 'DecoderBlock', 'CrossCache', 'Enc
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #3863cc02
 from .attention import KVCache, SelfAttention, attend
-from .blocks import MLP, Block, draw_seed, init_by_name
+from .blocks import MLP, Block, Drawn
 from .linear import Linear, linear
 from .masks import causal
 from .norms import norms
@@ -158,16 +158,8 @@ class CrossCache:
         return new
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #e2138161
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(Drawn):
     "Run the source through one stack and the target through another that looks at it."
-    def __init__(self):
-        super().__init__()
-        self._seed = draw_seed()     # of the weights; a class calls this before it makes its layers
-
-    def draw_weights(self, std:Callable[[str], float]):
-        "Begin with weights drawn by name, as `init_by_name`."
-        init_by_name(self, self._seed, std)
-
     @property
     def ctx_len(self)->int: return self.cfg.ctx_len    # longest source and longest target, tokens
 
