@@ -2,6 +2,7 @@
 import json
 import os
 import subprocess
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -137,3 +138,13 @@ def test_variants_share_a_gpu_as_far_as_its_memory_goes(monkeypatch):
     assert lab_run._at_once('cpu') is None
     monkeypatch.setenv('PAPERS_WORKERS', '3')
     assert lab_run._at_once('cuda') is None
+
+
+def test_disabled_tracking_needs_no_wandb(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)                       # importing it raises
+    run = start(toy, device='cpu', wandb_mode='disabled')
+    tracker = run.tracker('arm')
+    tracker.log(dict(loss=1.), 0)
+    tracker.finish()
+    assert not list(run.out.glob('wandb*'))
+    with pytest.raises(ModuleNotFoundError): start(toy, device='cpu', wandb_mode='offline').tracker('arm')

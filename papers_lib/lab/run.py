@@ -16,6 +16,7 @@ __all__ = ['Run', 'start']
 
 # %% ../../nbs/lab/06_run.ipynb #2d4cfd64
 from ..engine.stats import Effect, Row, control, unidentified, verdict
+from ..engine.tracking import NoTracker
 from .memo import Measured, measure
 from .presets import Paper, RunSpec, check_parameters, measured_claims
 from .pretrain import Tuned, tune_rate
@@ -85,7 +86,8 @@ class Run:
         arm:str,       # what is trained
         **config,      # its configuration, flat
     ):
-        "A W&B run for one `fit`."
+        "A W&B run for one `fit`; nothing is recorded where W&B is disabled."
+        if self.wandb_mode == 'disabled': return NoTracker()      # W&B itself is not even needed then
         from papers_lib.lab.wandb_tracker import WandbTracker
         config |= dict(preset=self.preset)
         made = WandbTracker(f'papers-{self.paper.name}', self.out.name, arm, config, self.wandb_mode, self.out)
