@@ -40,8 +40,7 @@ def silu(
     return F.silu(x)
 
 # %% ../../nbs/nn/03_activations.ipynb #b013922b
-activations:dict[str, Callable] = {'relu': F.relu, 'gelu': gelu, 'gelu_tanh': gelu_tanh, 'gelu_sigmoid': gelu_sigmoid,
-                                   'silu': silu}
+activations:dict[str, Callable] = {'relu': F.relu, 'gelu': gelu, 'gelu_tanh': gelu_tanh, 'silu': silu}
 
 # %% ../../nbs/nn/03_activations.ipynb #30233413
 gates:dict[str, Callable] = {'glu': F.sigmoid, 'bilinear': lambda x: x, 'reglu': F.relu, 'geglu': gelu,
