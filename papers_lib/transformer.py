@@ -401,7 +401,8 @@ class Claims:
     text:tuple = ()           # C1-C4, C6, C12: arms trained on Multi30k; no experiment yet
     depths:tuple = ()         # C7, C10, C11: blocks of a decoder; the last is judged
     parts:tuple = ()          # C8: parts exchanged, names of `exchanged`
-    vocabularies:tuple = ()   # C9: kinds of vocabulary with their sizes
+    vocabularies:tuple = ()   # C9: kinds of vocabulary with their sizes, scored by bits a byte
+    pieces:int = 2048         # and tokens of the one whose pieces are counted
     zoo_width:int = 64        # C7 to C11: width of the decoders
     zoo_steps:int = 240       # C8, C9: optimizer steps (of another vocabulary so many that the computation is equal)
     zoo_rates:tuple = (3e-3, 1e-2, 3e-2)      # C8, C9: peak rates that each arm chooses from

@@ -244,7 +244,7 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
         'model.d_model': 16, 'model.n_layer': 1, 'model.n_head': 2, 'model.d_ff': 32, 'train.n_step': 20,
         'train.n_warmup': 2, 'claims.zoo_width': 16, 'claims.zoo_steps': 6, 'claims.deep_steps': 6,
         'claims.depths': [2, 4], 'claims.parts': ['geglu', 'learned'],
-        'claims.vocabularies': ['byte', 'bpe300', 'wordpiece200', 'unigram100']})
+        'claims.vocabularies': ['byte', 'bpe300', 'wordpiece200', 'unigram100'], 'claims.pieces': 300})
     measured = [id for id, claim in paper.claims.items() if not left_out(claim, runs['cpu'])]
     assert [id for id in measured if not rows[id]['n_seeds']] == []    # models ran, whatever they could tell
     own = {'C8.geglu', 'C8.learned', 'C8.x4.rope', 'C8.ms.geglu', 'C7.post.without.2', 'C7.unlearnt.pre.with.4',
