@@ -365,21 +365,29 @@ _translator = {  # claims on the encoder-decoder, fixed before anything is measu
 }
 
 # %% ../nbs/01_transformer.ipynb #661957fd
-_components = {  # claims on the parts that models are made of
+_components = {  # claims on the parts that models are made of, each in a small decoder of bytes
     'C7': Claim('The rate is raised over 4000 steps (section 5.3); Post-LN is said to need it, Pre-LN not (Xiong 2020)',
-                'What warm-up gains at the best rate without it is larger for Post-LN than for Pre-LN', 'greater', 0.05,
-                arms=('post', 'pre'), needs=('depths',)),
+                'Twelve blocks, 200 steps: what warm-up takes off the held-out loss, each placement at its best rate '
+                'without it and with it, is more for Post-LN than for Pre-LN', 'greater', 0.05, arms=('post', 'pre'),
+                controls={'two steps of warm-up': 'nothing'}, n=6, expected=0.1, spread=0.01, needs=('depths',)),
     'C8': Claim('Gated layers and rotations improve on ReLU and sinusoids (Shazeer 2020; Su 2021; Press 2022)',
-                'With one part exchanged at equal parameters the held-out loss is lower', 'greater', 0.01,
-                arms=('first parts', 'exchanged'), needs=('parts',)),
+                'Two Post-LN blocks, 240 steps: with rotations in the place of sinusoids, each at its own best rate of '
+                'three, the held-out loss at the training length is lower', 'greater', 0.03,
+                arms=('sinusoids', 'rotations'), controls={'no positions': 'nothing', 'sines first': 'nothing'}, n=6,
+                expected=0.069, spread=0.03, needs=('parts',)),
     'C9': Claim('Sub-words keep frequent words whole and split rare ones (section 5.1; Sennrich 2016)',
-                'Pieces a word fall with the frequency of the word', 'trend', 0., needs=('vocabularies',)),
+                'Among words of equal length the pieces of a word, by byte-level BPE of 2,048 tokens, fall from each '
+                'tenth by frequency to the next', 'trend', 0.08,
+                controls={'random cuts': 'nothing', 'shuffled counts': 'nothing'}, n=6, expected=0.13, spread=0.005,
+                needs=('vocabularies',)),
     'C10': Claim('Pre-LN converges easily and ends worse than Post-LN (said of the field, not by this paper)',
-                 'The final held-out loss, each placement at its own best rate and warm-up, is higher with Pre-LN',
-                 'greater', 0.02, arms=('pre', 'post'), needs=('depths',)),
+                 'Twelve blocks, 200 steps: the final held-out loss, each placement at its best of twelve trials, is '
+                 'higher with Pre-LN', 'greater', 0.02, arms=('pre', 'post'),
+                 controls={'pre, other seeds': 'nothing'}, n=6, expected=0.05, spread=0.012, needs=('depths',)),
     'C11': Claim('Pre-LN makes a deep net shallow and wide (said of the field, not by this paper)',
-                 'The rise of the loss when a block of the upper half is skipped, over that of the lower half, is '
-                 'smaller for Pre-LN than for Post-LN', 'greater', 0., arms=('post', 'pre'), needs=('depths',)),
+                 'Of the rises of the held-out loss when one block of twelve is silenced, the upper six have a larger '
+                 'share in Post-LN nets than in Pre-LN nets', 'greater', 0.1, arms=('post', 'pre'),
+                 controls={'pre, other seeds': 'nothing'}, n=6, expected=0.3, spread=0.1, needs=('depths',)),
 }
 
 claims = dict(sorted((_translator | _components).items(), key=lambda c: int(c[0][1:])))
@@ -391,9 +399,16 @@ class Claims:
     positions:tuple = ()      # C5: kinds of positions that are trained
     rates:tuple = (1.5e-3, 3e-3, 6e-3)   # C5: peak rates that each kind chooses from
     text:tuple = ()           # C1-C4, C6, C12: arms trained on Multi30k; no experiment yet
-    depths:tuple = ()         # C7, C10, C11: blocks; no experiment yet
-    parts:tuple = ()          # C8: parts exchanged; no experiment yet
-    vocabularies:tuple = ()   # C9: sizes; no experiment yet
+    depths:tuple = ()         # C7, C10, C11: blocks of a decoder; the last is judged
+    parts:tuple = ()          # C8: parts exchanged, names of `exchanged`
+    vocabularies:tuple = ()   # C9: kinds of vocabulary with their sizes, scored by bits a byte
+    pieces:int = 2048         # and tokens of the one whose pieces are counted
+    zoo_width:int = 64        # C7 to C11: width of the decoders
+    zoo_steps:int = 240       # C8, C9: optimizer steps (of another vocabulary so many that the computation is equal)
+    zoo_rates:tuple = (3e-3, 1e-2, 3e-2)      # C8, C9: peak rates that each arm chooses from
+    deep_steps:int = 200      # C7, C10, C11: optimizer steps
+    warmups:tuple = (0, 20, 80)               # and steps of warm-up
+    deep_rates:tuple = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)   # and peak rates
 
 # %% ../nbs/01_transformer.ipynb #1d3fa2b3
 _adam = dict(beta1=0.9, beta2=0.98, eps=1e-9, weight_decay=0.)
@@ -403,7 +418,10 @@ _brief = TrainConfig(n_step=400, batch_size=32, lr=3e-3, schedule='linear', n_wa
 runs = {
     'tiny': RunSpec(model=_toy, train=_brief, data=PairConfig(), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=_toy, train=_brief, data=PairConfig(),
-                   claims=Claims(positions=('sinusoidal', 'learned', 'none')), n_seeds=6),
+                   claims=Claims(positions=('sinusoidal', 'learned', 'none'), depths=(6, 12), parts=(
+                       'pre', 'sandwich', 'deepnorm', 'rms', 'gelu', 'silu', 'geglu', 'swiglu', 'learned', 'xl', 'shaw',
+                       't5', 'rope', 'alibi'), vocabularies=('byte', 'bpe512', 'bpe1024', 'bpe4096', 'wordpiece1024',
+                       'unigram1024')), n_seeds=6),
     'gpu': RunSpec(model=TransformerConfig(n_vocab=8000, ctx_len=256, d_model=256, n_layer=4, n_head=8, d_ff=1024),
                    train=TrainConfig(n_step=6000, batch_size=128, lr=paper_rate(1000, 256, 1000), n_warmup=1000,
                                      schedule='inverse_sqrt', dtype='bfloat16', eval_every=300, **_adam),

@@ -8,11 +8,13 @@ from papers_lib.engine.checkpoint import load_model, save_model
 from papers_lib.engine.generate import beam_search, generate
 from papers_lib.engine.parity import random_model
 from papers_lib.engine.train import IGNORE, TrainConfig, rate
+from papers_lib.lab.presets import left_out
 from papers_lib.nn.positions import NoPositions
 from papers_lib.text.pairs import pair_batch, sources
 from papers_lib.transformer import (
     PairConfig, SmoothedLoss, Transformer, TransformerConfig, average_weights, beam_translate, bleu, made_split,
     marian_beams, marian_names, pair_losses, paper, paper_rate, reordered, runs, sizes, train_pairs)
+from shrunken import rows_of_a_small_run
 
 cfg = TransformerConfig(n_vocab=50, ctx_len=40, d_model=24, n_layer=2, n_head=3, d_ff=40, dropout=0.1)
 close = torch.testing.assert_close
@@ -234,3 +236,18 @@ def test_presets_are_planned_and_the_paper_preset_is_the_papers():
     assert spec.train.lr == pytest.approx(6.9877e-4, rel=1e-4) and spec.train.n_warmup == 4000
     for spec in runs.values(): assert spec.model.n_vocab == spec.data.n_vocab
     assert list(paper.claims) == [f'C{i}' for i in range(1, 13)]
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
+    rows = rows_of_a_small_run('transformer', tmp_path, {
+        'model.d_model': 16, 'model.n_layer': 1, 'model.n_head': 2, 'model.d_ff': 32, 'train.n_step': 20,
+        'train.n_warmup': 2, 'claims.zoo_width': 16, 'claims.zoo_steps': 6, 'claims.deep_steps': 6,
+        'claims.depths': [2, 4], 'claims.parts': ['geglu', 'learned'],
+        'claims.vocabularies': ['byte', 'bpe300', 'wordpiece200', 'unigram100'], 'claims.pieces': 300})
+    measured = [id for id, claim in paper.claims.items() if not left_out(claim, runs['cpu'])]
+    assert [id for id in measured if not rows[id]['n_seeds']] == []    # models ran, whatever they could tell
+    own = {'C8.geglu', 'C8.learned', 'C8.x4.rope', 'C8.ms.geglu', 'C7.post.without.2', 'C7.unlearnt.pre.with.4',
+           'C10.sandwich', 'C10.pre-other-seeds', 'C11.rise.post.4', 'C11.written.deepnorm.1', 'C11.depth.pre',
+           'C9.tenth.random-cuts.10', 'C9.bits.unigram100', 'C9.back.wordpiece200'}
+    assert own <= {id for id, r in rows.items() if r['ours'] is not None} and 'C8.x2.learned' not in rows
