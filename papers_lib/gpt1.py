@@ -358,7 +358,7 @@ class Claims:
     n_judged:int = 500         # test examples of each
     n_epoch:int = 3            # over the labelled examples
     batch_size:int = 16        # examples an optimizer step of fine-tuning
-    rates:tuple = (1e-3, 3e-3, 1e-2, 3e-2)   # peak rates of fine-tuning that each arm chooses from
+    rates:tuple = (1.5e-3, 4e-3, 1e-2, 2.5e-2)   # peak rates of fine-tuning that each arm chooses from
     sizes:tuple = ()           # C2: numbers of labelled examples
     n_watch:int = 0            # C9: optimizer steps from one dev score to the next
     blocks:tuple = ()          # C3: numbers of pre-trained blocks that are kept

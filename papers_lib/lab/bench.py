@@ -564,7 +564,7 @@ class NanoGPT:
     def __call__(
         self,
         theirs:nn.Module,                    # a public GPT-2, or GPT-1
-    )->tuple[nn.Module, Callable]:           # nanoGPT with these weights, or sizes; its loss, a function of model and batch
+    )->tuple[nn.Module, Callable]:           # nanoGPT with its weights, or sizes; a loss of model and batch
         "Build nanoGPT with a public GPT-2's weights, logits that differ are refused; for a GPT-1, of its sizes only."
         c = theirs.config
         if c.model_type not in ('gpt2', 'openai-gpt'):
