@@ -44,6 +44,7 @@ class GPT1Config:
     n_head:int = 12            # attention heads, must divide `d_model`
     dropout:float = 0.1        # of embeddings, attention weights and both halves' outputs
     eps:float = 1e-5           # inside LayerNorm's square root
+    init_std:float = 0.02      # of fresh weights; a narrower network wants it larger, as one over the root of its width
 
     def __post_init__(self): check_sizes(self)
 
@@ -60,7 +61,7 @@ class GPT1(Decoder):
             Block(cfg.d_model, cfg.n_head, 4 * cfg.d_model, act='gelu_tanh', placement='post', dropout=cfg.dropout,
                   eps=cfg.eps) for _ in range(cfg.n_layer))
         self.norm_f = nn.Identity()
-        self.draw_weights(lambda name: 0.02)                   # no depth scaling: that is GPT-2's
+        self.draw_weights(lambda name: cfg.init_std)           # no depth scaling: that is GPT-2's
 
     def embed(self, ids:Int[Tensor, 'b t'], positions:Int[Tensor, '*b t'])->Float[Tensor, 'b t d']:
         "h_0: token plus position embedding (2)."
@@ -116,7 +117,8 @@ def to_hf(self:GPT1):
     c = self.cfg
     hf = OpenAIGPTLMHeadModel(OpenAIGPTConfig(
         vocab_size=c.n_vocab, n_positions=c.ctx_len, n_embd=c.d_model, n_layer=c.n_layer, n_head=c.n_head,
-        layer_norm_epsilon=c.eps, resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout))
+        layer_norm_epsilon=c.eps, initializer_range=c.init_std, resid_pdrop=c.dropout, embd_pdrop=c.dropout,
+        attn_pdrop=c.dropout))
     theirs = {_hf_key(k): (v.T if k.endswith(_turned) else v).contiguous() for k, v in self.state_dict().items()}
     hf.transformer.load_state_dict(theirs)
     return hf.eval()
@@ -421,18 +423,18 @@ claims = {
 
 # %% ../nbs/02_gpt1.ipynb #927fd188
 _adam = dict(schedule='cosine', min_frac=0., beta1=0.9, beta2=0.999, weight_decay=0.01, clip=1.)
-_small = GPT1Config(n_vocab=1024, ctx_len=128, d_model=64, n_layer=2, n_head=2, dropout=0.)
-_tasks = dict(tasks=('trec',), n_watch=5, blocks=(0, 1), lstm_rates=(2e-3, 6e-3, 2e-2),
+_small = GPT1Config(n_vocab=1024, ctx_len=128, d_model=64, n_layer=2, n_head=2, dropout=0., init_std=0.07)
+_tasks = dict(tasks=('trec',), n_watch=5, blocks=(0, 1), lstm_rates=(6e-3, 2e-2, 6e-2),
               orders=('contiguous', 'shuffled sentences'))
 
 runs = {
     'tiny': RunSpec(model=_small, train=TrainConfig(n_step=60, batch_size=8, lr=2e-3, n_warmup=20, **_adam),
                     data=DataConfig('books', 1024), claims=Claims()),
     'cpu': RunSpec(model=_small,
-                   train=TrainConfig(n_step=1200, batch_size=16, lr=4e-3, n_warmup=120, eval_every=60, **_adam),
+                   train=TrainConfig(n_step=800, batch_size=16, lr=6e-3, n_warmup=80, eval_every=40, **_adam),
                    data=DataConfig('books', 1024), n_seeds=5, claims=Claims(
-                       **_tasks, sizes=(150, 500, 1500), steps=(60, 120, 240, 480, 1200), n_pair=500, n_document=200)),
-    'gpu': RunSpec(model=GPT1Config(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6),
+                       **_tasks, sizes=(150, 500, 1500), steps=(40, 80, 160, 320, 800), n_pair=500, n_document=200)),
+    'gpu': RunSpec(model=GPT1Config(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6, init_std=0.028),
                    train=TrainConfig(n_step=1000, batch_size=64, lr=1e-3, n_warmup=100, eval_every=50, dtype='bfloat16',
                                      **_adam), data=DataConfig('books', 8192), n_seeds=3,
                    claims=Claims(tasks=('trec', 'sst2'), n_label=2000, rates=(1e-4, 3e-4, 1e-3),
