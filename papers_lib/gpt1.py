@@ -357,16 +357,18 @@ class Claims:
     "How the paper's claims are measured at a preset; an empty grid, or a 0, leaves a claim out."
     tasks:tuple = ()           # C1, C3, C4: fine-tuned on each, from the same weights
     n_label:int = 500          # labelled examples of each
+    n_draw:int = 5             # of C1, C3, C4, C7: times, each with other labelled examples
     n_judged:int = 500         # test examples of each
     n_epoch:int = 3            # over the labelled examples
     batch_size:int = 16        # examples an optimizer step of fine-tuning
     rates:tuple = (1.5e-3, 4e-3, 1e-2, 2.5e-2)   # peak rates of fine-tuning that each arm chooses from
     sizes:tuple = ()           # C2: numbers of labelled examples
+    low_rates:tuple = (1e-4, 3e-4, 1e-3, 3e-3)   # those of C6 and C8, whose tasks are soon overfitted
     n_watch:int = 0            # C9: optimizer steps from one dev score to the next
     blocks:tuple = ()          # C3: numbers of pre-trained blocks that are kept
     lstm_rates:tuple = ()      # C4: rates of pre-training that the LSTM chooses from
     steps:tuple = ()           # C5: optimizer steps at which the weights are kept; the last is the end
-    n_question:int = 200       # C5: of each zero-shot task
+    n_question:int = 400       # C5: of each zero-shot task
     n_pair:int = 0             # C6: labelled pairs
     orders:tuple = ()          # C7: of the sentences that are read
     n_document:int = 0         # C8: labelled questions about documents
@@ -379,8 +381,8 @@ claims = {
     'C1': Claim('Generative pre-training helps discriminative tasks: 74.7 on average over eight sets with it, 59.9 '
                 'without (table 5)',
                 f'After fine-tuning on 500 TREC questions, {_size} gives the right answer a higher log-probability '
-                f'than the same network with those weights shuffled tensor by tensor, {_tuned}', 'greater', 0.03,
-                arms=('read books', 'entries shuffled'), controls={'random weights': 'nothing'}, expected=0.09,
+                f'than the same network with those weights shuffled tensor by tensor, {_tuned}', 'greater', 0.02,
+                arms=('read books', 'entries shuffled'), controls={'random weights': 'nothing'}, expected=0.06,
                 spread=0.04, needs=('tasks',)),
     'C2': Claim('The auxiliary language-model loss helps on larger sets and not on smaller ones (section 5, table 5)',
                 'On TREC, what the auxiliary loss gains in log-probability of the right answer grows with the '
@@ -389,16 +391,16 @@ claims = {
     'C3': Claim('Each transferred block adds to the score, up to 9 points on MultiNLI (figure 2 left)',
                 'On TREC, the log-probability of the right answer after fine-tuning rises with the number of blocks '
                 f'that are kept beside the embeddings, the others being shuffled, {_tuned}', 'trend', 0.01,
-                controls={'fresh blocks': 'nothing'}, expected=0.03, spread=0.02, needs=('tasks', 'blocks')),
+                controls={'fresh blocks': 'nothing'}, expected=0.04, spread=0.03, needs=('tasks', 'blocks')),
     'C4': Claim('The Transformer transfers better than an LSTM: 74.7 against 69.1 (table 5)',
                 f'After fine-tuning on 500 TREC questions, {_size} gives the right answer a higher log-probability '
-                f'than an LSTM with as many parameters that read the same, {_tuned}', 'greater', 0.03,
+                f'than an LSTM with as many parameters that read the same, {_tuned}', 'greater', 0.02,
                 arms=('Transformer', 'LSTM'), controls={'entries shuffled': 'nothing'}, expected=0.05, spread=0.04,
                 needs=('tasks', 'lstm_rates')),
     'C5': Claim('Without fine-tuning, tasks are solved better the longer pre-training lasts (figure 2 right)',
                 'The mean zero-shot score on CoLA, SST-2, ARC-Easy and WinoGrande, 0 at chance and 1 at perfect, rises '
                 'with the logarithm of the optimizer steps of pre-training', 'trend', 0.005,
-                controls={"another question's answer": 'nothing'}, expected=0.02, spread=0.01, needs=('steps',)),
+                controls={"another question's answer": 'nothing'}, expected=0.02, spread=0.015, needs=('steps',)),
     'C6': Claim('Structured inputs as one sequence need no change of architecture; similarity reads both orders '
                 '(section 3.3)',
                 'On 500 pairs of STS-B, reading both orders of a pair gives its grade a higher log-probability than '
