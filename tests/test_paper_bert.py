@@ -222,9 +222,10 @@ def test_a_preset_is_trained_once_and_read_again(tmp_path, monkeypatch):
     from papers_lib import bert
     monkeypatch.setenv('PAPERS_CACHE', str(tmp_path))
     was = runs['tiny']
-    small = replace(was, model=replace(was.model, d_model=8, n_head=1, d_ff=8, n_layer=1, n_vocab=300),
-                    train=replace(was.train, n_step=1, n_warmup=0, batch_size=2), data=replace(was.data, n_vocab=300))
+    small = replace(was, model=replace(was.model, d_model=8, n_head=1, d_ff=8, n_layer=1, n_vocab=31),
+                    train=replace(was.train, n_step=1, n_warmup=0, batch_size=2))
     monkeypatch.setitem(bert.runs, 'tiny', small)
+    monkeypatch.setattr(bert, 'sentence_corpus', lambda name, n_vocab: corpus())
     folder = pretrained('tiny', seed=3)
     made = (folder / 'model.safetensors').stat().st_mtime_ns
     model, tok = load_model(folder, BERT, BERTConfig), FastWordPiece.load(folder)
@@ -270,17 +271,18 @@ def test_a_class_that_the_model_does_not_have_is_refused():
 @pytest.mark.slow
 @pytest.mark.skipif(not (available('all-minilm-l6-v2') and available('ud_ewt')), reason='no public weights or tags')
 def test_every_claim_is_measured_by_a_run_shrunken_by_overrides(tmp_path):
+    few = [1e-3, 2e-3, 3e-3]
     rows = rows_of_a_small_run('bert', tmp_path, {
         'model.d_model': 16, 'model.n_layer': 1, 'model.n_head': 2, 'model.d_ff': 32, 'train.n_step': 4,
         'train.n_warmup': 1, 'claims.n_step': 8, 'claims.n_tagged': 16, 'claims.tag_steps': 2, 'claims.widths': [16],
-        'claims.rates_of_study': [1e-3, 2e-3, 3e-3], 'claims.public_steps': 1,
-        'claims.public_rates': [1e-5, 2e-5, 3e-5], 'claims.layer_rates': [1e-3, 2e-3, 3e-3], 'claims.gap_steps': 2, 'claims.gap_rates': [1e-3, 2e-3, 3e-3],
-        'claims.rates': [1e-3, 2e-3, 3e-3]})
+        'claims.rates_of_study': few, 'claims.public_steps': 1, 'claims.public_rates': [1e-5, 2e-5, 3e-5],
+        'claims.layer_rates': few, 'claims.tasks': ['sst2', 'mrpc'], 'claims.task_steps': 1, 'claims.gap_steps': 2,
+        'claims.gap_rates': few, 'claims.rates': few})
     told = {id for id, r in rows.items() if r['ours'] is not None}
     assert {f'C{i}' for i in range(1, 10) if i != 2} <= told and rows['C2']['verdict'] == 'not attempted'
     assert all(rows[f'C{i}']['n_seeds'] == 2 for i in (1, 3, 4, 5, 6, 7, 8, 9))
     assert {'C1.both-ways', 'C3.frozen.100-0-0', 'C4.left.1', 'C5.16', 'C6.4', 'C7.weighted', 'C8.exact.told.5',
-            'T4.untold.right-length'} <= told
+            'T4.untold.right-length', 'T5.sst2', 'T5.mrpc'} <= told
 
 
 def test_what_is_declared():
