@@ -298,7 +298,7 @@ def pretraining_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:   # as the
     pairs = F.cross_entropy(model.follows(model.pooled(h)).float(), batch['labels'], reduction='none')
     return nats + (pairs * batch['weight']).sum()
 
-# %% ../nbs/03_bert.ipynb #57ac2288
+# %% ../nbs/03_bert.ipynb #b4a0c851
 def pretrain(
     cfg:BERTConfig,
     train:TrainConfig,
@@ -324,7 +324,7 @@ class Claims:
     stops:tuple = (1, 2, 4, 8)         # C1, C4, C6: eighths of them after which tags are learnt
     n_tagged:int = 50                  # C1, C3 to C6: tagged sentences
     tag_steps:int = 80                 # C1, C3 to C6: steps on them, of 16 sentences
-    tag_rates:tuple = (3e-4, 1e-3, 3e-3, 1e-2)   # C1, C3 to C6: rates of fine-tuning
+    tag_rates:tuple = (1e-4, 3e-4, 1e-3, 3e-3)   # C1, C3 to C6: rates of fine-tuning
     frozen_rates:tuple = (3e-3, 1e-2, 3e-2, 1e-1)   # C3: rates of the layer on frozen states
     widths:tuple = ()                  # C5: besides 64
     public_rates:tuple = ()            # C7: rates of fine-tuning the public encoder
@@ -347,26 +347,26 @@ claims = {  # fixed before anything is measured
     'C1': Claim('Pre-training that looks both ways beats left-to-right (table 5: MRPC 9.0, SQuAD 10.1 points)',
                 'Fine-tuned tags are more accurate after pre-training on hidden words than after left-to-right, which '
                 'keeps its mask' + _made, 'greater', 0.01, ('both ways', 'left to right'),
-                {'not pre-trained': 'nothing'}, expected=0.05, spread=0.01, **_study),
+                {'not pre-trained': 'nothing'}, expected=0.1, spread=0.03, **_study),
     'C2': Claim('Next-sentence prediction helps tasks on pairs (table 5: QNLI 3.5, MNLI 0.5 points)',
                 'Fine-tuned pairs are told better after the pair loss than without', 'greater', 0.01, needs=('later',)),
     'C3': Claim('Hiding 80/10/10 costs least where the encoder is frozen (table 8: NER 94.9 against 94.0)',
                 'Tags read off the frozen last block are more accurate after 80/10/10 than after [MASK] alone' + _made,
-                'greater', 0.01, ('80/10/10', '100/0/0'), expected=0.02, spread=0.01, **_study, **_dealt),
+                'greater', 0.005, ('80/10/10', '100/0/0'), expected=0.02, spread=0.01, **_study, **_dealt),
     'C4': Claim('Masked training learns more slowly a step, and soon overtakes (appendix C.1)',
                 'Fine-tuned tags are better left-to-right after an eighth of pre-training and better by hidden words '
                 'at its end: the smaller of both leads' + _made, 'greater', 0.005, ('smaller of both leads',),
-                expected=0.02, spread=0.01, **_study, **_dealt),
+                expected=0.04, spread=0.02, **_study, **_dealt),
     'C5': Claim('Larger models help even tasks of 3,600 examples (table 6: MRPC 79.8 to 87.8, L3 H768 to L24 H1024)',
                 'Fine-tuned tags, 600 tagged words, get more accurate with each doubling of the width, 32 to 96'
                 + _made, 'trend', 0.005, expected=0.02, spread=0.01, needs=('rates_of_study', 'widths'), **_dealt),
     'C6': Claim('More steps of pre-training help (appendix C.1: 1.0 points of MNLI from 500 k to 1 M)',
-                'Fine-tuned tags are more accurate at the end of pre-training than half-way' + _made, 'greater', 0.005,
-                ('all steps', 'half the steps'), expected=0.01, spread=0.01, **_study, **_dealt),
+                'Fine-tuned tags are more accurate at the end of pre-training than half-way' + _made, 'greater', 0.002,
+                ('all steps', 'half the steps'), expected=0.01, spread=0.006, **_study, **_dealt),
     'C7': Claim('Fine-tuning beats frozen features by little (table 7: F1 96.4 against 96.1, the last four layers)',
                 'Tags of UD-EWT are more accurate by fine-tuning a public BERT encoder (all-MiniLM-L6-v2) on 200 '
                 'sentences than by one linear layer on its last four blocks, frozen, each at its own best rate',
-                'greater', 0.003, ('fine-tuned', 'last four, frozen'), expected=0.01, spread=0.01,
+                'greater', 0.001, ('fine-tuned', 'last four, frozen'), expected=0.003, spread=0.01,
                 needs=('public_rates',), **_dealt),
     'C8': Claim('Hidden words are guessed as if independent of each other (no number in the paper; premise of GLM)',
                 'In strings of a Markov chain the nats of a gap grow faster with its length, 1 to 5, for BERT than for '
