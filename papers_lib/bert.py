@@ -298,7 +298,7 @@ def pretraining_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:   # as the
     pairs = F.cross_entropy(model.follows(model.pooled(h)).float(), batch['labels'], reduction='none')
     return nats + (pairs * batch['weight']).sum()
 
-# %% ../nbs/03_bert.ipynb #b4a0c851
+# %% ../nbs/03_bert.ipynb #ca47a9a6
 def pretrain(
     cfg:BERTConfig,
     train:TrainConfig,
