@@ -12,6 +12,7 @@ from papers_lib.glm import (
 from papers_lib.nn.filling import blank_mask, shrunk_gradient
 from papers_lib.text.blanks import BlankTokens, answered, blank_batch, blank_out, blank_prompts
 from papers_lib.text.wordpiece import SPECIALS, FastWordPiece
+from shrunken import rows_of_a_small_run
 
 CFG = GLMConfig(n_vocab=40, ctx_len=32, d_model=32, n_layer=3, n_head=2)
 CFG130 = GLM130BConfig(n_vocab=40, ctx_len=32, d_model=32, n_layer=3, n_head=2, d_ff=48, dropout=0.)
@@ -295,3 +296,15 @@ def test_what_is_declared():
     told = runs['paper'].train
     assert [told.n_step, told.batch_size, told.lr, told.n_warmup, told.beta2] == [200_000, 1024, 2e-4, 10_000, 0.98]
     assert runs['paper'].model == sizes['large'] and not runs['tiny'].claims.lengths
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
+    rows = rows_of_a_small_run('glm', tmp_path, {
+        'model.d_model': 16, 'model.n_layer': 1, 'model.ctx_len': 32, 'data.n_vocab': 300, 'train.n_step': 3,
+        'train.n_warmup': 1, 'claims.steps': 3, 'claims.n_test': 5, 'claims.lengths': [1, 2, 3],
+        'claims.rates': [1e-3, 1e-2, 1e-1]})
+    own = {'T1', 'T2', 'T.int8', 'T.int4', 'P.slow', 'C4'}
+    own |= {f'C4.{arm}.{n}' for arm in ('all-at-once', 'one-by-one', 'same-weights') for n in (1, 2, 3)}
+    assert {id for id, r in rows.items() if r['ours'] is not None} == own
+    assert rows['C4']['n_seeds'] == 2 and rows['P.slow']['verdict'] == 'holds'
