@@ -305,6 +305,7 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
         'train.n_warmup': 1, 'claims.steps': 3, 'claims.n_test': 5, 'claims.lengths': [1, 2, 3],
         'claims.rates': [1e-3, 1e-2, 1e-1]})
     own = {'T1', 'T2', 'T.int8', 'T.int4', 'P.slow', 'C4'}
-    own |= {f'C4.{arm}.{n}' for arm in ('all-at-once', 'one-by-one', 'same-weights') for n in (1, 2, 3)}
+    own |= {'C3'} | {f'C4.{arm}.{n}' for arm in ('all-at-once', 'one-by-one', 'same-weights') for n in (1, 2, 3)}
+    own |= {f'C3.{arm}.{n}' for arm in ('both-positions', 'place-alone') for n in (1, 2, 3)}
     assert {id for id, r in rows.items() if r['ours'] is not None} == own
-    assert rows['C4']['n_seeds'] == 2 and rows['P.slow']['verdict'] == 'holds'
+    assert rows['C3']['n_seeds'] == rows['C4']['n_seeds'] == 2 and rows['P.slow']['verdict'] == 'holds'
