@@ -144,3 +144,14 @@ def test_a_real_choice_reads_the_tuning_text_and_every_run_is_kept(small, tmp_pa
     want = trained(n_layer=1, lr=RATES[0], seed=100, train=asdict(spec.train))
     assert first['flat'].losses[0] == [want['loss']] and want['n_tokens'] == len(corpus.tune)
     assert trained(n_layer=1, lr=RATES[0], seed=0, train=asdict(spec.train))['n_tokens'] == len(corpus.valid)
+
+
+def test_a_training_of_ones_own_is_part_of_the_key(trainings):
+    made = []
+    def train(model_cls, spec, seed, folder):
+        made.append(seed)
+        pretrain.save_model(folder, model_cls(spec.model))
+    def other(model_cls, spec, seed, folder): train(model_cls, spec, seed, folder), len('not the same')
+    folders = [pretrained_folder(GPT2, spec, 3, fn) for fn in (train, train, other)]
+    assert made == [3, 3] and not trainings and folders[0] == folders[1] != folders[2]
+    assert load_model(folders[0], GPT2, GPT2Config).cfg == spec.model

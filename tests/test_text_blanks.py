@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 
 from papers_lib.engine.train import IGNORE
 from papers_lib.text.blanks import (
-    BlankBatches, BlankMixture, BlankTokens, answered, blank_batch, blank_lengths, blank_out, blank_prompts,
+    BlankBatches, BlankMixture, BlankTokens, LaidBatches, answered, blank_batch, blank_lengths, blank_out, blank_prompts,
     blank_samples, draw_blanks, length_probabilities, mixtures, place_blanks, sentence_blanks, stretch)
 
 MARKS = BlankTokens(cls=0, pad=1, mask=2, sop=3, eop=4, gmask=5, smask=6)
@@ -181,3 +181,17 @@ def test_prompts_ask_for_the_next_blank_at_its_place():
     assert asked['n_context'].tolist() == [5, 8] and asked['pad'].sum(1).tolist() == [9, 3]
     for contexts, written in (([[0, 10]], None), ([[0, 2]], [[[20]]])):
         with pytest.raises(ValueError, match='there is none to fill'): blank_prompts(contexts, MARKS, written)
+
+
+def test_examples_are_laid_out_once_an_epoch_and_go_on_where_they_were():
+    make = lambda seed=0, examples=range(7): LaidBatches([*examples], tuple, 3, seed)
+    whole = make()
+    drawn = [next(whole) for _ in range(7)]
+    flat = [x for part in drawn for x in part]
+    assert [sorted(flat[i:i + 7]) for i in (0, 7, 14)] == [[*range(7)]] * 3 and flat[:7] != flat[7:14]
+    again = make()
+    again.load_state(dict(make().state(), given=9))
+    assert [next(again) for _ in range(4)] == drawn[3:]
+    for other in (make(1), make(0, range(8))):
+        with pytest.raises(ValueError, match='of other examples'): other.load_state(whole.state())
+    with pytest.raises(ValueError, match='0 examples'): make(0, [])
