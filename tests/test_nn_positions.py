@@ -7,8 +7,8 @@ from hypothesis import given, strategies as st
 from papers_lib.nn.attention import SelfAttention, attend, attention_weights
 from papers_lib.nn.masks import causal
 from papers_lib.nn.positions import (ALiBiPositions, LearnedPositions, PairTerms, ShawPositions, SinusoidalPositions,
-                                     SpanPositions, T5Positions, XLPositions, alibi_slopes, convert_rope, position_kinds, rope, rotate,
-                                     sinusoidal, t5_bucket)
+                                     SpanPositions, T5Positions, XLPositions, alibi_slopes, convert_rope,
+                                     position_kinds, rope, rotate, sinusoidal, t5_bucket)
 
 close = torch.testing.assert_close
 

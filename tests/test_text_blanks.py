@@ -6,7 +6,8 @@ from hypothesis import given, strategies as st
 
 from papers_lib.engine.train import IGNORE
 from papers_lib.text.blanks import (
-    BlankBatches, BlankMixture, BlankTokens, LaidBatches, answered, blank_batch, blank_lengths, blank_out, blank_prompts,
+    BlankBatches, BlankMixture, BlankTokens, LaidBatches, answered, blank_batch, blank_lengths, blank_out,
+    blank_prompts,
     blank_samples, draw_blanks, length_probabilities, mixtures, place_blanks, sentence_blanks, stretch)
 
 MARKS = BlankTokens(cls=0, pad=1, mask=2, sop=3, eop=4, gmask=5, smask=6)
