@@ -165,6 +165,7 @@ def test_leave_one_out_holds_the_last_two_and_warns_of_the_others_future():
     for u, h in enumerate(data.histories()):
         train = split.train.item[split.train.user == u]
         assert [*train, *split.valid.targets[u], *split.test.targets[u]] == [*h]
+        assert [*split.until_test.item[split.until_test.user == u]] == [*h[:-1]]
         assert [*split.test.histories[u]] == [*h[:-1]] and [*split.valid.histories[u]] == [*h[:-2]]
     without = quiet(leave_one_out, data, with_valid=False)
     assert [*without.test.histories[0]] == [*data.histories()[0][:-2]] and 'without the validation' in without.protocol
@@ -185,6 +186,7 @@ def test_a_global_split_knows_nothing_of_the_future(targets):
     data = made()
     split = global_time(data, .5, .75, targets=targets)
     assert split.future == 0 and known_future(split.train, split.valid) == 0
+    assert split.until_test.time.max() < split.test.time.min() and len(split.until_test) > len(split.train)
     assert split.train.time.max() < split.valid.time.min() and split.valid.time.max() < split.test.time.min()
     for q in (split.valid, split.test):
         for u, h, t in zip(q.user, q.histories, q.targets):

@@ -302,6 +302,7 @@ class Split:
     train:Interactions
     valid:Queries
     test:Queries
+    until_test:Interactions      # training events and those of the validation, for who fits once more before the test
     protocol:str                 # what was done, in words
     left_out:dict[str, int] = field(default_factory=dict)   # reason -> users or targets
 
@@ -348,8 +349,9 @@ def leave_one_out(
     train = data.keep(place < np.where(long, ends - starts - 2, ends - starts)[data.user])
     valid = _queries(data, last - 2, last - 2, last - 1)
     test = _queries(data, last - (1 if with_valid else 2), last - 1, last)
+    until = data.keep(place < np.where(long, ends - starts - 1, ends - starts)[data.user])
     told = f'leave one out, ties by {data.ties}, history {"with" if with_valid else "without"} the validation item'
-    made = Split(train, valid, test, told, {'users with fewer than three interactions': int((~long).sum()),
+    made = Split(train, valid, test, until, told, {'users with fewer than three interactions': int((~long).sum()),
                                             'test items that training never saw': _cold(train, test)})
     if future := made.future:
         warnings.warn(f"{data.name}: leave one out lets training know the others' future: {future:.0%} of its events "
@@ -379,7 +381,8 @@ def global_time(
         if not len(q): raise ValueError(f'{data.name}: no user has events before and after the {part} moment')
     came = int(((second < ends) & (second == data.bounds[:-1])).sum())
     told = f'global time at {valid:g} and {test:g} of the events, targets {targets}, ties by {data.ties}'
-    return Split(train, *asked, told, {'users who came after the test began': came,
+    until = data.keep(data.time < moments[1])
+    return Split(train, *asked, until, told, {'users who came after the test began': came,
                                        'test items that training never saw': _cold(train, asked[1])})
 
 # %% ../../nbs/rec/01_interactions.ipynb #562ae8bb
@@ -399,7 +402,8 @@ def by_user(
     def asked(which):
         last = np.where(part == which, ends, starts + 1)
         return _queries(data, last - 1, last - 1, last)
-    made = Split(data.keep(part[data.user] == 0), asked(1), asked(2), f'by user, ties by {data.ties}',
+    train, until = (data.keep(part[data.user] <= p) for p in (0, 1))
+    made = Split(train, asked(1), asked(2), until, f'by user, ties by {data.ties}',
                  {'held-out users with one interaction': int(((part > 0) & (ends - starts < 2)).sum())})
     if not (len(made.train) and len(made.valid) and len(made.test)):
         raise ValueError(f'{data.name}: {data.n_user} users are too few to hold {valid:g} and {test:g} of them out')
