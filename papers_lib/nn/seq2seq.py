@@ -53,7 +53,7 @@ class CrossAttention(nn.Module):
         b, t, d = x.shape
         m, h = len(kv[0]), self.n_head
         # beams of one source are more queries to the same keys: nothing is copied for them
-        q = self.q(x).view(m, -1, t, h, d // h).permute(0, 3, 1, 2, 4)                              # (m, h, b/m, t, k)
+        q = self.q(x).view(m, b // m, t, h, -1).permute(0, 3, 1, 2, 4)                              # (m, h, b/m, t, k)
         y = attend(q.flatten(2, 3), *kv, mask, dropout=self.drop_weights if self.training else 0.)
         y = self.out(y.unflatten(2, (-1, t)).permute(0, 2, 3, 1, 4).reshape(b, t, d))
         return F.dropout(y, self.dropout) if self.training and self.dropout else y
