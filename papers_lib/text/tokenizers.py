@@ -455,7 +455,8 @@ def read_pieces(
     need(kind == reads, f'a {kind} model, this reads {reads}')
     rewrites = norm.precompiled_charsmap or norm.remove_extra_whitespaces or not norm.escape_whitespaces
     rewrites = rewrites or proto.denormalizer_spec.precompiled_charsmap or spec.treat_whitespace_as_suffix
-    need(reads == 'UNIGRAM' or not rewrites, f'it rewrites its text ({norm.name}), this reads models that leave text as it is')
+    need(reads == 'UNIGRAM' or not rewrites,
+         f'it rewrites its text ({norm.name}), this reads models that leave text as it is')
     need(all(pieces) and len(set(pieces)) == len(pieces), 'damaged, a piece is empty or there twice')
     need(all(math.isfinite(p.score) for p in proto.pieces), 'damaged, a score is not a number')
     types = pb.ModelProto.SentencePiece
@@ -634,8 +635,8 @@ def train_unigram(
     try:
         SentencePieceTrainer.train(
             sentence_iterator=iter(texts), model_writer=out, model_type='unigram', vocab_size=n_vocab,
-            normalization_rule_name='nmt_nfkc', pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-            num_threads=1, max_sentence_length=2**30)
+            normalization_rule_name='nmt_nfkc', character_coverage=1., pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+            minloglevel=2, num_threads=1, max_sentence_length=2**30)
     except RuntimeError as e: raise ValueError(f'n_vocab={n_vocab}: {str(e).splitlines()[0]}') from None
     return UnigramPieces(out.getvalue())
 
