@@ -185,14 +185,15 @@ def residual_std(
     return std / math.sqrt(2 * n_layer) if name.endswith(('attn.out.weight', 'mlp.proj.weight')) else std
 
 # %% ../../nbs/nn/07_blocks.ipynb #7d1ea4c1
-_counts = ('n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head', 'd_ff', 'n_segment')
+_counts = ('n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head', 'd_head', 'd_ff', 'n_segment')
 
 def check_sizes(cfg):   # a model's configuration, with some of the fields named here
     "Refuse sizes that no model can have; the error names configuration, field and rule."
     where, has = type(cfg).__name__, {**vars(cfg)}
     for name in _counts:
         if has.get(name, 1) < 1: raise ValueError(f'{where}.{name}={has[name]}: must be at least 1')
-    if cfg.d_model % cfg.n_head: raise ValueError(f'{where}.n_head={cfg.n_head}: must divide d_model={cfg.d_model}')
+    if 'd_head' not in has and cfg.d_model % cfg.n_head:
+        raise ValueError(f'{where}.n_head={cfg.n_head}: must divide d_model={cfg.d_model}')
     if not 0 <= cfg.dropout < 1: raise ValueError(f'{where}.dropout={cfg.dropout}: must lie in [0, 1)')
     for name in ('eps', 'init_std'):
         if not has.get(name, 1) > 0: raise ValueError(f'{where}.{name}={has[name]}: must be above 0')
