@@ -98,8 +98,8 @@ def test_old_files_a_public_configuration_and_wrong_ones(tmp_path):
     config = json.loads(path.read_text())
     new = ('scale_decoder_outputs', 'num_decoder_layers', 'is_gated_act', 'dense_act_fn', 'feed_forward_proj')
     old = {k: v for k, v in config.items() if k not in new} | dict(   # as the first public files
-        n_positions=40, output_past=True, initializer_factor=1.0, task_specific_params={'summarization': {'num_beams': 4}},
-        architectures=['T5WithLMHeadModel'], decoder_start_token_id=0)
+        n_positions=40, output_past=True, initializer_factor=1.0, decoder_start_token_id=0,
+        task_specific_params={'summarization': {'num_beams': 4}}, architectures=['T5WithLMHeadModel'])
     path.write_text(json.dumps(old))
     from safetensors.torch import load_file, save_file
     tensors = load_file(tmp_path / 'model.safetensors')
@@ -107,8 +107,8 @@ def test_old_files_a_public_configuration_and_wrong_ones(tmp_path):
     save_file(tensors | {unread: torch.randn(32, 3)}, tmp_path / 'model.safetensors')
     assert T5.from_hf(tmp_path).cfg == cfg
     for key, value, said in [('feed_forward_proj', 'gated-silu', "'gated-silu': this model computes 'relu' or"),
-                             ('decoder_start_token_id', 2, 'decoder_start_token_id=2'), ('d_kv', None, 'd_kv is missing'),
-                             ('router_bias', 3, 'not understood')]:
+                             ('decoder_start_token_id', 2, 'decoder_start_token_id=2'),
+                             ('d_kv', None, 'd_kv is missing'), ('router_bias', 3, 'not understood')]:
         path.write_text(json.dumps(old | {key: value}))
         with pytest.raises(ValueError, match=said): T5.from_hf(tmp_path)
     path.write_text(json.dumps(old))
