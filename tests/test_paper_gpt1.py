@@ -10,7 +10,6 @@ from papers_lib.engine.train import IGNORE, TrainConfig, param_groups
 from papers_lib.gpt1 import (
     GPT1, FineTuneLoss, GPT1Config, Marks, TaskBatches, TaskModel, choice_input, claims, class_logps, finetune,
     pair_input, paper, read_release, runs, single_input, sizes, task_batch, two_order_input, with_marks)
-from papers_lib.lab.tasks import TaskSet, read_task, task_sets
 from papers_lib.nn.stack import Parts, Sizes, Stack
 from papers_lib.store.files import CorruptFile
 from papers_lib.text.tokenizers import BadVocabulary, WordBPE, train_word_bpe, word_tokens
@@ -217,15 +216,6 @@ def test_a_damaged_word_vocabulary_is_named(tmp_path):
     assert WordBPE.from_files(tmp_path / 'v.json', tmp_path / 'm.txt').encode('BA b') == [3, 0]
     (tmp_path / 'm.txt').write_text('#version: 0.2\nb c</w>\n')
     with pytest.raises(BadVocabulary, match='c</w>'): WordBPE.from_files(tmp_path / 'v.json', tmp_path / 'm.txt')
-
-
-def test_labelled_lines_are_read_or_refused():
-    task = TaskSet('x', {}, (1,), 0, {'0': 'no', '1': 'yes'}, header=False, sep=' ')
-    assert read_task(task, '1 how far is it\n0 so')[0].texts == ('how far is it',)
-    with pytest.raises(ValueError, match="x/train line 2: label '7' is none of '0', '1'"):
-        read_task(task, '1 a\n7 b', 'x/train')
-    with pytest.raises(ValueError, match='line 1: 1 column'): read_task(task, '1')
-    assert all(len(t.classes) == len(set(t.classes)) > 1 for t in task_sets.values())
 
 
 def test_what_is_declared():
