@@ -184,9 +184,9 @@ def test_3_keys_ahead_are_in_the_upper_half():
     assert [both(d) for d in (0, -1, -7, -8, -16, -128, 1, 128)] == [0, 1, 7, 8, 10, 15, 17, 31]
     assert t5_bucket(torch.tensor([0, -1, -15, -16, -128, 5])).tolist() == [0, 1, 15, 16, 31, 0]
     bias = model.src_bias(5, 'cpu')
-    close(bias[:, 1, 3], model.positions_enc.weight[18])                       # the key is two ahead
-    close(bias[:, 3, 1], model.positions_enc.weight[2])
-    assert model.tgt_bias(0, 4, 'cpu')[:, 1, 2].eq(-torch.inf).all()
+    close(bias[0, :, 1, 3], model.positions_enc.weight[18])                       # the key is two ahead
+    close(bias[0, :, 3, 1], model.positions_enc.weight[2])
+    assert model.tgt_bias(0, 4, 'cpu')[0, :, 1, 2].eq(-torch.inf).all()
 
 
 def test_4_norms_take_out_no_mean():

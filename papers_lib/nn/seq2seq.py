@@ -203,10 +203,10 @@ class EncoderDecoder(Drawn):
         for block in self.encoder: x = block(x, mask, bias=bias)
         return self.norm_enc(x)
 
-    def src_bias(self, s:int, device)->Float[Tensor, 'h s s']|None:
+    def src_bias(self, s:int, device)->Float[Tensor, '1 h s s']|None:
         "What the encoder's scores have added to them, the same in each layer."
 
-    def tgt_bias(self, past:int, t:int, device)->Float[Tensor, 'h t past+t']|None:
+    def tgt_bias(self, past:int, t:int, device)->Float[Tensor, '1 h t past+t']|None:
         "What the decoder's scores of its own t next tokens have added, minus infinity for a later token."
 
     def read(self, src, src_mask=None)->CrossCache:
