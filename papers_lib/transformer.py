@@ -81,9 +81,7 @@ class Transformer(EncoderDecoder):
 
     def embed(self, ids:Int[Tensor, 'b t'], past:int=0)->Float[Tensor, 'b t d']:
         "Look up, scale by sqrt(d), then add the positions, then drop."
-        t = ids.shape[1]
-        self.check_room(past + t)
-        placed = self.positions.embed(torch.arange(past, past + t, device=ids.device))
+        placed = self.positions.embed(torch.arange(past, past + ids.shape[1], device=ids.device))
         x = self.tok_emb(ids) * math.sqrt(self.cfg.d_model)
         return self.drop(x if placed is None else x + placed.to(x.dtype))
 

@@ -100,4 +100,4 @@ def test_bad_sizes_are_named():
     with pytest.raises(ValueError, match='n_head=3'): CrossAttention(16, 3)
     with pytest.raises(ValueError, match='placement'): DecoderBlock(16, 2, 32, placement='both')
     with pytest.raises(ValueError, match='norm='): DecoderBlock(16, 2, 32, norm='batch')
-    with pytest.raises(ValueError, match='sequence of 21'): Toy()(src, torch.zeros(3, 21).long())
+    with pytest.raises(ValueError, match='target of 21'): Toy()(src, torch.zeros(3, 21).long())

@@ -291,9 +291,9 @@ def test_sizes_that_cannot_be_are_named():
     for name, value in dict(n_vocab=2, d_model=0, n_head=0, d_head=0, n_layer=0, n_dec_layer=0, act='gelu', dropout=1.,
                             eps=0., n_bucket=6, max_distance=16).items():
         with pytest.raises(ValueError, match=f'T5Config.{name}'): replace(cfg, **{name: value})
-    with pytest.raises(ValueError, match='sequence of 41 tokens: the model reads at most ctx_len=40'):
+    with pytest.raises(ValueError, match='target of 41 tokens: the model reads at most ctx_len=40'):
         model(batch['src'], torch.zeros(4, 41).long())
-    with pytest.raises(ValueError, match='sequence of 41 tokens'): model(torch.zeros(4, 41).long(), batch['tgt'])
+    with pytest.raises(ValueError, match='source of 41 tokens'): model(torch.zeros(4, 41).long(), batch['tgt'])
 
 
 def test_it_is_saved_and_read_back(tmp_path):

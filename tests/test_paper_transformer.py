@@ -177,7 +177,9 @@ def test_in_float64_nothing_leaks_and_the_cache_is_exact():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match='sequence of 41 tokens'): model(batch['src'], torch.zeros(4, 41).long())
+    with pytest.raises(ValueError, match='target of 41 tokens'): model(batch['src'], torch.zeros(4, 41).long())
+    with pytest.raises(ValueError, match='source of 41 tokens'): model(torch.zeros(4, 41).long(), batch['tgt'])
+    with pytest.raises(ValueError, match='source is empty'): model(batch['src'][:, :0], batch['tgt'])
     with pytest.raises(ValueError, match='needs a bool tensor'):
         model(batch['src'], batch['tgt'], src_mask=batch['src_mask'].float())
     with pytest.raises(ValueError, match='every row needs a real token'):

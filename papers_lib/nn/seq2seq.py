@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
 
 # %% auto #0
-__all__ = ['CrossAttention', 'encoder_block', 'DecoderBlock', 'CrossCache', 'EncoderDecoder']
+__all__ = ['CrossAttention', 'encoder_block', 'DecoderBlock', 'CrossCache', 'Seq2Seq', 'EncoderDecoder']
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #3863cc02
 from .attention import KVCache, SelfAttention, attend
@@ -141,10 +141,11 @@ class CrossCache:
     def __init__(self,
         read:list[tuple[Tensor, Tensor]],           # of each layer, from `CrossAttention.read`
         src_mask:Bool[Tensor, 'm 1 s']|None=None,   # True = a source token that is real
+        past=None,                                  # of the target: `length`, `reorder`, `expand`; None: a `KVCache`
     ):
         self.read = read
         self.src_mask = src_mask
-        self.past = KVCache(len(read))    # of the target
+        self.past = KVCache(len(read)) if past is None else past
         self.each = 1                     # rows that read each source, side by side
 
     @property
@@ -165,13 +166,13 @@ class CrossCache:
         n:int,   # copies of each row
     )->CrossCache:
         "Give a new cache with every row repeated `n` times, copies side by side; the source's part is shared."
-        new = CrossCache(self.read, self.src_mask)
-        new.past, new.each = self.past.expand(n), self.each * n
+        new = CrossCache(self.read, self.src_mask, self.past.expand(n))
+        new.each = self.each * n
         return new
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #e2138161
-class EncoderDecoder(Drawn):
-    "Run the source through one stack and the target through another that looks at it."
+class Seq2Seq(Drawn):
+    "Read a source, then write a target; `read` and `hidden` say how."
     @property
     def ctx_len(self)->int: return self.cfg.ctx_len    # longest source and longest target, tokens
 
@@ -179,56 +180,16 @@ class EncoderDecoder(Drawn):
         "Logits: the rows of `head_weight` times the hidden state, no bias."
         return linear(h, self.head_weight)
 
-    def check_room(self, n:int):
-        "Refuse a source or a target of more than `ctx_len` tokens."
-        if n > self.ctx_len:
-            raise ValueError(f'sequence of {n} tokens: the model reads at most ctx_len={self.ctx_len}')
-
-    def embed(self, ids:Int[Tensor, 'b t'], past:int=0)->Float[Tensor, 'b t d']:
-        "Look up the tokens from place `past` on; add what the positions have to add."
-        t = ids.shape[1]
-        self.check_room(past + t)
-        x = self.tok_emb(ids)
-        placed = self.positions.embed(torch.arange(past, past + t, device=ids.device))
-        return x if placed is None else x + placed.to(x.dtype)
-
-    def encode(self,
-        src:Int[Tensor, 'b s'],
-        src_mask:Bool[Tensor, 'b s']|None=None,     # True = real token
-    )->Float[Tensor, 'b s d']:
-        "Read the source."
-        x, mask = self.embed(src), None if src_mask is None else src_mask[:, None]
-        bias = self.src_bias(src.shape[1], src.device)
-        if bias is not None and mask is not None: mask, bias = None, bias.masked_fill(~mask[:, None], -torch.inf)
-        for block in self.encoder: x = block(x, mask, bias=bias)
-        return self.norm_enc(x)
-
-    def src_bias(self, s:int, device)->Float[Tensor, '1 h s s']|None:
-        "What the encoder's scores have added to them, the same in each layer."
-
-    def tgt_bias(self, past:int, t:int, device)->Float[Tensor, '1 h t past+t']|None:
-        "What the decoder's scores of its own t next tokens have added, minus infinity for a later token."
-
-    def read(self, src, src_mask=None)->CrossCache:
-        "Read the source and compute each layer's keys and values of it; the arguments are those of `encode`."
+    def check_source(self, src:Int[Tensor, 'b s'], src_mask:Bool[Tensor, 'b s']|None):
+        "Refuse a source that is empty or too long, and a mask that is none."
+        if not src.shape[1]: raise ValueError('the source is empty: it needs at least its end token')
+        self.check_room('source', src.shape[1])
         if src_mask is not None and src_mask.dtype != torch.bool:
             raise ValueError(f'src_mask needs a bool tensor, True = real token, not {src_mask.dtype}')
-        memory = self.encode(src, src_mask)
-        return CrossCache([block.cross.read(memory) for block in self.decoder],
-                          None if src_mask is None else src_mask[:, None])
 
-    def hidden(self,
-        tgt:Int[Tensor, 'b t'],      # the next tokens of the target
-        cache:CrossCache,            # of the source and of what came before
-        keep:bool=True,              # add the new tokens to the cache; False for training, which reads a target once
-    )->Float[Tensor, 'b t d']:
-        "Compute the final hidden state of each target token, ready for `head`."
-        x, past = self.embed(tgt, cache.length), cache.past if keep else None
-        bias = self.tgt_bias(cache.length, tgt.shape[1], tgt.device)
-        rest = {} if bias is None else dict(bias=bias, mask=None)
-        for i, block in enumerate(self.decoder): x = block(x, cache.read[i], cache.src_mask, past, i, **rest)
-        if keep: past.advance(tgt.shape[1])
-        return self.norm_dec(x)
+    def check_room(self, what:str, n:int):
+        "Refuse a source or a target of more than `ctx_len` tokens."
+        if n > self.ctx_len: raise ValueError(f'{what} of {n} tokens: the model reads at most ctx_len={self.ctx_len}')
 
     def forward(self,
         src:Int[Tensor, 'b s']|None,     # None with a cache, which has read it
@@ -258,3 +219,50 @@ class EncoderDecoder(Drawn):
     )->tuple[Float[Tensor, 'b v'], CrossCache]:
         "Read more of the target; give the logits after the last token, and the cache."
         return self.head(self.hidden(ids, cache)[:, -1]), cache
+
+# %% ../../nbs/nn/09_seq2seq.ipynb #e7a99045
+class EncoderDecoder(Seq2Seq):
+    "Run the source through one stack and the target through another that looks at it."
+    def embed(self, ids:Int[Tensor, 'b t'], past:int=0)->Float[Tensor, 'b t d']:
+        "Look up the tokens from place `past` on; add what the positions have to add."
+        x = self.tok_emb(ids)
+        placed = self.positions.embed(torch.arange(past, past + ids.shape[1], device=ids.device))
+        return x if placed is None else x + placed.to(x.dtype)
+
+    def encode(self,
+        src:Int[Tensor, 'b s'],
+        src_mask:Bool[Tensor, 'b s']|None=None,     # True = real token
+    )->Float[Tensor, 'b s d']:
+        "Read the source."
+        x, mask = self.embed(src), None if src_mask is None else src_mask[:, None]
+        bias = self.src_bias(src.shape[1], src.device)
+        if bias is not None and mask is not None: mask, bias = None, bias.masked_fill(~mask[:, None], -torch.inf)
+        for block in self.encoder: x = block(x, mask, bias=bias)
+        return self.norm_enc(x)
+
+    def src_bias(self, s:int, device)->Float[Tensor, '1 h s s']|None:
+        "What the encoder's scores have added to them, the same in each layer."
+
+    def tgt_bias(self, past:int, t:int, device)->Float[Tensor, '1 h t past+t']|None:
+        "What the decoder's scores of its own t next tokens have added, minus infinity for a later token."
+
+    def read(self, src, src_mask=None)->CrossCache:
+        "Read the source and compute each layer's keys and values of it; the arguments are those of `encode`."
+        self.check_source(src, src_mask)
+        memory = self.encode(src, src_mask)
+        return CrossCache([block.cross.read(memory) for block in self.decoder],
+                          None if src_mask is None else src_mask[:, None])
+
+    def hidden(self,
+        tgt:Int[Tensor, 'b t'],      # the next tokens of the target
+        cache:CrossCache,            # of the source and of what came before
+        keep:bool=True,              # add the new tokens to the cache; False for training, which reads a target once
+    )->Float[Tensor, 'b t d']:
+        "Compute the final hidden state of each target token, ready for `head`."
+        self.check_room('target', cache.length + tgt.shape[1])
+        x, past = self.embed(tgt, cache.length), cache.past if keep else None
+        bias = self.tgt_bias(cache.length, tgt.shape[1], tgt.device)
+        rest = {} if bias is None else dict(bias=bias, mask=None)
+        for i, block in enumerate(self.decoder): x = block(x, cache.read[i], cache.src_mask, past, i, **rest)
+        if keep: past.advance(tgt.shape[1])
+        return self.norm_dec(x)
