@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 # %% auto #0
 __all__ = ['sizes', 'N_MADE', 'claims', 'runs', 'races', 'paper', 'TransformerConfig', 'Transformer', 'marian_names', 'reordered',
            'marian_beams', 'SmoothedLoss', 'paper_rate', 'average_weights', 'PairConfig', 'made_split', 'captions',
-           'shared_bpe', 'encode_pairs', 'beam_translate', 'bleu', 'Claims', 'race_training', 'race_beams',
-           'train_pairs']
+           'shared_bpe', 'encode_pairs', 'pair_losses', 'beam_translate', 'bleu', 'Claims', 'race_training',
+           'race_beams', 'train_pairs']
 
 # %% ../nbs/01_transformer.ipynb #fbfef472
 from .nn.positions import SinusoidalPositions
@@ -29,7 +29,6 @@ from .text.tokenizers import FastBPE, train_fast_bpe
 
 # %% ../nbs/01_transformer.ipynb #f276caba
 from .engine.checkpoint import check_keys, load_strict
-from .engine.evaluate import pair_losses
 from .engine.generate import beam_search
 from .engine.parity import check_exportable, pair_of
 from .engine.stats import Row
@@ -277,6 +276,30 @@ def encode_pairs(
     "Encode sources and targets."
     sides = [[list(map(int, ids)) for ids in tok.encode_batches([p[i] for p in pairs])] for i in (0, 1)]
     return list(zip(*sides))
+
+# %% ../nbs/01_transformer.ipynb #84126b36
+@torch.inference_mode()
+def pair_losses(
+    model:Transformer,
+    pairs:Sequence[tuple[Sequence[int], Sequence[int]]],
+    split:str,                # what the pairs are: 'valid' or 'tune'
+    batch_size:int=64,        # pairs at a time
+)->dict:                      # split, loss (nats a token), n_tokens, exact (share); doc_nats, doc_tokens a pair
+    "Score the targets of pairs, each behind its source."
+    dev, nats, exact = next(model.parameters()).device, np.zeros(len(pairs)), np.zeros(len(pairs), bool)
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][1]))
+    for at in range(0, len(order), batch_size):
+        rows = order[at:at + batch_size]
+        batch = pair_batch([pairs[i] for i in rows], model.cfg.eot, model.cfg.start)
+        batch = {k: v.to(dev) for k, v in batch.items()}
+        z = model(batch['src'], batch['tgt'], src_mask=batch['src_mask']).float()
+        real = batch['targets'] != IGNORE
+        lost = F.cross_entropy(z.mT, batch['targets'], reduction='none', ignore_index=IGNORE)
+        nats[rows] = lost.double().sum(1).cpu().numpy()
+        exact[rows] = ((z.argmax(-1) == batch['targets']) | ~real).all(1).cpu().numpy()
+    n = [len(y) + 1 for _, y in pairs]
+    return dict(split=split, loss=float(nats.sum() / sum(n)), n_tokens=sum(n), exact=float(exact.mean()),
+                doc_nats=[round(x, 5) for x in nats.tolist()], doc_tokens=n)
 
 # %% ../nbs/01_transformer.ipynb #e2b0dc7f
 @torch.inference_mode()

@@ -9,17 +9,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np, torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 # %% auto #0
-__all__ = ['count_bytes', 'split_documents', 'held_out', 'document_losses', 'pair_losses', 'text_ids', 'passage_nats',
-           'clean_passages', 'spread', 'window_loss', 'spread_loss', 'generalisation']
+__all__ = ['count_bytes', 'split_documents', 'held_out', 'document_losses', 'text_ids', 'passage_nats', 'clean_passages',
+           'spread', 'window_loss', 'spread_loss', 'generalisation']
 
 # %% ../../nbs/engine/09_evaluate.ipynb #951f6a71
 from .score import texts_nll
-from .train import IGNORE, lm_loss
+from .train import lm_loss
 from ..text.corpora import TokenBatches, seen_ngrams
-from ..text.pairs import pair_batch
 
 # %% ../../nbs/engine/09_evaluate.ipynb #f2a108f6
 def count_bytes(
@@ -71,30 +69,6 @@ def document_losses(
     if any((r['split'], r['doc_tokens']) != (runs[0]['split'], tokens) for r in runs):
         raise ValueError('the runs were not scored on the same documents in the same tokens')
     return [[nats / n for nats, n in zip(r['doc_nats'], tokens)] for r in runs], tokens
-
-# %% ../../nbs/engine/09_evaluate.ipynb #df7e5ce2
-@torch.inference_mode()
-def pair_losses(
-    model:nn.Module,          # an encoder-decoder; its `cfg` has `eot` and `start`
-    pairs:Sequence[tuple[Sequence[int], Sequence[int]]],
-    split:str,                # what the pairs are: 'valid' or 'tune'
-    batch_size:int=64,        # pairs at a time
-)->dict:                      # split, loss (nats a token), n_tokens, exact (share); doc_nats, doc_tokens a pair
-    "Score the targets of pairs, each behind its source."
-    dev, nats, exact = next(model.parameters()).device, np.zeros(len(pairs)), np.zeros(len(pairs), bool)
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][1]))
-    for at in range(0, len(order), batch_size):
-        rows = order[at:at + batch_size]
-        batch = pair_batch([pairs[i] for i in rows], model.cfg.eot, model.cfg.start)
-        batch = {k: v.to(dev) for k, v in batch.items()}
-        z = model(batch['src'], batch['tgt'], src_mask=batch['src_mask']).float()
-        real = batch['targets'] != IGNORE
-        lost = F.cross_entropy(z.mT, batch['targets'], reduction='none', ignore_index=IGNORE)
-        nats[rows] = lost.double().sum(1).cpu().numpy()
-        exact[rows] = ((z.argmax(-1) == batch['targets']) | ~real).all(1).cpu().numpy()
-    n = [len(y) + 1 for _, y in pairs]
-    return dict(split=split, loss=float(nats.sum() / sum(n)), n_tokens=sum(n), exact=float(exact.mean()),
-                doc_nats=[round(x, 5) for x in nats.tolist()], doc_tokens=n)
 
 # %% ../../nbs/engine/09_evaluate.ipynb #4907e19a
 def text_ids(
