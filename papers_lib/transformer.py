@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float, Int
 # %% auto #0
 __all__ = ['sizes', 'N_MADE', 'claims', 'runs', 'races', 'paper', 'TransformerConfig', 'Transformer', 'marian_names', 'reordered',
            'marian_beams', 'SmoothedLoss', 'paper_rate', 'average_weights', 'PairConfig', 'made_split', 'captions',
-           'shared_bpe', 'encode_pairs', 'pair_losses', 'beam_translate', 'bleu', 'Claims', 'race_training',
-           'race_beams', 'train_pairs']
+           'shared_bpe', 'encode_pairs', 'Claims', 'race_training', 'race_beams', 'train_pairs']
 
 # %% ../nbs/01_transformer.ipynb #fbfef472
 from .nn.positions import SinusoidalPositions
@@ -276,61 +275,6 @@ def encode_pairs(
     "Encode sources and targets."
     sides = [[list(map(int, ids)) for ids in tok.encode_batches([p[i] for p in pairs])] for i in (0, 1)]
     return list(zip(*sides))
-
-# %% ../nbs/01_transformer.ipynb #84126b36
-@torch.inference_mode()
-def pair_losses(
-    model:Transformer,
-    pairs:Sequence[tuple[Sequence[int], Sequence[int]]],
-    split:str,                # what the pairs are: 'valid' or 'tune'
-    batch_size:int=64,        # pairs at a time
-)->dict:                      # split, loss (nats a token), n_tokens, exact (share); doc_nats, doc_tokens a pair
-    "Score the targets of pairs, each behind its source."
-    dev, nats, exact = next(model.parameters()).device, np.zeros(len(pairs)), np.zeros(len(pairs), bool)
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][1]))
-    for at in range(0, len(order), batch_size):
-        rows = order[at:at + batch_size]
-        batch = pair_batch([pairs[i] for i in rows], model.cfg.eot, model.cfg.start)
-        batch = {k: v.to(dev) for k, v in batch.items()}
-        z = model(batch['src'], batch['tgt'], src_mask=batch['src_mask']).float()
-        real = batch['targets'] != IGNORE
-        lost = F.cross_entropy(z.mT, batch['targets'], reduction='none', ignore_index=IGNORE)
-        nats[rows] = lost.double().sum(1).cpu().numpy()
-        exact[rows] = ((z.argmax(-1) == batch['targets']) | ~real).all(1).cpu().numpy()
-    n = [len(y) + 1 for _, y in pairs]
-    return dict(split=split, loss=float(nats.sum() / sum(n)), n_tokens=sum(n), exact=float(exact.mean()),
-                doc_nats=[round(x, 5) for x in nats.tolist()], doc_tokens=n)
-
-# %% ../nbs/01_transformer.ipynb #e2b0dc7f
-@torch.inference_mode()
-def beam_translate(
-    model:Transformer,
-    tok,                           # has `encode` and `decode`
-    sentences:Sequence[str],
-    n_beam:int=4,                  # section 6.1, as are the next two
-    length_penalty:float=0.6,      # exponent of the length (plain length; the paper's is ((5 + n) / 6) to that power)
-    extra:int=50,                  # longest translation: the source's length and so many tokens
-    batch_size:int=32,             # sentences at a time
-)->list[str]:
-    "Translate by beam search."
-    ids, out, c = [tok.encode(s) for s in sentences], [''] * len(sentences), model.cfg
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    for at in range(0, len(order), batch_size):
-        rows = order[at:at + batch_size]
-        longest = min(c.ctx_len, max(len(ids[i]) for i in rows) + extra)
-        found = beam_search(model, sources([ids[i] for i in rows], c.eot), n_beam, 1, longest,
-                            length_penalty=length_penalty, eot=c.eot)
-        for i, row in zip(rows, found): out[i] = tok.decode([t for t in row[0][0] if t != c.start])
-    return out
-
-def bleu(
-    said:Sequence[str],
-    right:Sequence[str],
-)->tuple[float, str]:      # BLEU from 0 to 100, and sacreBLEU's signature
-    "Score translations on raw, cased text."
-    from sacrebleu.metrics import BLEU
-    metric = BLEU()
-    return metric.corpus_score(list(said), [list(right)]).score, str(metric.get_signature())
 
 # %% ../nbs/01_transformer.ipynb #76565db3
 _translator = {  # claims on the encoder-decoder, fixed before anything is measured

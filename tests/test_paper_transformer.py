@@ -8,11 +8,12 @@ from papers_lib.engine.checkpoint import load_model, save_model
 from papers_lib.engine.generate import beam_search, generate
 from papers_lib.engine.parity import random_model
 from papers_lib.engine.train import IGNORE, TrainConfig, rate
+from papers_lib.engine.translation import beam_translate, bleu, pair_losses
 from papers_lib.nn.positions import NoPositions
 from papers_lib.text.pairs import pair_batch, sources
 from papers_lib.transformer import (
-    PairConfig, SmoothedLoss, Transformer, TransformerConfig, average_weights, beam_translate, bleu, made_split,
-    marian_beams, marian_names, pair_losses, paper, paper_rate, reordered, runs, sizes, train_pairs)
+    PairConfig, SmoothedLoss, Transformer, TransformerConfig, average_weights, made_split, marian_beams, marian_names,
+    paper, paper_rate, reordered, runs, sizes, train_pairs)
 
 cfg = TransformerConfig(n_vocab=50, ctx_len=40, d_model=24, n_layer=2, n_head=3, d_ff=40, dropout=0.1)
 close = torch.testing.assert_close
