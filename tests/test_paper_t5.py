@@ -1,19 +1,24 @@
 "T5: the mistakes of its implementers, and that both versions are the public model."
-import json
+import json, os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 
 from papers_lib.engine.checkpoint import load_model, save_model
-from papers_lib.engine.generate import beam_search, generate
+from papers_lib.engine.generate import Trie, beam_search, generate
 from papers_lib.engine.parity import random_model
 from papers_lib.engine.train import IGNORE, TrainConfig
 from papers_lib.nn.attention import SelfAttention
 from papers_lib.nn.positions import t5_bucket
 from papers_lib.nn.seq2seq import CrossAttention
-from papers_lib.t5 import T5, T5Config, sizes, t5_names, target_loss
+from papers_lib.t5 import (
+    T5, SharedT5, T5Config, claims, denoise, paper, pretrained, runs, sizes, t5_names, target_loss)
 from papers_lib.text.pairs import pair_batch, sources
+from papers_lib.text.spans import SentinelPieces
+from papers_lib.text.tokenizers import UnigramPieces
+from shrunken import rows_of_a_small_run
 
 cfg = T5Config(n_vocab=60, ctx_len=40, d_model=32, n_layer=2, n_head=3, d_head=8, d_ff=48)
 v11 = replace(cfg, act='geglu_tanh', tied=False, scaled=False)
@@ -309,3 +314,92 @@ def test_arms_of_one_seed_share_what_they_have_in_common():
     mine, theirs = one.state_dict(), other.state_dict()
     shared = [k for k in mine if k in theirs and mine[k].shape == theirs[k].shape]
     assert len(shared) > 20 and all(mine[k].equal(theirs[k]) for k in shared)
+
+
+def test_a_shared_stack_is_the_same_function_and_is_saved_once(tmp_path):
+    one, half = SharedT5(cfg), T5(replace(cfg, n_layer=1))
+    assert [n for n in one.state_dict() if n.startswith('decoder')] == [
+        f'decoder.{i}.{part}.weight' for i in (0, 1) for part in ('norm2', 'cross.q', 'cross.kv', 'cross.out')]
+    twin = T5(cfg)                                        # the same numbers written out twice
+    state = {k: v for k, v in one.state_dict().items()}
+    for i in (0, 1):
+        for ours, theirs in dict(norm1='norm1', attn='attn', norm3='norm2', mlp='mlp').items():
+            state |= {k.replace(f'encoder.{i}.{theirs}', f'decoder.{i}.{ours}'): v for k, v in one.state_dict().items()
+                      if k.startswith(f'encoder.{i}.{theirs}.')}
+    twin.load_state_dict(state)
+    call = lambda net: net.eval()(batch['src'], batch['tgt'], src_mask=batch['src_mask'])
+    close(call(one), call(twin))
+    save_model(tmp_path / 'm', one)
+    assert call(load_model(tmp_path / 'm', SharedT5, T5Config)).equal(call(one))
+    count = lambda net: sum(p.numel() for p in net.parameters())
+    assert count(half) < count(one) < count(twin)
+    with pytest.raises(ValueError, match='n_dec_layer=1: stacks that share'): SharedT5(replace(cfg, n_dec_layer=1))
+    with pytest.raises(ValueError, match='SharedT5 is not T5'): one.to_hf()
+
+
+def test_a_backbone_is_trained_once_and_says_the_same_again(monkeypatch, tmp_path):
+    monkeypatch.setenv('PAPERS_CACHE', str(tmp_path))
+    spec = runs['tiny']
+    small = replace(spec, model=replace(spec.model, d_model=16, d_ff=16, ctx_len=32), train=replace(
+        spec.train, n_step=2, n_warmup=1))
+    monkeypatch.setitem(runs, 'tiny', small)
+    folder = pretrained('tiny', 3)
+    assert pretrained('tiny', 3) == folder and pretrained('tiny', 4) != folder
+    net, tok = load_model(folder, T5, T5Config), SentinelPieces.load(folder)
+    assert net.cfg == small.model and tok.n_vocab == net.cfg.n_vocab
+    said = generate(net, sources([tok.encode('It is a <extra_id_0> acknowledged')], net.cfg.eot), 5)
+    assert len(said[0]) == 5
+
+
+def test_it_learns_blanks_by_heart():
+    tokens = torch.arange(3, 40).repeat(8).numpy()
+    corpus = type('Corpus', (), dict(train=tokens, tokenizer=type('Tok', (), dict(sentinels=[*range(59, 40, -1)]))))
+    net = T5(replace(cfg, ctx_len=24, d_model=48, n_head=4, d_head=12, d_ff=96, dropout=0.))
+    train = TrainConfig(n_step=250, batch_size=8, lr=5e-3, n_warmup=20, weight_decay=0.)
+    result = denoise(net, corpus, train, seed=0, device='cpu')
+    assert result.losses[-1][1] < 0.3 < result.losses[0][1]                # what is hidden follows from what is not
+    said = generate(net, sources([[59, *range(6, 20)]], net.cfg.eot), 8, stop=net.cfg.eot)[0]
+    assert said[0] == 59 and not net.training
+
+
+def test_items_are_found_in_the_order_of_transformers():
+    net = random_model(T5, cfg, seed=2, scale=0.1)
+    items = [[5, 6], [5, 7, 8], [9], [10, 11, 12], [10, 11], [20, 21]]
+    inputs = sources([[4, 5, 6], [7, 8]], cfg.eot)
+    trie = Trie(items)
+    ours = beam_search(net, inputs, 6, 6, 4, length_penalty=0., eot=cfg.eot, allowed=trie)
+    out = net.to_hf().generate(
+        input_ids=inputs['src'], attention_mask=inputs['src_mask'].long(), num_beams=6, num_return_sequences=6,
+        max_new_tokens=4, length_penalty=0., do_sample=False,
+        prefix_allowed_tokens_fn=lambda row, ids: trie.next([i for i in ids[1:].tolist() if i not in (0, 1)], cfg.eot))
+    theirs = [[t for t in row[1:] if t > 1] for row in out.tolist()]
+    assert [t for row in ours for t, _ in row] == theirs
+    assert all(sorted(t for t, _ in row) == sorted(items) for row in ours)
+    with pytest.raises(ValueError, match='is there twice'): Trie([*items, [9]])
+    with pytest.raises(ValueError, match='a sequence is empty'): Trie([*items, []])
+
+
+def test_presets_are_planned_and_the_paper_preset_is_the_papers():
+    spec = runs['paper']
+    assert spec.model == sizes['base'] and spec.train.n_step == 524_288 and spec.train.batch_size == 128
+    for spec in runs.values(): assert spec.model.n_vocab == spec.data.n_vocab
+    assert list(paper.claims) == [f'C{i}' for i in range(1, 10)]
+    assert claims['C9'].power > 0.5
+
+
+def test_the_released_pieces_are_read():
+    root = os.environ.get('PAPERS_MIRROR')
+    if not root: pytest.skip('needs PAPERS_MIRROR')
+    tok = SentinelPieces(UnigramPieces(Path(root) / 'tokenizers/t5-spiece.model'))
+    assert tok.encode('translate English to German: That is good.') == [13959, 1566, 12, 2968, 10, 466, 19, 207, 5]
+    assert (tok.n_vocab, tok.sentinels[0], tok.sentinels[99], tok.eot) == (32100, 32099, 32000, 1)
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_claims_runs(tmp_path):
+    rows = rows_of_a_small_run('t5', tmp_path, {
+        'model.d_model': 16, 'model.d_ff': 16, 'model.d_head': 4, 'train.n_step': 3, 'train.n_warmup': 1,
+        'claims.n_step': 5, 'claims.task_steps': 3})
+    assert rows['C9']['ours'] is not None and [c['name'] for c in rows['C9']['controls']] == [
+        'one stack for both, other seeds', 'two whole stacks']
+    assert {'T1', 'T1.exchanged', 'C9.one', 'C9.half', 'C9.whole', 'P.to_hf.1.0', 'P.to_hf.1.1'} <= {*rows}
