@@ -12,7 +12,8 @@ def test_every_class_has_a_word_that_is_read_back():
         assert len({*task.words}) == len(task.words)
 
 
-@pytest.mark.parametrize('grade, said', [(0, '0.0'), (3.75, '3.8'), (3.69, '3.6'), (3.9, '4.0'), (5., '5.0'), (2.5, '2.4')])
+@pytest.mark.parametrize('grade, said', [
+    (0, '0.0'), (3.75, '3.8'), (3.69, '3.6'), (3.9, '4.0'), (5., '5.0'), (2.5, '2.4')])
 def test_grades_are_rounded_to_a_fifth(grade, said):
     task = text_tasks['stsb']
     assert task.target(grade) == said and task.read(said) == float(said)
