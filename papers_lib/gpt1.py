@@ -401,7 +401,8 @@ claims = {
     'C5': Claim('Without fine-tuning, tasks are solved better the longer pre-training lasts (figure 2 right)',
                 'The mean zero-shot score on the same 400 questions each of CoLA, SST-2, ARC-Easy and WinoGrande, 0 at '
                 'chance and 1 at perfect, rises with the logarithm of the optimizer steps of pre-training', 'trend',
-                0.005, controls={"another question's answer": 'nothing'}, expected=0.02, spread=0.015, needs=('steps',)),
+                0.005, controls={"another question's answer": 'nothing'}, expected=0.02, spread=0.015,
+                needs=('steps',)),
     'C6': Claim('Structured inputs as one sequence need no change of architecture; similarity reads both orders '
                 '(section 3.3)',
                 'On 500 pairs of STS-B, reading both orders of a pair gives its grade a higher log-probability than '
