@@ -319,6 +319,7 @@ def test_mode_is_restored_and_dropout_is_off(model):
     (lambda m: beam_search(m, dict(ids=torch.ones(2, 3), pad=torch.ones(1, 3)), 2, 2, 5, eot=7), 'same number of rows'),
     (lambda m: Trie([]), 'no sequence is given'),
     (lambda m: Trie([[1], []]), 'a sequence is empty'),
+    (lambda m: Trie([[1, 2], [3], [1, 2]]), r'\[1, 2\] is there twice'),
     (lambda m: Trie([[1], [2, -1]]), 'token -1'),
     (lambda m: generate(m, [[1], [2]], 3, until=[bool]), '1 `until` for 2 prompts'),
 ])

@@ -1,12 +1,16 @@
 "What a notebook calls: rows, claims, variants, and what is refused at the start."
 import json
+import os
 import subprocess
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 
 from papers_lib.engine.stats import mean_t, over_units
+from papers_lib.lab import run as lab_run
 from papers_lib.lab.presets import Claim, DataConfig, Paper, RunSpec
 from papers_lib.lab.results import read_results
 from papers_lib.lab.run import start
@@ -123,3 +127,24 @@ def test_a_run_that_was_given_up_writes_no_rows(root):
     (run.out / 'status.json').write_text('{"status": "failed"}', encoding='utf-8')
     with pytest.raises(TimeoutError): run.finish()
     assert not (run.out / 'results.json').exists()
+
+
+def test_variants_share_a_gpu_as_far_as_its_memory_goes(monkeypatch):
+    monkeypatch.delenv('PAPERS_WORKERS', raising=False)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(6)))
+    for free, expected in ((79 * 2**30, 4), (200 * 2**30, 6), (3 * 2**30, 1)):
+        monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda: (free, 2 * free))
+        assert lab_run._at_once('cuda') == expected
+    assert lab_run._at_once('cpu') is None
+    monkeypatch.setenv('PAPERS_WORKERS', '3')
+    assert lab_run._at_once('cuda') is None
+
+
+def test_disabled_tracking_needs_no_wandb(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)                       # importing it raises
+    run = start(toy, device='cpu', wandb_mode='disabled')
+    tracker = run.tracker('arm')
+    tracker.log(dict(loss=1.), 0)
+    tracker.finish()
+    assert not list(run.out.glob('wandb*'))
+    with pytest.raises(ModuleNotFoundError): start(toy, device='cpu', wandb_mode='offline').tracker('arm')

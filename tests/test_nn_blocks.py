@@ -352,3 +352,16 @@ def test_sizes_that_no_model_has_are_refused_by_name(wrong, words):
     sizes = dict(n_vocab=9, d_model=8, n_layer=1, n_head=2, dropout=0., eps=1e-5)
     check_sizes(SimpleNamespace(**sizes))
     with pytest.raises(ValueError, match=words): check_sizes(SimpleNamespace(**sizes | wrong))
+
+
+def test_what_stands_inside_an_mlp_can_be_dropped_too():
+    torch.manual_seed(0)
+    mlp = MLP(8, 4000, act='relu', drop_inner=0.5)
+    seen = []
+    mlp.proj.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    x = torch.randn(3, 8)
+    mlp.train()(x); mlp.eval()(x)
+    kept = seen[1] > 0
+    share = (seen[0][kept] == 0).float().mean().item()
+    assert abs(share - 0.5) < 0.05
+    torch.testing.assert_close(seen[0][kept & (seen[0] > 0)], 2 * seen[1][kept & (seen[0] > 0)])

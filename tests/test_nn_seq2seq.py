@@ -3,7 +3,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from papers_lib.nn.attention import KVCache
+from papers_lib.nn.attention import KVCache, SelfAttention
 from papers_lib.nn.positions import SinusoidalPositions
 from papers_lib.nn.seq2seq import CrossAttention, CrossCache, DecoderBlock, EncoderDecoder, encoder_block
 
@@ -100,4 +100,41 @@ def test_bad_sizes_are_named():
     with pytest.raises(ValueError, match='n_head=3'): CrossAttention(16, 3)
     with pytest.raises(ValueError, match='placement'): DecoderBlock(16, 2, 32, placement='both')
     with pytest.raises(ValueError, match='norm='): DecoderBlock(16, 2, 32, norm='batch')
-    with pytest.raises(ValueError, match='sequence of 21'): Toy()(src, torch.zeros(3, 21).long())
+    with pytest.raises(ValueError, match='target of 21'): Toy()(src, torch.zeros(3, 21).long())
+
+
+def test_heads_may_have_a_width_and_a_scale_of_their_own():
+    torch.manual_seed(0)
+    attn, cross = SelfAttention(16, 3, d_head=5, scale=1.), CrossAttention(16, 3, d_head=5, scale=1.)
+    assert (attn.qkv.out_features, attn.out.in_features, cross.kv.out_features) == (45, 15, 30)
+    x, memory = torch.randn(2, 4, 16), torch.randn(2, 6, 16)
+    q, k, v = (z.unflatten(-1, (3, 5)).transpose(1, 2) for z in attn.qkv(x).chunk(3, -1))
+    close(attn(x), attn.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)))
+    k, v = (z.unflatten(-1, (3, 5)).transpose(1, 2) for z in cross.kv(memory).chunk(2, -1))
+    q = cross.q(x).unflatten(-1, (3, 5)).transpose(1, 2)
+    close(cross(x, cross.read(memory)), cross.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)))
+    block = DecoderBlock(16, 3, 32, d_head=5, scale=1., drop_inner=0.5)
+    assert (block.attn.scale, block.cross.scale, block.mlp.drop_inner) == (1., 1., 0.5)
+    with pytest.raises(ValueError, match='n_head=3'): SelfAttention(16, 3)
+
+
+class Biased(Toy):
+    "A Toy with a number added to each score."
+    def src_bias(self, s, device): return (torch.arange(s) - torch.arange(s)[:, None]).float()[None, None] * 0.3
+    def tgt_bias(self, past, t, device):
+        q, k = torch.arange(past, past + t)[:, None], torch.arange(past + t)
+        return ((k - q) * 0.2).masked_fill(k > q, -torch.inf)[None, None]
+
+
+def test_biases_reach_every_layer_hide_the_future_and_go_with_padding_and_cache():
+    torch.manual_seed(0); plain = Toy().eval()
+    torch.manual_seed(0); model = Biased().eval()
+    whole = model(src, tgt, src_mask=real)
+    assert (whole - plain(src, tgt, src_mask=real)).abs().max() > 0.01
+    close(model(torch.where(real, src, 7), tgt, src_mask=real), whole, atol=1e-5, rtol=0)
+    later = tgt.clone()
+    later[:, 5:] = 1
+    close(model(src, later, src_mask=real)[:, :5], whole[:, :5], atol=1e-6, rtol=0)
+    _, cache = model.prefill(src, real)
+    first = model(src, torch.cat([torch.zeros(3, 1).long(), tgt[:, 1:]], 1), src_mask=real)
+    for t in range(1, 8): close(model.step(tgt[:, t:t + 1], cache)[0], first[:, t], atol=1e-5, rtol=0)

@@ -17,10 +17,13 @@ from papers_lib.text.tokenizers import (
     FastBPE,
     FastPieces,
     PieceBPE,
+    UnigramPieces,
     byte_alphabet,
     learn_merges,
+    likeliest_pieces,
     read_pieces,
     train_pieces,
+    train_unigram,
     vocabulary,
 )
 
@@ -367,3 +370,29 @@ def test_files_are_utf8_whatever_the_locale(tmp_path):
     env = os.environ | dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
     told = subprocess.run([sys.executable, '-c', child], capture_output=True, text=True, env=env, check=True).stdout
     assert told.strip() == tok.hash == FastBPE.load(tmp_path / 'b').hash and EOT in tok.vocab
+
+
+@pytest.fixture(scope='module')
+def unigram():
+    return train_unigram(LINES, 60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text('abcdefinort  shey.1', max_size=40))
+def test_the_likeliest_cut_is_sentencepieces(unigram, text):
+    scores = {p.piece: p.score for p in read_pieces(unigram.model, 'UNIGRAM').pieces if p.type == 1}
+    plain = unigram._inner.normalize(text)
+    cut = likeliest_pieces(plain if plain.startswith('▁') or not plain else '▁' + plain, scores)
+    nats = lambda pieces: sum(scores.get(p, min(scores.values()) - 10) for p in pieces)
+    theirs = unigram._inner.encode(text, out_type=str)
+    assert ''.join(cut) == ''.join(theirs)
+    if unigram.unk not in unigram.encode(text): assert nats(cut) == pytest.approx(nats(theirs), abs=1e-3)
+
+
+def test_unigram_pieces_are_numbered_as_t5s_and_saved(unigram, tmp_path):
+    unigram.save(tmp_path)
+    back = UnigramPieces.load(tmp_path)
+    assert (back.hash, back.eot, back.unk, back.bos) == (unigram.hash, 1, 2, -1)
+    assert back.decode(back.encode(LINES[0])) == ' '.join(LINES[0].split())
+    with pytest.raises(BadVocabulary, match='a UNIGRAM model, this reads BPE'): FastPieces(unigram.model)
+    with pytest.raises(ValueError, match='n_vocab=9999'): train_unigram(LINES, 9999)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import pairwise
 from numbers import Integral
 import numpy as np, torch, torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -223,11 +224,13 @@ class Trie:
     "The token sequences that a search may write, as a table of what may follow each prefix."
     END = -1                                   # stands for the end token, which the search knows
     def __init__(self,
-        sequences:Iterable[Sequence[int]],     # token ids, without an end token; each has at least one
+        sequences:Iterable[Sequence[int]],     # token ids without end, at least one each, no two equal
     ):
-        rows = sorted({tuple(map(int, s)) for s in sequences})
+        rows = sorted(tuple(map(int, s)) for s in sequences)
         if not rows: raise ValueError('allowed: no sequence is given, a search could write nothing')
         if not rows[0]: raise ValueError('allowed: a sequence is empty: each needs at least one token')
+        twice = next((row for row, other in pairwise(rows) if row == other), None)
+        if twice: raise ValueError(f'allowed: the sequence {list(twice)} is there twice: whose it is could not be told')
         if min(map(min, rows)) < 0: raise ValueError(f'allowed: token {min(map(min, rows))} must not be negative')
         self.n, self.max_tokens, self.tokens = len(rows), max(map(len, rows)), {t for r in rows for t in r}
         self.children, depths = [{}], [0]      # of each node: token -> node
@@ -317,7 +320,7 @@ def beam_search(
     if early_stopping not in (True, False, 'never'):
         raise ValueError(f"early_stopping={early_stopping!r}: must be True, False or 'never'")
     b, kwargs = _arguments(model, inputs, max_tokens)
-    with evaluating(model):
+    with evaluating(model), packed(model) if b * n_beam * max_tokens >= 1024 else contextlib.nullcontext():
         logits, cache = model.prefill(**kwargs)
         where, none = logits.device, -torch.inf
         table = allowed and _AllowedTokens(allowed, eot, logits.shape[-1], max_tokens, where)

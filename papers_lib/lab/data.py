@@ -8,12 +8,13 @@ import difflib, gzip, hashlib, json, lzma, os, re, tomllib, zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 import numpy as np
 
 # %% auto #0
 __all__ = ['adapters', 'registry', 'FileSpec', 'SetSpec', 'did_you_mean', 'read_sets', 'known', 'Dataset', 'get', 'available',
-           'documents', 'data_table', 'LMCorpus', 'lm_corpus', 'SentenceCorpus', 'sentence_corpus']
+           'documents', 'data_table', 'LMCorpus', 'lm_corpus', 'span_corpus', 'SentenceCorpus', 'sentence_corpus']
 
 # %% ../../nbs/lab/01_data.ipynb #63a862e3
 from .memo import definitions_hash, finders, remembered
@@ -22,14 +23,22 @@ from ..store.fetch import NotFound, download, hub_folder, wheel_member
 from ..store.files import CorruptFile, seal, unseal
 from ..text.corpora import Shards, read_documents, write_shards
 from ..text.masking import sentences
-from ..text.tokenizers import FastBPE, train_fast_bpe
+from ..text.spans import N_SENTINEL, SentinelPieces
+from ..text.tokenizers import FastBPE, train_fast_bpe, train_unigram
 from ..text.wordpiece import FastWordPiece, train_wordpiece
 
 # %% ../../nbs/lab/01_data.ipynb #516063e7
 adapters:dict[str, Callable[[bytes], bytes]] = {   # what a source needs to become canonical
     'unix': lambda raw: raw.replace(b'\r', b''),   # lines of another system
     'latin1': lambda raw: raw.decode('latin-1').encode('utf-8'),
+    'ml-100k': lambda raw: _ratings_100k(raw),
 }
+
+def _ratings_100k(raw:bytes)->bytes:
+    "Drop a package's line of column names; give user 189 back the digit that one copy lost."
+    raw = raw.replace(b'\r', b'')
+    if raw.startswith(b'user_id'): raw = raw.partition(b'\n')[2]
+    return raw.replace(b'\n89\t484\t5\t893266105\n', b'\n189\t484\t5\t893266105\n')
 
 # %% ../../nbs/lab/01_data.ipynb #7d496e09
 @dataclass(frozen=True)
@@ -299,7 +308,7 @@ class LMCorpus:
     "A text set as tokens."
     name:str               # of the set
     hash:str               # of the set, the vocabulary size and how the tokens were made
-    tokenizer:FastBPE
+    tokenizer:FastBPE|SentinelPieces
     train:Shards
     valid:Shards           # judges
     tune:Shards|None       # judges nothing: learning rates are chosen on it; None where the set has no tune.txt
@@ -311,6 +320,13 @@ def _tokenise(name, n_vocab, folder):
     tok.save(folder / 'tokenizer')
     for split in _splits(name): write_shards(documents(name, split), tok, folder / split)
 
+def _opened(label, name, n_vocab, write, load):
+    "Tokenise a text set once, and open it."
+    hash = hashlib.sha256(f'{get(name).hash} {n_vocab} {definitions_hash(write)}'.encode()).hexdigest()
+    folder = kept('corpora', f'{label}-{hash[:16]}', lambda tmp: write(name, n_vocab, tmp))
+    split = {s: Shards.open(folder / s) for s in _splits(name)}
+    return LMCorpus(name, hash, load(folder / 'tokenizer'), split['train'], split['valid'], split.get('tune'))
+
 def _splits(name): return [s for s in ('train', 'valid', 'tune') if f'{s}.txt' in registry[name].files]
 
 # %% ../../nbs/lab/01_data.ipynb #5747ff8f
@@ -319,10 +335,21 @@ def lm_corpus(
     n_vocab:int,     # byte-level BPE vocabulary, end of text included
 )->LMCorpus:
     "Tokenise a text set once, and open it."
-    hash = hashlib.sha256(f'{get(name).hash} {n_vocab} {definitions_hash(_tokenise)}'.encode()).hexdigest()
-    folder = kept('corpora', f'{name}-{n_vocab}-{hash[:16]}', lambda tmp: _tokenise(name, n_vocab, tmp))
-    split = {s: Shards.open(folder / s) for s in _splits(name)}
-    return LMCorpus(name, hash, FastBPE.load(folder / 'tokenizer'), split['train'], split['valid'], split.get('tune'))
+    return _opened(f'{name}-{n_vocab}', name, n_vocab, _tokenise, FastBPE.load)
+
+def _cut_pieces(name, n_vocab, folder):
+    "Learn unigram pieces on every fourth document of a set's training text and write the splits as tokens."
+    some = islice(documents(name), 0, None, 4)
+    tok = SentinelPieces(train_unigram(some, n_vocab - N_SENTINEL))
+    tok.save(folder / 'tokenizer')
+    for split in _splits(name): write_shards(documents(name, split), tok, folder / split)
+
+def span_corpus(
+    name:str,        # as in `lm_corpus`
+    n_vocab:int,     # unigram pieces, the 100 sentinels included
+)->LMCorpus:         # its tokenizer is `SentinelPieces`
+    "Cut a text set into T5's kind of pieces once, and open it."
+    return _opened(f'{name}-unigram-{n_vocab}', name, n_vocab, _cut_pieces, SentinelPieces.load)
 
 # %% ../../nbs/lab/01_data.ipynb #40b0b876
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def pretrained_folder(
     model_cls:type,     # built from `spec.model`
     spec:RunSpec,       # model, training and text
     seed:int,           # of weights and order
-    pretrain:Callable=_pretrain,   # (model_cls, spec, seed, folder): trains and saves; a language model if not given
+    pretrain:Callable=_pretrain,   # (model_cls, spec, seed, folder): saves a model; a language model if not given
 )->Path:                # config.json, model.safetensors and the tokenizer, for `load_model`
     "Train a model by its preset, or find it in the user's cache."
     told = [spec.configs(), seed, get(spec.data.name).hash, definitions_hash(model_cls), definitions_hash(pretrain)]

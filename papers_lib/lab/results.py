@@ -273,15 +273,14 @@ class Table:
     @property
     def provenance(self)->dict: return self.files[-1][1] if self.files else {}
 
-    head = ['preset', 'id', 'what', 'ours [95 %]', 'paper', 'verdict']
+    head = ['id', 'verdict', 'ours [95 %]', 'what', 'paper', 'preset']   # what a phone shows comes first
 
     def cells(self)->list[list[str]]:
         "One list a row, in the order of `head`: what is tested, if that is said, stands before what was measured."
         measured = lambda r: f'{r.metric} ({r.unit})' if r.unit else r.metric
         what = lambda r: ': '.join(filter(None, [r.tests, measured(r)]))
-        return [[p['preset'], r.id, what(r), interval(r), number(r.paper_value),
-                 r.verdict + (f': {r.why}' if r.why else '')]
-                for rows, p in self.files for r in rows if r.verdict != 'not attempted'] + self._folded()
+        return [[r.id, r.verdict + (f': {r.why}' if r.why else ''), interval(r), what(r), number(r.paper_value),
+                 p['preset']] for rows, p in self.files for r in rows if r.verdict != 'not attempted'] + self._folded()
 
     def _folded(self)->list[list[str]]:
         "One line for all rows of a file that were not attempted for the same reason."
@@ -290,7 +289,7 @@ class Table:
             for r in rows:
                 if r.verdict == 'not attempted': found.setdefault((p['preset'], r.why), []).append(r.id)
         name = lambda ids: f'{len(ids)} rows' if len(ids) > 1 else ids[0]
-        return [[preset, name(ids), ', '.join(ids), '', '', f'not attempted: {why}']
+        return [[name(ids), f'not attempted: {why}', '', ', '.join(ids), '', preset]
                 for (preset, why), ids in found.items()]
 
     def __str__(self):

@@ -16,6 +16,7 @@ __all__ = ['Run', 'start']
 
 # %% ../../nbs/lab/06_run.ipynb #2d4cfd64
 from ..engine.stats import Effect, Row, control, unidentified, verdict
+from ..engine.tracking import NoTracker
 from .memo import Measured, measure
 from .presets import Paper, RunSpec, check_parameters, measured_claims
 from .pretrain import Tuned, tune_rate
@@ -45,6 +46,15 @@ def _check_measured(id, claim, effect, seeds):
         raise ValueError(f'{id}: one model of each arm: its design takes the interval over seeds, at least 2')
     if claim.over == 'seeds' and effect.n_seeds > len(seeds):
         raise ValueError(f'{id}: {effect.n_seeds} values of {len(seeds)} seeds')
+
+# %% ../../nbs/lab/06_run.ipynb #10bffe22
+_share = 2**34   # bytes of a GPU's memory that a variant may take before fewer run side by side
+
+def _at_once(device)->int|None:   # None is what PAPERS_WORKERS says, or one a core
+    "Say how many variants share a GPU: small models leave most of it idle, and each has a core for its launches."
+    if device != 'cuda' or os.environ.get('PAPERS_WORKERS'): return None
+    import torch
+    return max(1, min(len(os.sched_getaffinity(0)), torch.cuda.mem_get_info()[0] // _share))
 
 # %% ../../nbs/lab/06_run.ipynb #93c8febb
 @dataclass
@@ -76,7 +86,8 @@ class Run:
         arm:str,       # what is trained
         **config,      # its configuration, flat
     ):
-        "A W&B run for one `fit`."
+        "A W&B run for one `fit`; nothing is recorded where W&B is disabled."
+        if self.wandb_mode == 'disabled': return NoTracker()      # W&B itself is not even needed then
         from papers_lib.lab.wandb_tracker import WandbTracker
         config |= dict(preset=self.preset)
         made = WandbTracker(f'papers-{self.paper.name}', self.out.name, arm, config, self.wandb_mode, self.out)
@@ -89,7 +100,7 @@ class Run:
         configs:Sequence[dict],    # its arguments; dataclasses in them become dictionaries
     )->list[dict]:                 # results, in order
         "Compute variants, or take them from the cache."
-        found = measure(fn, configs, workers=1 if self.device == 'cuda' else None)
+        found = measure(fn, configs, workers=_at_once(self.device))
         self.variants += found
         return [m.result for m in found]
 

@@ -18,18 +18,16 @@ class WandbTracker:
         group:str,           # the run of the notebook
         job_type:str,        # the arm
         config:dict,         # flat
-        mode:str,            # 'offline', 'online' or 'disabled'
+        mode:str,            # 'offline' or 'online'
         folder:str|Path,     # its wandb/ is written to
     ):
-        if mode not in ('offline', 'online', 'disabled'):
-            raise ValueError(f"wandb_mode={mode!r}: must be 'offline', 'online' or 'disabled'")
+        if mode not in ('offline', 'online'): raise ValueError(f"mode={mode!r}: must be 'offline' or 'online'")
         os.environ['WANDB_SILENT'] = 'true'
         import wandb
         Path(folder).mkdir(parents=True, exist_ok=True)
         self._wandb = wandb
         self.run = wandb.init(project=project, group=group, job_type=job_type, name=f'{group}-{job_type}',
-                              config=config, mode=mode, dir=str(folder), reinit='create_new',
-                              settings=wandb.Settings(x_disable_stats=mode == 'disabled'))
+                              config=config, mode=mode, dir=str(folder), reinit='create_new')
         atexit.register(self.finish, False)      # before W&B's own hook, which would call it finished
 
     def log(self, metrics:dict, step:int): self.run.log(metrics, step=step)

@@ -232,9 +232,9 @@ def expand(self:KVCache,
     return new
 
 # %% ../../nbs/nn/06_attention.ipynb #a65a91ad
-def _with_pairs(q, k, v, mask, bias, dropout, pairs, layer):
+def _with_pairs(q, k, v, mask, bias, scale, dropout, pairs, layer):
     terms = pairs.scores(q, k, layer)                                            # (b, h, t, s)
-    W = F.dropout(attention_weights(q, k, mask, terms if bias is None else terms + bias), dropout)
+    W = F.dropout(attention_weights(q, k, mask, terms if bias is None else terms + bias, scale), dropout)
     y = W @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
     return y if pairs.values is None else y + pairs.values(W, layer)
 
@@ -248,18 +248,21 @@ class SelfAttention(nn.Module):
         dropout:float=0.,   # of the weights and of the output, probability in [0, 1)
         n_kv_head:int|None=None,   # key/value heads, must divide `n_head`; as many as query heads if not given
         drop_weights:float|None=None,   # of the weights, where they are dropped at another rate than the output
+        d_head:int|None=None,      # width of a head; d_model / n_head if not given
+        scale:float|None=None,     # of the scores; 1/sqrt(d_head) if not given
     ):
         super().__init__()
         n_kv_head = n_head if n_kv_head is None else n_kv_head
-        if d_model % n_head: raise ValueError(f'n_head={n_head}: must divide d_model={d_model}')
+        if d_head is None and d_model % n_head: raise ValueError(f'n_head={n_head}: must divide d_model={d_model}')
         if n_kv_head < 1 or n_head % n_kv_head: raise ValueError(f'n_kv_head={n_kv_head}: must divide n_head={n_head}')
         self.n_head = n_head
         self.n_kv_head = n_kv_head
         self.dropout = dropout
         self.drop_weights = dropout if drop_weights is None else drop_weights
-        d_head = d_model // n_head
+        self.scale = scale
+        d_head = d_model // n_head if d_head is None else d_head
         self.qkv = Linear(d_model, (n_head + 2 * n_kv_head) * d_head, bias)
-        self.out = Linear(d_model, d_model, bias)
+        self.out = Linear(n_head * d_head, d_model, bias)
 
     def heads(self, x:Float[Tensor, 'b t d'], turns=None)->tuple[Float[Tensor, 'b h t k'], ...]:
         "Project to queries (b, h, t, k), keys and values (b, g, t, k); queries and keys turned by `turns`, if given."
@@ -281,7 +284,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.heads(x, turns)
         if cache is not None: k, v = cache.update(layer, k, v)
         dropped = self.drop_weights if self.training else 0.
-        if pairs is None: y = attend(q, k, v, mask, bias, dropout=dropped)
-        else: y = _with_pairs(q, k, v, mask, bias, dropped, pairs, layer)
-        y = self.out(y.transpose(1, 2).reshape(x.shape))                                            # (b, t, d)
+        if pairs is None: y = attend(q, k, v, mask, bias, self.scale, dropped)
+        else: y = _with_pairs(q, k, v, mask, bias, self.scale, dropped, pairs, layer)
+        y = self.out(y.transpose(1, 2).flatten(2))                                                  # (b, t, d)
         return F.dropout(y, self.dropout) if self.training and self.dropout else y

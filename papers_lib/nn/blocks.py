@@ -33,6 +33,7 @@ class MLP(nn.Module):
         act:str='gelu_tanh',    # a name in `activations`, or in `gates`
         bias:bool=True,         # biases in both products
         dropout:float=0.,       # of the output, probability in [0, 1)
+        drop_inner:float=0.,    # of what stands between the products, probability in [0, 1)
     ):
         super().__init__()
         known = activations | gates
@@ -40,14 +41,15 @@ class MLP(nn.Module):
         self.act = known[act]
         self.gated = act in gates
         self.dropout = dropout
+        self.drop_inner = drop_inner
         self.fc = Linear(d, 2 * f if self.gated else f, bias)
         self.proj = Linear(f, d, bias)
 
     def forward(self, x:Float[Tensor, 'b t d'])->Float[Tensor, 'b t d']:
         "Widen, bend, narrow."
         gate, up = self.fc(x).chunk(2, -1) if self.gated else (self.fc(x), None)     # (b, t, f)
-        a = self.act(gate)
-        y = self.proj(a if up is None else a * up)
+        a = self.act(gate) if up is None else self.act(gate) * up
+        y = self.proj(F.dropout(a, self.drop_inner) if self.training and self.drop_inner else a)
         return F.dropout(y, self.dropout) if self.training and self.dropout else y
 
 # %% ../../nbs/nn/07_blocks.ipynb #485ecf41
@@ -183,14 +185,15 @@ def residual_std(
     return std / math.sqrt(2 * n_layer) if name.endswith(('attn.out.weight', 'mlp.proj.weight')) else std
 
 # %% ../../nbs/nn/07_blocks.ipynb #7d1ea4c1
-_counts = ('n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head', 'd_ff', 'n_segment')
+_counts = ('n_vocab', 'ctx_len', 'd_model', 'n_layer', 'n_head', 'd_head', 'd_ff', 'n_segment')
 
 def check_sizes(cfg):   # a model's configuration, with some of the fields named here
     "Refuse sizes that no model can have; the error names configuration, field and rule."
     where, has = type(cfg).__name__, {**vars(cfg)}
     for name in _counts:
         if has.get(name, 1) < 1: raise ValueError(f'{where}.{name}={has[name]}: must be at least 1')
-    if cfg.d_model % cfg.n_head: raise ValueError(f'{where}.n_head={cfg.n_head}: must divide d_model={cfg.d_model}')
+    if 'd_head' not in has and cfg.d_model % cfg.n_head:
+        raise ValueError(f'{where}.n_head={cfg.n_head}: must divide d_model={cfg.d_model}')
     if not 0 <= cfg.dropout < 1: raise ValueError(f'{where}.dropout={cfg.dropout}: must lie in [0, 1)')
     for name in ('eps', 'init_std'):
         if not has.get(name, 1) > 0: raise ValueError(f'{where}.{name}={has[name]}: must be above 0')

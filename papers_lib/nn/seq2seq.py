@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
 
 # %% auto #0
-__all__ = ['CrossAttention', 'encoder_block', 'DecoderBlock', 'CrossCache', 'EncoderDecoder']
+__all__ = ['CrossAttention', 'encoder_block', 'DecoderBlock', 'CrossCache', 'Seq2Seq', 'EncoderDecoder']
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #3863cc02
 from .attention import KVCache, SelfAttention, attend
@@ -29,15 +29,19 @@ class CrossAttention(nn.Module):
         bias:bool=True,     # biases in all products
         dropout:float=0.,   # of the output, probability in [0, 1)
         drop_weights:float=0.,   # of the attention weights, probability in [0, 1)
+        d_head:int|None=None,    # width of a head; d_model / n_head if not given
+        scale:float|None=None,   # of the scores; 1/sqrt(d_head) if not given
     ):
         super().__init__()
-        if d_model % n_head: raise ValueError(f'n_head={n_head}: must divide d_model={d_model}')
+        if d_head is None and d_model % n_head: raise ValueError(f'n_head={n_head}: must divide d_model={d_model}')
+        inner = d_model if d_head is None else n_head * d_head
         self.n_head = n_head
         self.dropout = dropout
         self.drop_weights = drop_weights
-        self.q = Linear(d_model, d_model, bias)
-        self.kv = Linear(d_model, 2 * d_model, bias)
-        self.out = Linear(d_model, d_model, bias)
+        self.scale = scale
+        self.q = Linear(d_model, inner, bias)
+        self.kv = Linear(d_model, 2 * inner, bias)
+        self.out = Linear(inner, d_model, bias)
 
     def read(self, memory:Float[Tensor, 'm s d'])->tuple[Float[Tensor, 'm h s k'], Float[Tensor, 'm h s k']]:
         "Compute the keys and values of what is read, once."
@@ -50,12 +54,12 @@ class CrossAttention(nn.Module):
         mask:Bool[Tensor, 'm 1 s']|None=None,    # True = may be read
     )->Float[Tensor, 'b t d']:
         "Attend to what was read."
-        b, t, d = x.shape
-        m, h = len(kv[0]), self.n_head
+        b, t, _ = x.shape
+        m, h, _, k = kv[0].shape
         # beams of one source are more queries to the same keys: nothing is copied for them
-        q = self.q(x).view(m, -1, t, h, d // h).permute(0, 3, 1, 2, 4)                              # (m, h, b/m, t, k)
-        y = attend(q.flatten(2, 3), *kv, mask, dropout=self.drop_weights if self.training else 0.)
-        y = self.out(y.unflatten(2, (-1, t)).permute(0, 2, 3, 1, 4).reshape(b, t, d))
+        q = self.q(x).view(m, b // m, t, h, k).permute(0, 3, 1, 2, 4)                               # (m, h, b/m, t, k)
+        y = attend(q.flatten(2, 3), *kv, mask, scale=self.scale, dropout=self.drop_weights if self.training else 0.)
+        y = self.out(y.unflatten(2, (-1, t)).permute(0, 2, 3, 1, 4).reshape(b, t, h * kv[1].shape[-1]))
         return F.dropout(y, self.dropout) if self.training and self.dropout else y
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #f63eb41c
@@ -70,13 +74,19 @@ def encoder_block(
     norm:str='layer',        # a name in `norms`
     bias:bool=True,          # biases in all products
     drop_weights:float=0.,   # of the attention weights, probability in [0, 1)
+    drop_inner:float=0.,     # inside the MLP, probability in [0, 1)
+    d_head:int|None=None,    # width of a head; d_model / n_head if not given
+    scale:float|None=None,   # of the scores; 1/sqrt(d_head) if not given
 )->Block:
-    "Make a block that may drop its attention weights at a rate of their own."
-    block = Block(d_model, n_head, d_ff, act, placement, dropout, eps, norm, bias)
-    block.attn = SelfAttention(d_model, n_head, bias, dropout, drop_weights=drop_weights)
+    "Make a block whose heads may have a width of their own, and each dropout its rate."
+    block = Block(d_model, 1 if d_head else n_head, d_ff, act, placement, dropout, eps, norm, bias)
+    block.attn = SelfAttention(d_model, n_head, bias, dropout, None, drop_weights, d_head, scale)
+    block.mlp.drop_inner = drop_inner
     return block
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #32088f60
+_causal = causal()
+
 class DecoderBlock(nn.Module):
     "Self-attention, attention to what the encoder read, an MLP: each added to the stream."
     def __init__(self,
@@ -90,17 +100,20 @@ class DecoderBlock(nn.Module):
         norm:str='layer',
         bias:bool=True,
         drop_weights:float=0.,
+        drop_inner:float=0.,
+        d_head:int|None=None,
+        scale:float|None=None,
     ):
         super().__init__()
         if placement not in ('pre', 'post'): raise ValueError(f"placement={placement!r}: must be 'pre' or 'post'")
         if norm not in norms: raise ValueError(f'norm={norm!r}: must be one of {", ".join(norms)}')
         self.pre = placement == 'pre'
         self.norm1 = norms[norm](d_model, eps)
-        self.attn = SelfAttention(d_model, n_head, bias, dropout, drop_weights=drop_weights)
+        self.attn = SelfAttention(d_model, n_head, bias, dropout, None, drop_weights, d_head, scale)
         self.norm2 = norms[norm](d_model, eps)
-        self.cross = CrossAttention(d_model, n_head, bias, dropout, drop_weights)
+        self.cross = CrossAttention(d_model, n_head, bias, dropout, drop_weights, d_head, scale)
         self.norm3 = norms[norm](d_model, eps)
-        self.mlp = MLP(d_model, d_ff, act, bias, dropout)
+        self.mlp = MLP(d_model, d_ff, act, bias, dropout, drop_inner)
 
     def forward(self,
         x:Float[Tensor, 'b t d'],
@@ -110,9 +123,10 @@ class DecoderBlock(nn.Module):
         layer:int=0,                                   # place of this layer in the cache
         turns:Float[Tensor, '*b t k/2 2']|None=None,   # as in `SelfAttention`
         bias:Float[Tensor, '*b h t s']|None=None,      # added to the scores of the self-attention
+        mask=_causal,                                  # of the self-attention; None where `bias` hides what is to come
     )->Float[Tensor, 'b t d']:
         "Look back, look at the source, then think."
-        look_back = lambda x: self.attn(x, _causal, cache, layer, turns, bias)
+        look_back = lambda x: self.attn(x, mask, cache, layer, turns, bias)
         if self.pre:
             x = x + look_back(self.norm1(x))
             x = x + self.cross(self.norm2(x), kv, src_mask)
@@ -121,18 +135,17 @@ class DecoderBlock(nn.Module):
         x = self.norm2(x + self.cross(x, kv, src_mask))
         return self.norm3(x + self.mlp(x))
 
-_causal = causal()
-
 # %% ../../nbs/nn/09_seq2seq.ipynb #574921bf
 class CrossCache:
     "What a decoder needs of source and target to write the next token."
     def __init__(self,
         read:list[tuple[Tensor, Tensor]],           # of each layer, from `CrossAttention.read`
         src_mask:Bool[Tensor, 'm 1 s']|None=None,   # True = a source token that is real
+        past=None,                                  # of the target: `length`, `reorder`, `expand`; None: a `KVCache`
     ):
         self.read = read
         self.src_mask = src_mask
-        self.past = KVCache(len(read))    # of the target
+        self.past = KVCache(len(read)) if past is None else past
         self.each = 1                     # rows that read each source, side by side
 
     @property
@@ -153,13 +166,13 @@ class CrossCache:
         n:int,   # copies of each row
     )->CrossCache:
         "Give a new cache with every row repeated `n` times, copies side by side; the source's part is shared."
-        new = CrossCache(self.read, self.src_mask)
-        new.past, new.each = self.past.expand(n), self.each * n
+        new = CrossCache(self.read, self.src_mask, self.past.expand(n))
+        new.each = self.each * n
         return new
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #e2138161
-class EncoderDecoder(Drawn):
-    "Run the source through one stack and the target through another that looks at it."
+class Seq2Seq(Drawn):
+    "Read a source, then write a target; `read` and `hidden` say how."
     @property
     def ctx_len(self)->int: return self.cfg.ctx_len    # longest source and longest target, tokens
 
@@ -167,46 +180,16 @@ class EncoderDecoder(Drawn):
         "Logits: the rows of `head_weight` times the hidden state, no bias."
         return linear(h, self.head_weight)
 
-    def check_room(self, n:int):
-        "Refuse a source or a target of more than `ctx_len` tokens."
-        if n > self.ctx_len:
-            raise ValueError(f'sequence of {n} tokens: the model reads at most ctx_len={self.ctx_len}')
-
-    def embed(self, ids:Int[Tensor, 'b t'], past:int=0)->Float[Tensor, 'b t d']:
-        "Look up the tokens from place `past` on; add what the positions have to add."
-        t = ids.shape[1]
-        self.check_room(past + t)
-        x = self.tok_emb(ids)
-        placed = self.positions.embed(torch.arange(past, past + t, device=ids.device))
-        return x if placed is None else x + placed.to(x.dtype)
-
-    def encode(self,
-        src:Int[Tensor, 'b s'],
-        src_mask:Bool[Tensor, 'b s']|None=None,     # True = real token
-    )->Float[Tensor, 'b s d']:
-        "Read the source."
-        x, mask = self.embed(src), None if src_mask is None else src_mask[:, None]
-        for block in self.encoder: x = block(x, mask)
-        return self.norm_enc(x)
-
-    def read(self, src, src_mask=None)->CrossCache:
-        "Read the source and compute each layer's keys and values of it; the arguments are those of `encode`."
+    def check_source(self, src:Int[Tensor, 'b s'], src_mask:Bool[Tensor, 'b s']|None):
+        "Refuse a source that is empty or too long, and a mask that is none."
+        if not src.shape[1]: raise ValueError('the source is empty: it needs at least its end token')
+        self.check_room('source', src.shape[1])
         if src_mask is not None and src_mask.dtype != torch.bool:
             raise ValueError(f'src_mask needs a bool tensor, True = real token, not {src_mask.dtype}')
-        memory = self.encode(src, src_mask)
-        return CrossCache([block.cross.read(memory) for block in self.decoder],
-                          None if src_mask is None else src_mask[:, None])
 
-    def hidden(self,
-        tgt:Int[Tensor, 'b t'],      # the next tokens of the target
-        cache:CrossCache,            # of the source and of what came before
-        keep:bool=True,              # add the new tokens to the cache; False for training, which reads a target once
-    )->Float[Tensor, 'b t d']:
-        "Compute the final hidden state of each target token, ready for `head`."
-        x, past = self.embed(tgt, cache.length), cache.past if keep else None
-        for i, block in enumerate(self.decoder): x = block(x, cache.read[i], cache.src_mask, past, i)
-        if keep: past.advance(tgt.shape[1])
-        return self.norm_dec(x)
+    def check_room(self, what:str, n:int):
+        "Refuse a source or a target of more than `ctx_len` tokens."
+        if n > self.ctx_len: raise ValueError(f'{what} of {n} tokens: the model reads at most ctx_len={self.ctx_len}')
 
     def forward(self,
         src:Int[Tensor, 'b s']|None,     # None with a cache, which has read it
@@ -236,3 +219,50 @@ class EncoderDecoder(Drawn):
     )->tuple[Float[Tensor, 'b v'], CrossCache]:
         "Read more of the target; give the logits after the last token, and the cache."
         return self.head(self.hidden(ids, cache)[:, -1]), cache
+
+# %% ../../nbs/nn/09_seq2seq.ipynb #e7a99045
+class EncoderDecoder(Seq2Seq):
+    "Run the source through one stack and the target through another that looks at it."
+    def embed(self, ids:Int[Tensor, 'b t'], past:int=0)->Float[Tensor, 'b t d']:
+        "Look up the tokens from place `past` on; add what the positions have to add."
+        x = self.tok_emb(ids)
+        placed = self.positions.embed(torch.arange(past, past + ids.shape[1], device=ids.device))
+        return x if placed is None else x + placed.to(x.dtype)
+
+    def encode(self,
+        src:Int[Tensor, 'b s'],
+        src_mask:Bool[Tensor, 'b s']|None=None,     # True = real token
+    )->Float[Tensor, 'b s d']:
+        "Read the source."
+        x, mask = self.embed(src), None if src_mask is None else src_mask[:, None]
+        bias = self.src_bias(src.shape[1], src.device)
+        if bias is not None and mask is not None: mask, bias = None, bias.masked_fill(~mask[:, None], -torch.inf)
+        for block in self.encoder: x = block(x, mask, bias=bias)
+        return self.norm_enc(x)
+
+    def src_bias(self, s:int, device)->Float[Tensor, '1 h s s']|None:
+        "What the encoder's scores have added to them, the same in each layer."
+
+    def tgt_bias(self, past:int, t:int, device)->Float[Tensor, '1 h t past+t']|None:
+        "What the decoder's scores of its own t next tokens have added, minus infinity for a later token."
+
+    def read(self, src, src_mask=None)->CrossCache:
+        "Read the source and compute each layer's keys and values of it; the arguments are those of `encode`."
+        self.check_source(src, src_mask)
+        memory = self.encode(src, src_mask)
+        return CrossCache([block.cross.read(memory) for block in self.decoder],
+                          None if src_mask is None else src_mask[:, None])
+
+    def hidden(self,
+        tgt:Int[Tensor, 'b t'],      # the next tokens of the target
+        cache:CrossCache,            # of the source and of what came before
+        keep:bool=True,              # add the new tokens to the cache; False for training, which reads a target once
+    )->Float[Tensor, 'b t d']:
+        "Compute the final hidden state of each target token, ready for `head`."
+        self.check_room('target', cache.length + tgt.shape[1])
+        x, past = self.embed(tgt, cache.length), cache.past if keep else None
+        bias = self.tgt_bias(cache.length, tgt.shape[1], tgt.device)
+        rest = {} if bias is None else dict(bias=bias, mask=None)
+        for i, block in enumerate(self.decoder): x = block(x, cache.read[i], cache.src_mask, past, i, **rest)
+        if keep: past.advance(tgt.shape[1])
+        return self.norm_dec(x)

@@ -17,7 +17,8 @@ from fastcore.basics import patch
 __all__ = ['PATTERN', 'EOT', 'WORD_END', 'UNK', 'BadVocabulary', 'CharTokenizer', 'ByteTokenizer', 'byte_alphabet', 'pre_tokens',
            'merge_piece', 'learn_merges', 'check_bpe', 'ByteBPE', 'encode_special', 'vocabulary', 'read_bpe', 'FastBPE',
            'handfuls', 'train_fast_bpe', 'merge_best', 'read_pieces', 'PieceBPE', 'FastPieces', 'train_pieces',
-           'word_tokens', 'WordBPE', 'FastWordBPE', 'train_word_bpe']
+           'likeliest_pieces', 'UnigramPieces', 'train_unigram', 'word_tokens', 'WordBPE', 'FastWordBPE',
+           'train_word_bpe']
 
 # %% ../../nbs/text/01_tokenizers.ipynb #89ec5cf7
 class BadVocabulary(ValueError):
@@ -433,8 +434,9 @@ def merge_best(
 # %% ../../nbs/text/01_tokenizers.ipynb #d353d65d
 def read_pieces(
     model:bytes|str|Path,   # a SentencePiece model, or the path of one
+    reads:str='BPE',        # the kind that is read: 'BPE', of models that leave text as it is, or 'UNIGRAM'
 )->'ModelProto':            # pieces, trainer_spec, normalizer_spec
-    "Read a SentencePiece BPE model; another kind, a damaged one, or a text treatment that we do not do, is refused."
+    "Read a SentencePiece model; another kind, a damaged one, or a text treatment that we do not do, is refused."
     from sentencepiece import sentencepiece_model_pb2 as pb
     from google.protobuf.message import DecodeError
     name, raw = ('the model', model) if isinstance(model, bytes) else (model, Path(model).read_bytes())
@@ -450,10 +452,11 @@ def read_pieces(
     strings = [*pieces, surface, *(p for _, p in ends)]       # bytes where they are not UTF-8
     need(all(isinstance(p, str) and '\0' not in p for p in strings), 'damaged, a piece is no text')
     kind = pb.TrainerSpec.ModelType.Name(spec.model_type)
-    need(kind == 'BPE', f'a {kind} model, this reads BPE')
+    need(kind == reads, f'a {kind} model, this reads {reads}')
     rewrites = norm.precompiled_charsmap or norm.remove_extra_whitespaces or not norm.escape_whitespaces
     rewrites = rewrites or proto.denormalizer_spec.precompiled_charsmap or spec.treat_whitespace_as_suffix
-    need(not rewrites, f'it rewrites its text ({norm.name}), this reads models that leave text as it is')
+    need(reads == 'UNIGRAM' or not rewrites,
+         f'it rewrites its text ({norm.name}), this reads models that leave text as it is')
     need(all(pieces) and len(set(pieces)) == len(pieces), 'damaged, a piece is empty or there twice')
     need(all(math.isfinite(p.score) for p in proto.pieces), 'damaged, a score is not a number')
     types = pb.ModelProto.SentencePiece
@@ -523,11 +526,13 @@ def decode(self:PieceBPE,
 # %% ../../nbs/text/01_tokenizers.ipynb #314fb48a
 class FastPieces:
     "SentencePiece BPE by the `sentencepiece` library; equal to `PieceBPE` in encoding."
+    reads = 'BPE'
+
     def __init__(self,
         model:bytes|str|Path,   # a SentencePiece model, or the path of one
     ):
         from sentencepiece import SentencePieceProcessor
-        read_pieces(model)                                                      # refuses what it should with a sentence
+        read_pieces(model, self.reads)                                          # refuses what it should with a sentence
         self.model = model if isinstance(model, bytes) else Path(model).read_bytes()
         try: self._inner = SentencePieceProcessor(model_proto=self.model)
         except RuntimeError as e:
@@ -598,6 +603,42 @@ def train_pieces(
     try: SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=out, **settings)
     except RuntimeError as e: raise ValueError(f'n_vocab={n_vocab}: {str(e).splitlines()[0]}') from None
     return FastPieces(out.getvalue())
+
+# %% ../../nbs/text/01_tokenizers.ipynb #99bd3ed1
+def likeliest_pieces(
+    text:str,                      # spaces written as '▁'
+    scores:dict[str, float],       # piece -> log-probability, nats
+)->list[str]:                      # pieces, and characters that are none
+    "Cut a text into the pieces of largest total log-probability."
+    longest, unknown = max(map(len, scores)), min(scores.values()) - 10
+    best, came = [0.] + [-math.inf] * len(text), [0] * (len(text) + 1)
+    for j in range(1, len(text) + 1):
+        for i in range(max(0, j - longest), j):
+            score = scores.get(text[i:j], unknown if j - i == 1 else -math.inf)
+            if best[i] + score > best[j]: best[j], came[j] = best[i] + score, i
+    cuts = [len(text)]
+    while cuts[-1]: cuts.append(came[cuts[-1]])
+    return [text[i:j] for i, j in zip(cuts[:0:-1], cuts[-2::-1])]
+
+# %% ../../nbs/text/01_tokenizers.ipynb #5661a795
+class UnigramPieces(FastPieces):
+    "SentencePiece unigram by the `sentencepiece` library, such as T5's; what is decoded is the normalised text."
+    reads = 'UNIGRAM'
+
+def train_unigram(
+    texts:Iterable[str],    # the corpus
+    n_vocab:int,            # pieces, padding, end and unknown included
+)->UnigramPieces:
+    "Learn a SentencePiece unigram vocabulary numbered as T5's."
+    from sentencepiece import SentencePieceTrainer
+    out = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=out, model_type='unigram', vocab_size=n_vocab,
+            normalization_rule_name='nmt_nfkc', character_coverage=1., pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+            minloglevel=2, num_threads=1, max_sentence_length=2**30)
+    except RuntimeError as e: raise ValueError(f'n_vocab={n_vocab}: {str(e).splitlines()[0]}') from None
+    return UnigramPieces(out.getvalue())
 
 # %% ../../nbs/text/01_tokenizers.ipynb #c5405ed2
 WORD_END, UNK = '</w>', '<unk>'
