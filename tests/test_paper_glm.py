@@ -309,3 +309,18 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     own |= {f'C3.{arm}.{n}' for arm in ('both-positions', 'place-alone') for n in (1, 2, 3)}
     assert {id for id, r in rows.items() if r['ours'] is not None} == own
     assert rows['C3']['n_seeds'] == rows['C4']['n_seeds'] == 2 and rows['P.slow']['verdict'] == 'holds'
+
+
+@pytest.mark.slow
+def test_the_backbone_is_trained_once_and_its_tokenizer_gives_the_other_ids(tmp_path, monkeypatch):
+    from papers_lib import glm
+    monkeypatch.setenv('PAPERS_CACHE', str(tmp_path))
+    spec = runs['tiny']
+    small = replace(spec, model=replace(spec.model, d_model=16, n_layer=1), train=replace(spec.train, n_step=2),
+                    data=replace(spec.data, n_vocab=300))
+    monkeypatch.setitem(glm.runs, 'tiny', small)
+    folder = glm.pretrained('tiny', 3)
+    model, tok = load_model(folder, GLM, GLMConfig), FastWordPiece.load(folder)
+    marks = BlankTokens.over(tok)
+    assert glm.pretrained('tiny', 3) == folder != glm.pretrained('tiny', 4) and model.cfg.n_vocab == marks.n_vocab
+    assert len(fill_blanks(model, [[tok.cls, *tok.encode('the old'), marks.gmask]], marks, 5)[0][0]) <= 5
