@@ -348,15 +348,15 @@ def _race_training(seed:int=0)->Iterator[Row]:
                0.95, n=9, paper='t5', dataset='random pairs', protocol='forward, backward, fused AdamW; 3 + 3 layers, '
                'd 256, vocabulary 8,000, 32 pairs of 8 to 23 tokens')
 
-# %% ../nbs/05_t5.ipynb #14e8d53a
+# %% ../nbs/05_t5.ipynb #1f56b9f5
 def _race_generate(
     seed:int=0,
     *,
     d:int,                # width
     n_layer:int,
     bound:float,
-    n_source:int=16,
-    max_tokens:int=32,
+    n_source:int,
+    max_tokens:int,
 )->Iterator[Row]:
     "Race greedy decoding; what is said must be the same."
     cfg = _raced(8000, d, n_layer)
@@ -394,8 +394,9 @@ def _race_constrained(seed:int=0, n_item:int=12_000, n_beam:int=20, n_source:int
     yield race('S.constraint', 'The constraint costs at most a tenth of a search',
                {'without': anything, 'with': mine}, 0.9, n=15, **told)
 
-# %% ../nbs/05_t5.ipynb #57c35afd
-races = {'S.train': _race_training, 'S.generate.128': partial(_race_generate, d=128, n_layer=2, bound=1.5),
+# %% ../nbs/05_t5.ipynb #69796c6f
+races = {'S.train': _race_training,
+         'S.generate.128': partial(_race_generate, d=128, n_layer=2, bound=1.5, n_source=4, max_tokens=32),
          'S.generate.512': partial(_race_generate, d=512, n_layer=6, bound=0.95, n_source=8, max_tokens=16),
          'S.constrained': _race_constrained}
 paper = Paper('t5', T5, runs, claims, races)
