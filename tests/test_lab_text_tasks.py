@@ -2,7 +2,7 @@
 import numpy as np, pytest
 
 from papers_lib.lab.tasks import task_at_hand
-from papers_lib.lab.text_tasks import TextTask, mixture, text_pairs, text_tasks
+from papers_lib.lab.text_tasks import TextTask, task_mixture, text_pairs, text_tasks
 
 
 def test_every_class_has_a_word_that_is_read_back():
@@ -50,10 +50,11 @@ def test_unknown_tasks_are_named():
 
 def test_a_mixture_draws_by_size_up_to_its_limit():
     tasks = [[('a', i) for i in range(100)], [('b', i) for i in range(5000)], [('c', 0)]]
-    drawn = mixture(tasks, 400, 20_000, np.random.default_rng(0))
+    drawn = task_mixture(tasks, 400, 20_000, np.random.default_rng(0))
     share = {k: sum(name == k for name, _ in drawn) / 20_000 for k in 'abc'}
     assert share == pytest.approx({'a': 100 / 501, 'b': 400 / 501, 'c': 1 / 501}, abs=0.01)
     assert len({i for name, i in drawn if name == 'b'}) > 4000             # examples beyond the limit are drawn too
-    assert mixture(tasks, 400, 50, np.random.default_rng(1)) == mixture(tasks, 400, 50, np.random.default_rng(1))
+    again = [task_mixture(tasks, 400, 50, np.random.default_rng(1)) for _ in range(2)]
+    assert again[0] == again[1]
     for args, said in [((tasks, 0), 'limit=0'), (([], 5), 'needs tasks'), (([[1], []], 5), 'each of them an example')]:
-        with pytest.raises(ValueError, match=said): mixture(*args, 3, np.random.default_rng(0))
+        with pytest.raises(ValueError, match=said): task_mixture(*args, 3, np.random.default_rng(0))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # %% auto #0
-__all__ = ['text_tasks', 'TextTask', 'text_pairs', 'mixture']
+__all__ = ['text_tasks', 'TextTask', 'text_pairs', 'task_mixture']
 
 # %% ../../nbs/lab/17_text_tasks.ipynb #b1787475
 from .data import did_you_mean, get
@@ -64,7 +64,7 @@ def text_pairs(
     return [(task.source(en), task.target(de)) for en, de in zip(*lines, strict=True)]
 
 # %% ../../nbs/lab/17_text_tasks.ipynb #85aa8e3b
-def mixture(
+def task_mixture(
     tasks:Sequence[Sequence],       # the examples of each task
     limit:int,                      # K of (1): examples that a task counts as, at most
     n:int,                          # examples drawn
