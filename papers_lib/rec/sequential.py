@@ -133,9 +133,9 @@ class GRUNet(nn.Module):
         t = ids.shape[1]
         at = torch.arange(t, device=ids.device)
         n_pad = (ids == 0).sum(1, keepdim=True)
-        x = self.item_emb(ids.gather(1, (at + n_pad) % t)) * self.cfg.d_model ** .5           # items first, padding last
+        x = self.item_emb(ids.gather(1, (at + n_pad) % t)) * self.cfg.d_model ** .5          # items first, padding last
         h, _ = self.gru(F.dropout(x, self.cfg.dropout, self.training))
-        h = h.gather(1, ((at - n_pad) % t)[..., None].expand_as(h))                           # and back
+        h = h.gather(1, ((at - n_pad) % t)[..., None].expand_as(h))                          # and back
         return F.dropout(h, self.cfg.dropout, self.training)
 
 # %% ../../nbs/rec/05_sequential.ipynb #3dfcf357
