@@ -61,6 +61,12 @@ def test_the_harness_example_knows_both_capitals(smollm2, tmp_path):
 def test_the_lighter_weights_example_answers(smollm2): assert 'Rome' in run_example('packed')
 
 
+def test_the_recommender_example_reads_a_strangers_table(tmp_path):
+    rows = [f'{c},{p},{i}' for c in range(12) for i, p in enumerate(['tea', 'pot', 'cup', 'jam'])]
+    (tmp_path / 'orders.csv').write_text('\n'.join(['customer,product,second', *rows]), encoding='utf-8')
+    assert run_example('read_csv', tmp_path) == "1.0\n[['cup']]\n"
+
+
 def test_links_lead_somewhere():
     for link in re.findall(r'\]\((?!http)([^)#]+)\)', readme): assert (root / link).exists(), link
     headings = {h.lower().replace(' ', '-') for h in re.findall(r'^##+ (.+)$', readme, re.M)}

@@ -129,9 +129,13 @@ class GRUNet(nn.Module):
     def items(self)->Float[Tensor, 'i d']: return self.item_emb.weight[1:]
 
     def forward(self, ids:Int[Tensor, 'b t'])->Float[Tensor, 'b t d']:
-        "Compute the state after each item; padding on the left is an input of zeros."
-        x = self.item_emb(ids) * (ids > 0)[..., None] * self.cfg.d_model ** .5
+        "Compute the state after each item; padding on the left is not read."
+        t = ids.shape[1]
+        at = torch.arange(t, device=ids.device)
+        n_pad = (ids == 0).sum(1, keepdim=True)
+        x = self.item_emb(ids.gather(1, (at + n_pad) % t)) * self.cfg.d_model ** .5          # items first, padding last
         h, _ = self.gru(F.dropout(x, self.cfg.dropout, self.training))
+        h = h.gather(1, ((at - n_pad) % t)[..., None].expand_as(h))                          # and back
         return F.dropout(h, self.cfg.dropout, self.training)
 
 # %% ../../nbs/rec/05_sequential.ipynb #3dfcf357
