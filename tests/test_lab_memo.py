@@ -1,4 +1,5 @@
 "Kept results: what changes their key, what they remember, what is computed side by side."
+import ast
 import importlib
 import json
 import math
@@ -589,3 +590,13 @@ def test_a_process_that_maps_ends_when_it_is_done(tmp_path, monkeypatch):
     env = os.environ | {'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])}
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env, timeout=150)
     assert done.stdout.strip() == '0', done.stderr
+
+
+def test_a_field_that_another_python_has_and_leaves_empty_changes_no_text():
+    stmt = ast.parse('def f(x, *, y=None):\n    return x + 1.5').body[0]
+    before = memo._spelt(stmt)
+    stmt._fields, stmt.new_in_this_python = (*stmt._fields, 'new_in_this_python'), []
+    assert memo._spelt(stmt) == before and 'y' in before and '1.5' in before
+    stmt.new_in_this_python = [ast.Name('T')]
+    assert memo._spelt(stmt) != before
+    assert memo._spelt(ast.parse('f(None)')) != memo._spelt(ast.parse('f()'))

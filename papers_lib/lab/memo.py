@@ -82,7 +82,14 @@ def visit_Expr(self:_Bare, node):
 # %% ../../nbs/lab/04_memo.ipynb #ed4773ab
 def _bare(stmt:ast.stmt)->str:   # its text, bare
     "Strip a statement, in place."
-    return ast.dump(_Bare().visit(stmt), annotate_fields=False)
+    return _spelt(_Bare().visit(stmt))
+
+def _spelt(node)->str:
+    "Write a tree without what is empty: each Python adds fields, and what one computed another finds."
+    if isinstance(node, list): return f"[{', '.join(map(_spelt, node))}]"
+    if not isinstance(node, ast.AST): return repr(node)
+    told = (f'{name}={_spelt(value)}' for name, value in ast.iter_fields(node) if value is not None and value != [])
+    return f"{type(node).__name__}({', '.join(told)})"
 
 # %% ../../nbs/lab/04_memo.ipynb #522b7564
 @dataclass
