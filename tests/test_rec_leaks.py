@@ -94,7 +94,9 @@ def test_the_future_and_duplicates():
 
 def test_prompts_and_pairs_that_hold_the_answer():
     data = made(times=np.arange(N_USER * 6))
-    s = leave_one_out(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        s = leave_one_out(data)
     told = [f'user met item_{h[0]} and item_{t[0]}1' for h, t in zip(s.test.histories, s.test.targets)]
     names = [f'item_{i}' for i in range(N_ITEM)]
     assert checked(data, prompts=told, names=names)[0]['prompts'].ours == 0           # item_12 is not item_121
