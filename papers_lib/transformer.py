@@ -21,7 +21,7 @@ __all__ = ['sizes', 'N_MADE', 'claims', 'runs', 'races', 'paper', 'TransformerCo
 # %% ../nbs/01_transformer.ipynb #fbfef472
 from .nn.positions import SinusoidalPositions
 from .nn.blocks import check_sizes
-from .nn.seq2seq import DecoderBlock, EncoderDecoder, encoder_block
+from .nn.seq2seq import DecoderBlock, EncoderDecoder, Seq2Seq, encoder_block
 from .store.cache import kept
 from .text.pairs import PairBatches, made_pairs, pair_batch, sources, transductions
 from .text.tokenizers import FastBPE, train_fast_bpe
@@ -217,6 +217,8 @@ class PairConfig:
     shortest:int = 5          # of made pairs: symbols of a source, from
     longest:int = 10          # and to
     target:str = 'de'         # of a set: the language translated into, 'de' or 'fr'
+    words:int = 0             # of a set: longest source, words; 0 is any
+    n_pair:int = 0            # of a set: train on so many pairs, the first ones; 0 is all
 
     def __post_init__(self):
         if self.n_vocab < (3 if self.name is None else 258):
@@ -226,6 +228,8 @@ class PairConfig:
         if not 1 <= self.shortest <= self.longest:
             raise ValueError(f'PairConfig.shortest={self.shortest}: must be between 1 and longest={self.longest}')
         if self.target not in ('de', 'fr'): raise ValueError(f"PairConfig.target={self.target!r}: must be 'de' or 'fr'")
+        for name in ('words', 'n_pair'):
+            if getattr(self, name) < 0: raise ValueError(f'PairConfig.{name}={getattr(self, name)}: must be 0 or more')
 
     @property
     def eot(self)->int: return self.n_vocab - 2
@@ -252,10 +256,12 @@ def made_split(
 def captions(
     split:str,          # 'train', 'val' or 'test_2016_flickr'
     target:str='de',    # 'de' or 'fr'
+    words:int=0,        # longest source, words; 0 is any
 )->list[tuple[str, str]]:   # English, and its translation
     "Read a split of Multi30k."
     read = lambda lang: get('multi30k').path(f'{split}.{lang}').read_text(encoding='utf-8').split('\n')[:-1]
-    return list(zip(read('en'), read(target), strict=True))
+    pairs = zip(read('en'), read(target), strict=True)
+    return [p for p in pairs if not words or len(p[0].split()) <= words]
 
 def shared_bpe(
     cfg:PairConfig,
@@ -278,18 +284,30 @@ def encode_pairs(
 
 # %% ../nbs/01_transformer.ipynb #76565db3
 _translator = {  # claims on the encoder-decoder, fixed before anything is measured
-    'C1': Claim('Attention alone beats recurrent models at a fraction of their training cost (abstract, table 2)',
-                'At equal training time the held-out loss on Multi30k is lower than that of an LSTM with attention of '
-                'as many parameters', 'greater', 0.05, arms=('LSTM', 'Transformer'), needs=('text',)),
-    'C2': Claim('One head is 0.9 BLEU worse than the best setting, too many heads are worse too (table 3, row A)',
-                'With one head the held-out loss on Multi30k is higher than with four, at equal width', 'greater', 0.02,
-                arms=('one head', 'four heads'), needs=('text',)),
-    'C3': Claim('Smaller keys hurt quality (table 3, row B)',
-                'With keys of a quarter of the width the held-out loss on Multi30k is higher', 'greater', 0.01,
-                arms=('narrow keys', 'full keys'), needs=('text',)),
+    'C1': Claim('Attention alone beats recurrent models at a fraction of their training cost: 3.3e18 against 1e19 to '
+                '1e21 FLOP (abstract, table 2)',
+                'After the same seconds of training the held-out loss of an LSTM with attention of as many parameters '
+                'is higher, in the mean over strings copied, turned round and sorted and captions of at most ten words '
+                'translated, each model at its own best rate', 'greater', 0.05, arms=('LSTM', 'Transformer'),
+                controls={'Transformer, other seeds': 'nothing'}, n=6,
+                needs=('tasks',)),
+    'C2': Claim('One head is 0.9 BLEU worse than the best setting, too many heads are worse too: perplexity 5.29, 4.92 '
+                'and 5.01 with 1, 8 and 32 heads (table 3, row A)',
+                'With one head the held-out loss on captions of Multi30k of at most ten words is higher than with '
+                'four, in small models at equal width after 400 steps, each at its own best rate', 'greater', 0.02,
+                arms=('one head', 'several heads'),
+                controls={'several heads, other seeds': 'nothing', 'sources exchanged': 'effect'}, n=6,
+                expected=0.073, spread=0.03, needs=('text',)),
+    'C3': Claim('Smaller keys hurt quality: perplexity 4.92, 5.01 and 5.16 with keys of 64, 32 and 16 (table 3, row B)',
+                'With keys and queries of a quarter of the width, and values as wide as before, the held-out loss on '
+                'captions of Multi30k of at most ten words is higher, in small models after 400 steps, each at its own '
+                'best rate', 'greater', 0.01, arms=('narrow keys', 'full keys'),
+                controls={'full keys, other seeds': 'nothing', 'sources exchanged': 'effect'}, n=6,
+                expected=0.048, spread=0.03, needs=('text',)),
     'C4': Claim('Unscaled scores of wide keys push the softmax where its gradients are small (section 3.2.1)',
-                'With one head of width 256 the held-out loss is higher without the division by the root of the width',
-                'greater', 0.02, arms=('unscaled', 'scaled'), needs=('text',)),
+                'On strings to be turned round, with one head whose keys have width 256, the held-out loss is higher '
+                'without the division by the root of the width, each at its own best rate', 'greater', 0.02,
+                arms=('unscaled', 'scaled'), controls={'scaled, other seeds': 'nothing'}, n=6, needs=('wide',)),
     'C5': Claim('Learned positions give nearly identical results: 25.7 against 25.8 BLEU, perplexity 4.92 with both '
                 '(section 3.5, table 3, row E)',
                 'On strings to be turned round, seen once each, the held-out loss with learned positions is that with '
@@ -297,31 +315,42 @@ _translator = {  # claims on the encoder-decoder, fixed before anything is measu
                 arms=('learned', 'sinusoidal'),
                 controls={'no positions': 'nothing', 'sinusoidal, other seeds': 'effect'}, n=6,
                 needs=('positions',)),
-    'C6': Claim('Label smoothing of 0.1 raises perplexity and BLEU; without dropout BLEU falls by 1.2 (section 5.4, '
-                'table 3, row D)',
-                'On Multi30k BLEU is higher with label smoothing than without, and perplexity is not lower', 'greater',
-                0.3, arms=('smoothed', 'plain'), needs=('text',)),
-    'C12': Claim('Attention alone translates as well as recurrent models, sooner (tables 2 and 3)',
-                 'BLEU on test_2016_flickr is higher than that of an LSTM with attention at equal time and parameters',
-                 'greater', 0.5, arms=('Transformer', 'LSTM'), needs=('text',)),
+    'C6': Claim('Dropout is essential: without it perplexity rises from 4.92 to 5.77 and BLEU falls by 1.2; label '
+                'smoothing of 0.1 raises perplexity and BLEU (section 5.4, table 3, row D)',
+                'On pairs of Multi30k that are read twenty times or more the held-out loss is higher without dropout, '
+                'each at its own best rate; smoothing is not judged', 'greater', 0.02, arms=('no dropout', 'dropout'),
+                controls={'dropout, other seeds': 'nothing'}, n=6, expected=0.159, spread=0.03, needs=('noise',)),
+    'C12': Claim('Attention alone translates better than recurrent models, sooner (abstract, table 2)',
+                 'BLEU on test_2016_flickr is higher than that of an LSTM with attention of as many parameters trained '
+                 'for the same seconds, each at its own best rate', 'greater', 0.5, arms=('Transformer', 'LSTM'),
+                 controls={'sources exchanged': 'nothing', 'LSTM over the nearest training pair': 'floor'}, n=6,
+                 needs=('spoken',)),
 }
 
 # %% ../nbs/01_transformer.ipynb #661957fd
-_components = {  # claims on the parts that models are made of
+_components = {  # claims on the parts that models are made of, each in a small decoder of bytes
     'C7': Claim('The rate is raised over 4000 steps (section 5.3); Post-LN is said to need it, Pre-LN not (Xiong 2020)',
-                'What warm-up gains at the best rate without it is larger for Post-LN than for Pre-LN', 'greater', 0.05,
-                arms=('post', 'pre'), needs=('depths',)),
+                'Twelve blocks, 200 steps: what warm-up takes off the held-out loss, each placement at its best rate '
+                'without it and with it, is more for Post-LN than for Pre-LN', 'greater', 0.05, arms=('post', 'pre'),
+                controls={'two steps of warm-up': 'nothing'}, n=6, expected=0.1, spread=0.01, needs=('depths',)),
     'C8': Claim('Gated layers and rotations improve on ReLU and sinusoids (Shazeer 2020; Su 2021; Press 2022)',
-                'With one part exchanged at equal parameters the held-out loss is lower', 'greater', 0.01,
-                arms=('first parts', 'exchanged'), needs=('parts',)),
+                'Two Post-LN blocks, 240 steps: with rotations in the place of sinusoids, each at its own best rate of '
+                'three, the held-out loss at the training length is lower', 'greater', 0.03,
+                arms=('sinusoids', 'rotations'), controls={'no positions': 'nothing', 'sines first': 'nothing'}, n=6,
+                expected=0.069, spread=0.03, needs=('parts',)),
     'C9': Claim('Sub-words keep frequent words whole and split rare ones (section 5.1; Sennrich 2016)',
-                'Pieces a word fall with the frequency of the word', 'trend', 0., needs=('vocabularies',)),
+                'Among words of equal length the pieces of a word, by byte-level BPE of 2,048 tokens, fall from each '
+                'tenth by frequency to the next', 'trend', 0.08,
+                controls={'random cuts': 'nothing', 'shuffled counts': 'nothing'}, n=6, expected=0.13, spread=0.005,
+                needs=('vocabularies',)),
     'C10': Claim('Pre-LN converges easily and ends worse than Post-LN (said of the field, not by this paper)',
-                 'The final held-out loss, each placement at its own best rate and warm-up, is higher with Pre-LN',
-                 'greater', 0.02, arms=('pre', 'post'), needs=('depths',)),
+                 'Twelve blocks, 200 steps: the final held-out loss, each placement at its best of twelve trials, is '
+                 'higher with Pre-LN', 'greater', 0.02, arms=('pre', 'post'),
+                 controls={'pre, other seeds': 'nothing'}, n=6, expected=0.05, spread=0.012, needs=('depths',)),
     'C11': Claim('Pre-LN makes a deep net shallow and wide (said of the field, not by this paper)',
-                 'The rise of the loss when a block of the upper half is skipped, over that of the lower half, is '
-                 'smaller for Pre-LN than for Post-LN', 'greater', 0., arms=('post', 'pre'), needs=('depths',)),
+                 'Of the rises of the held-out loss when one block of twelve is silenced, the upper six have a larger '
+                 'share in Post-LN nets than in Pre-LN nets', 'greater', 0.1, arms=('post', 'pre'),
+                 controls={'pre, other seeds': 'nothing'}, n=6, expected=0.3, spread=0.1, needs=('depths',)),
 }
 
 claims = dict(sorted((_translator | _components).items(), key=lambda c: int(c[0][1:])))
@@ -332,10 +361,26 @@ class Claims:
     "How the claims are measured at a preset; an empty grid leaves a claim out."
     positions:tuple = ()      # C5: kinds of positions that are trained
     rates:tuple = (1.5e-3, 3e-3, 6e-3)   # C5: peak rates that each kind chooses from
-    text:tuple = ()           # C1-C4, C6, C12: arms trained on Multi30k; no experiment yet
-    depths:tuple = ()         # C7, C10, C11: blocks; no experiment yet
-    parts:tuple = ()          # C8: parts exchanged; no experiment yet
-    vocabularies:tuple = ()   # C9: sizes; no experiment yet
+    tasks:tuple = ()          # C1: names in `transductions`, beside the captions
+    made_rates:tuple = (1.5e-3, 3e-3, 6e-3, 1.2e-2)        # C1: peak rates of Transformers on made pairs
+    wide:tuple = ()           # C4: widths of keys before training; the widest is trained
+    wide_rates:tuple = (3.75e-4, 7.5e-4, 1.5e-3, 3e-3, 6e-3)   # C4: peak rates
+    text:tuple = ()           # C2, C3: 'heads' and 'keys', what is exchanged on Multi30k
+    spoken:tuple = ()         # C12: 'BLEU', where models are large enough to translate
+    noise:tuple = ()          # C6: training pairs, a number or 'all'
+    steps:int = 400           # C1, C2, C3, C6, where the preset's own pairs are made: optimizer steps on captions
+    text_rates:tuple = (2e-3, 4e-3, 8e-3, 1.6e-2)          # C1, C2, C3, C6, C12: of Transformers on Multi30k
+    recurrent:tuple = (4e-3, 8e-3, 1.6e-2, 3.2e-2)         # C1, C12: of LSTMs
+    depths:tuple = ()         # C7, C10, C11: blocks of a decoder; the last is judged
+    parts:tuple = ()          # C8: parts exchanged, names of `exchanged`
+    vocabularies:tuple = ()   # C9: kinds of vocabulary with their sizes, scored by bits a byte
+    pieces:int = 2048         # and tokens of the one whose pieces are counted
+    zoo_width:int = 64        # C7 to C11: width of the decoders
+    zoo_steps:int = 240       # C8, C9: optimizer steps (of another vocabulary so many that the computation is equal)
+    zoo_rates:tuple = (3e-3, 1e-2, 3e-2)      # C8, C9: peak rates that each arm chooses from
+    deep_steps:int = 200      # C7, C10, C11: optimizer steps
+    warmups:tuple = (0, 20, 80)               # and steps of warm-up
+    deep_rates:tuple = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)   # and peak rates
 
 # %% ../nbs/01_transformer.ipynb #1d3fa2b3
 _adam = dict(beta1=0.9, beta2=0.98, eps=1e-9, weight_decay=0.)
@@ -345,11 +390,19 @@ _brief = TrainConfig(n_step=400, batch_size=32, lr=3e-3, schedule='linear', n_wa
 runs = {
     'tiny': RunSpec(model=_toy, train=_brief, data=PairConfig(), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=_toy, train=_brief, data=PairConfig(),
-                   claims=Claims(positions=('sinusoidal', 'learned', 'none')), n_seeds=6),
-    'gpu': RunSpec(model=TransformerConfig(n_vocab=8000, ctx_len=256, d_model=256, n_layer=4, n_head=8, d_ff=1024),
-                   train=TrainConfig(n_step=6000, batch_size=128, lr=paper_rate(1000, 256, 1000), n_warmup=1000,
-                                     schedule='inverse_sqrt', dtype='bfloat16', eval_every=300, **_adam),
-                   data=PairConfig('multi30k', 8000), claims=Claims(), n_seeds=3),
+                   claims=Claims(positions=('sinusoidal', 'learned', 'none'), wide=(8, 64, 256),
+                                 tasks=('copy', 'reverse', 'sort'), text=('heads', 'keys'), noise=(600,),
+                                 depths=(6, 12), parts=('pre', 'sandwich', 'deepnorm', 'rms', 'gelu', 'silu', 'geglu',
+                                                        'swiglu', 'learned', 'xl', 'shaw', 't5', 'rope', 'alibi'),
+                                 vocabularies=('byte', 'bpe512', 'bpe1024', 'bpe4096', 'wordpiece1024',
+                                               'unigram1024')), n_seeds=6),
+    'gpu': RunSpec(model=TransformerConfig(n_vocab=8000, ctx_len=256, d_model=256, n_layer=4, n_head=8, d_ff=1024,
+                                           dropout=0.3),
+                   train=TrainConfig(n_step=1120, batch_size=512, lr=1.5e-3, schedule='linear', n_warmup=224,
+                                     min_frac=0.05, dtype='bfloat16', eval_every=56, **_adam),
+                   data=PairConfig('multi30k', 8000),
+                   claims=Claims(spoken=('BLEU',), noise=('all',), text_rates=(7e-4, 1.5e-3, 3e-3),
+                                 recurrent=(2e-3, 4e-3, 8e-3)), n_seeds=3),
     'paper': RunSpec(model=sizes['base'],
                      train=TrainConfig(n_step=100_000, batch_size=900, lr=paper_rate(4000), schedule='inverse_sqrt',
                                        n_warmup=4000, clip=1e9, dtype='bfloat16', eval_every=1500, **_adam),
@@ -397,7 +450,7 @@ paper = Paper('transformer', Transformer, runs, claims, races)
 
 # %% ../nbs/01_transformer.ipynb #4c53204a
 def train_pairs(
-    model:Transformer,
+    model:Seq2Seq,
     pairs:Sequence[tuple[Sequence[int], Sequence[int]]],
     train:TrainConfig,
     *,
@@ -406,6 +459,11 @@ def train_pairs(
     **fit_options,             # of `fit`
 )->FitResult:
     "Train on pairs in batches of like length."
+    for i, pair in enumerate(pairs):
+        for what, side in zip(('source', 'target'), pair):
+            if len(side) >= model.ctx_len:
+                raise ValueError(f'pair {i}: its {what} has {len(side)} tokens and an end, the model reads at most '
+                                 f'ctx_len={model.ctx_len}')
     batches = PairBatches(pairs, train.batch_size, eot=model.cfg.eot, start=model.cfg.start, seed=seed)
     result = fit(model, batches, replace(train, seed=seed), loss_fn=SmoothedLoss(epsilon), **fit_options)
     model.eval()

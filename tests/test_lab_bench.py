@@ -7,6 +7,7 @@ import pytest, torch
 
 from papers_lib.engine.parity import pair_of
 from papers_lib.engine.stats import verdict
+from papers_lib.gpt1 import GPT1, GPT1Config
 from papers_lib.gpt2 import GPT2, GPT2Config
 from papers_lib.lab import bench
 from papers_lib.lab.bench import (
@@ -212,6 +213,14 @@ def test_a_peer_that_computes_something_else_is_no_peer(peer, capsys):
     with pytest.raises(ValueError, match='with the same weights its logits differ by'): NanoGPT(peer)(theirs)
     llama = pair_of(LLaMA, LLaMAConfig(n_vocab=60, ctx_len=16, d_model=16, n_layer=1, n_head=2, d_ff=32))[1]
     with pytest.raises(ValueError, match='nanoGPT is a GPT-2, this model is a llama'): NanoGPT(peer)(llama)
+
+
+def test_a_gpt1_races_against_a_peer_of_its_sizes(peer):
+    theirs = GPT1(GPT1Config(n_vocab=64, ctx_len=16, d_model=32, n_layer=2, n_head=2)).to_hf()
+    net, loss = NanoGPT(peer)(theirs)
+    ids = torch.arange(8)[None]
+    assert loss(net, dict(ids=ids, targets=ids)).isfinite()
+    assert net.state_dict()['transformer.wte.weight'].shape == (64, 32)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from papers_lib.engine import recipe
-from papers_lib.engine.checkpoint import load_model
+from papers_lib.engine.checkpoint import load_model, save_model
 from papers_lib.engine.train import TrainConfig
 from papers_lib.gpt2 import GPT2, GPT2Config
 from papers_lib.lab import data, pretrain
@@ -144,3 +144,15 @@ def test_a_real_choice_reads_the_tuning_text_and_every_run_is_kept(small, tmp_pa
     want = trained(n_layer=1, lr=RATES[0], seed=100, train=asdict(spec.train))
     assert first['flat'].losses[0] == [want['loss']] and want['n_tokens'] == len(corpus.tune)
     assert trained(n_layer=1, lr=RATES[0], seed=0, train=asdict(spec.train))['n_tokens'] == len(corpus.valid)
+
+
+def untrained(model_cls, spec, seed, folder): save_model(folder, model_cls(spec.model))
+
+
+def untrained_too(model_cls, spec, seed, folder): untrained(model_cls, spec, seed, folder)
+
+
+def test_a_training_of_ones_own_is_part_of_the_key(trainings):
+    folders = [pretrained_folder(GPT2, spec, 3, fn) for fn in (untrained, untrained, untrained_too)]
+    assert not trainings and folders[0] == folders[1] != folders[2]
+    assert load_model(folders[0], GPT2, GPT2Config).cfg == spec.model

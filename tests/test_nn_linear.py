@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from papers_lib.nn import linear as room
 from papers_lib.nn.linear import KernelChoice, Linear, kernel_choices, linear, linear_impls, packed
-from papers_lib.nn.linear import weight_formats
+from papers_lib.nn.linear import rounded, weight_formats
 from papers_lib.store.cache import cache_dir
 
 close = torch.testing.assert_close
@@ -282,3 +282,31 @@ def test_compiled_code_reads_the_formats_without_timing(no_trial):
             x = torch.randn(rows, 640)
             with torch.no_grad(), packed(layer, weights): y = torch.compile(layer, backend='eager')(x)
             assert (y - layer.weight.matmul(x.t()).t() - layer.bias).norm() / y.norm() < 1e-2
+
+
+def some_layers():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(Linear(40, 30), torch.nn.LayerNorm(30), Linear(30, 20), torch.nn.Embedding(9, 20))
+
+
+@pytest.mark.parametrize('bits', [2, 4, 8])
+def test_rounded_weights_lie_within_half_a_step_of_what_they_were(bits):
+    model = some_layers()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with rounded(model, bits):
+        for name, w in model.state_dict().items():
+            if name not in ('0.weight', '2.weight'): assert w.equal(before[name])
+            else:
+                step = before[name].abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+                assert ((w - before[name]).abs() <= step / 2 * 1.001).all() and not w.equal(before[name])
+                assert ((w / step).round() - w / step).abs().max() < 1e-4
+    assert all(w.equal(before[k]) for k, w in model.state_dict().items())
+
+
+def test_rounded_weights_come_back_after_an_error_and_odd_bits_are_refused():
+    model = some_layers()
+    before = model[0].weight.detach().clone()
+    with pytest.raises(KeyError), rounded(model, 4): raise KeyError
+    assert model[0].weight.equal(before)
+    for bits in (1, 9):
+        with pytest.raises(ValueError, match=f'bits={bits}: must be 2 to 8'), rounded(model, bits): pass

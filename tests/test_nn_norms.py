@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch import nn
-from papers_lib.nn.activations import activations, gated_width, gates, gelu, gelu_tanh
+from papers_lib.nn.activations import activations, gated_width, gates, gelu, gelu_sigmoid, gelu_tanh
 from papers_lib.nn.blocks import MLP
 from papers_lib.nn.norms import LayerNorm, RMSNorm
 
@@ -60,6 +60,14 @@ def test_the_tanh_form_is_off_by_what_the_card_says():
     x = torch.linspace(-8, 8, 160_001, dtype=torch.float64)
     gap = (gelu_tanh(x) - gelu(x)).abs()
     assert abs(gap.max() - 4.73e-4) < 5e-7 and abs(x[gap.argmax()].abs() - 2.70) < 5e-3
+
+
+def test_the_sigmoid_form_is_that_of_the_library_that_trained_with_it():
+    from transformers.activations import ACT2FN
+    x = torch.linspace(-8, 8, 160_001, dtype=torch.float64)
+    close(gelu_sigmoid(x), ACT2FN['quick_gelu'](x), atol=1e-12, rtol=0)
+    gap = (gelu_sigmoid(x) - gelu(x)).abs()
+    assert abs(gap.max() - 2.03349e-2) < 1e-7
 
 
 @pytest.mark.parametrize('gate,act', [('reglu', 'relu'), ('geglu', 'gelu'), ('geglu_tanh', 'gelu_tanh'),

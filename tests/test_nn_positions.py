@@ -7,8 +7,8 @@ from hypothesis import given, strategies as st
 from papers_lib.nn.attention import SelfAttention, attend, attention_weights
 from papers_lib.nn.masks import causal
 from papers_lib.nn.positions import (ALiBiPositions, LearnedPositions, PairTerms, ShawPositions, SinusoidalPositions,
-                                     T5Positions, XLPositions, alibi_slopes, convert_rope, position_kinds, rope, rotate,
-                                     sinusoidal, t5_bucket)
+                                     SpanPositions, T5Positions, XLPositions, alibi_slopes, convert_rope,
+                                     position_kinds, rope, rotate, sinusoidal, t5_bucket)
 
 close = torch.testing.assert_close
 
@@ -202,3 +202,15 @@ def test_far_distances_share_shaws_last_vectors():
     (lambda: T5Positions(4, n_bucket=2), 'n_bucket=2'), (lambda: T5Positions(4, max_distance=16), 'max_distance=16')])
 def test_positions_refuse_sizes_that_they_cannot_use(make, says):
     with pytest.raises(ValueError, match=says): make()
+
+
+def test_two_places_a_token_are_looked_up_for_each_row_and_learned_there_only():
+    both, places = SpanPositions(6, 4), torch.tensor([[[0, 3, 3], [0, 1, 2]], [[6, 0, 2], [6, 0, 5]]])
+    got = both.embed(places)
+    close(got, both.place.weight[places[:, 0]] + both.inside.weight[places[:, 1]])
+    got.sum().backward()
+    assert both.place.weight.grad[:, 0].tolist() == [2, 0, 1, 2, 0, 0, 1]
+    assert both.inside.weight.grad[:, 0].tolist() == [2, 1, 1, 0, 0, 1, 1]
+    for bad in (places[0, 0], places[:, :1]):
+        with pytest.raises(ValueError, match='two places a token'): both.embed(bad)
+    with pytest.raises(ValueError, match='position 7'): both.embed(places + 1)

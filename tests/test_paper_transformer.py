@@ -9,11 +9,13 @@ from papers_lib.engine.generate import beam_search, generate
 from papers_lib.engine.parity import random_model
 from papers_lib.engine.train import IGNORE, TrainConfig, rate
 from papers_lib.engine.translation import beam_translate, bleu, pair_losses
+from papers_lib.lab.data import available
 from papers_lib.nn.positions import NoPositions
 from papers_lib.text.pairs import pair_batch, sources
 from papers_lib.transformer import (
     PairConfig, SmoothedLoss, Transformer, TransformerConfig, average_weights, made_split, marian_beams, marian_names,
     paper, paper_rate, reordered, runs, sizes, train_pairs)
+from shrunken import rows_of_a_small_run
 
 cfg = TransformerConfig(n_vocab=50, ctx_len=40, d_model=24, n_layer=2, n_head=3, d_ff=40, dropout=0.1)
 close = torch.testing.assert_close
@@ -237,3 +239,44 @@ def test_presets_are_planned_and_the_paper_preset_is_the_papers():
     assert spec.train.lr == pytest.approx(6.9877e-4, rel=1e-4) and spec.train.n_warmup == 4000
     for spec in runs.values(): assert spec.model.n_vocab == spec.data.n_vocab
     assert list(paper.claims) == [f'C{i}' for i in range(1, 13)]
+
+
+def test_a_pair_that_does_not_fit_is_named_before_training():
+    train = TrainConfig(n_step=1, batch_size=1, lr=1e-3)
+    with pytest.raises(ValueError, match='pair 1: its target has 40 tokens and an end'):
+        train_pairs(model, [([1], [2]), ([1], [3] * 40)], train, seed=0)
+    with pytest.raises(ValueError, match='pair 0: its source has 41 tokens'):
+        train_pairs(model, [([1] * 41, [2])], train, seed=0)
+
+
+@pytest.fixture(scope='module')
+def small_run(tmp_path_factory):
+    "Every claim of the notebook at a size that teaches nothing."
+    return rows_of_a_small_run('transformer', tmp_path_factory.mktemp('small'), {
+        'model.d_model': 16, 'model.d_ff': 16, 'model.n_layer': 1, 'model.n_head': 2, 'train.n_step': 3,
+        'train.n_warmup': 1, 'train.batch_size': 8, 'claims.steps': 2, 'claims.wide': [4, 8], 'claims.noise': [100],
+        'claims.tasks': ['copy'], 'claims.spoken': ['BLEU'], 'claims.zoo_width': 16, 'claims.zoo_steps': 6,
+        'claims.deep_steps': 6, 'claims.depths': [2, 4], 'claims.parts': ['geglu', 'learned'], 'claims.pieces': 300,
+        'claims.vocabularies': ['byte', 'bpe300', 'wordpiece200', 'unigram100']})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not available('multi30k'), reason='Multi30k comes from a mirror only')
+def test_every_claim_on_the_encoder_decoder_runs(small_run):
+    measured = {id for id, r in small_run.items() if r['ours'] is not None}
+    assert {f'C{i}' for i in (1, 2, 3, 4, 5, 6, 12)} <= measured
+    own = {'C1.copy.LSTM', 'C1.step', 'C2.one-head', 'C3.narrow-keys', 'C4.entropy.scaled.8', 'C4.gradient.unscaled.4',
+           'C6.smoothing', 'C6.right.no-dropout', 'C12.copy', 'C12.nearest', 'C12.loss.LSTM', 'C12.step'}
+    assert own <= measured
+    assert small_run['C12.copy']['ours'] > small_run['C12.LSTM']['ours']  # two steps teach nobody to translate
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not available('multi30k'), reason='Multi30k comes from a mirror only')
+def test_every_claim_on_the_zoo_runs(small_run):
+    measured = {id for id, r in small_run.items() if r['ours'] is not None}
+    assert {'C7', 'C8', 'C9', 'C10', 'C11'} <= measured
+    own = {'C8.geglu', 'C8.learned', 'C8.x4.rope', 'C8.ms.geglu', 'C7.post.without.2', 'C7.unlearnt.pre.with.4',
+           'C7.tried.post', 'C10.sandwich', 'C10.pre-other-seeds', 'C11.rise.post.4', 'C11.written.deepnorm.1',
+           'C11.depth.pre', 'C9.tenth.random-cuts.10', 'C9.bits.unigram100', 'C9.back.wordpiece200'}
+    assert own <= measured and 'C8.x2.learned' not in small_run

@@ -4,7 +4,7 @@ import warnings
 import numpy as np, pytest
 
 from papers_lib.text.masking import (
-    ExampleBatches, Recipe, create_examples, document_pairs, mask_pieces, sentences)
+    ExampleBatches, Recipe, create_examples, document_pairs, labelled_examples, mask_pieces, sentences)
 from papers_lib.text.wordpiece import SPECIALS, FastWordPiece
 
 TOK = FastWordPiece([*SPECIALS, *'abcdefghijklmnopqrstuvwxyz', *(f'##{i}' for i in range(69))])      # 100 pieces
@@ -89,3 +89,25 @@ def test_sentences_end_where_a_reader_would_say_so():
     text = 'Mr. Bennet came. "Why?" said she!\n\nThen.'
     assert sentences(text) == ['Mr. Bennet came.', '"Why?"', 'said she!', 'Then.']
     assert sentences('') == [] and sentences(' \n ') == []
+
+
+def test_a_pair_that_does_not_fit_loses_the_end_of_its_longer_text_and_says_so():
+    with pytest.warns(UserWarning, match='1 of 2 texts or pairs do not fit in 9 pieces'):
+        made = labelled_examples([('a b c d e f g', 'h i'), ('a', 'b')], [0, 1], 2, TOK, 9)
+    said = [TOK.tokens[i] for i in made.ids[0]]
+    assert said == ['[CLS]', 'a', 'b', 'c', 'd', '[SEP]', 'h', 'i', '[SEP]']
+    assert made.segments[0].tolist() == [0] * 6 + [1] * 3 and made.labels.tolist() == [0, 1]
+    assert made.targets[:, 0].tolist() == [0, 1] and (made.targets[:, 1:] == -100).all()
+
+
+@pytest.mark.parametrize('texts, label, ctx_len, words', [
+    (('a',), 2, 9, 'example 0: label 2 is none of 0 to 1'), (('a',), -1, 9, 'label -1'),
+    (('a', ''), 0, 9, 'has no piece'),
+    (('a', 'b'), 0, 4, r'ctx_len=4: 2 text\(s\) do not fit')])
+def test_labelled_texts_that_cannot_be_are_refused(texts, label, ctx_len, words):
+    with pytest.raises(ValueError, match=words): labelled_examples([texts], [label], 2, TOK, ctx_len)
+
+
+def test_a_batch_is_as_long_as_its_longest_row():
+    made = labelled_examples([('a b c',), ('a',), ('b',)], [0, 1, 0], 2, TOK, 20)
+    assert {next(b)['ids'].shape[1] for b in [ExampleBatches(made, 1)] for _ in range(3)} == {5, 3}

@@ -3,7 +3,8 @@ import os
 
 import pytest
 
-from papers_lib.text.tagged import read_conllu
+from papers_lib.text.tagged import Tagged, read_conllu, tagged_examples, word_starts
+from papers_lib.text.wordpiece import SPECIALS, WordPiece
 
 ROW = '1\tGo\t_\tVERB\t_\t_\t_\t_\t_\t_'
 
@@ -26,3 +27,19 @@ def test_the_treebank_has_the_known_numbers_of_sentences_and_words(split, n_sent
     from papers_lib.lab.data import get
     found = [*read_conllu(get('ud_ewt').path(f'{split}.conllu').read_text(encoding='utf-8'))]
     assert [len(found), sum(len(s.words) for s in found)] == [n_sentence, n_word]
+
+
+TOK = WordPiece([*SPECIALS, 'a', '##a', 'b'])
+
+
+def test_a_tag_stands_at_the_first_piece_of_its_word():
+    assert word_starts(['aaa', 'b', 'z'], TOK) == ([2, 5, 6, 6, 7, 1, 3], [1, 4, 5])
+    made = tagged_examples([Tagged('d', ['aa', 'b'], ['X', 'NOUN'])], TOK, 6, ('NOUN', 'X'))
+    assert made.targets.tolist() == [[-100, 1, -100, 0, -100, -100]] and made.pad.sum() == 5
+
+
+@pytest.mark.parametrize('sentence, words', [
+    (Tagged('d', ['aaa', 'b'], ['X', 'X']), 'sentence 0 of 6 pieces: a row holds ctx_len=5'),
+    (Tagged('d', ['a'], ['VB']), "tag 'VB' is none of ADJ")])
+def test_sentences_that_cannot_be_tagged_are_refused(sentence, words):
+    with pytest.raises(ValueError, match=words): tagged_examples([sentence], TOK, 5)

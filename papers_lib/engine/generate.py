@@ -320,7 +320,7 @@ def beam_search(
     if early_stopping not in (True, False, 'never'):
         raise ValueError(f"early_stopping={early_stopping!r}: must be True, False or 'never'")
     b, kwargs = _arguments(model, inputs, max_tokens)
-    with evaluating(model):
+    with evaluating(model), packed(model) if b * n_beam * max_tokens >= 1024 else contextlib.nullcontext():
         logits, cache = model.prefill(**kwargs)
         where, none = logits.device, -torch.inf
         table = allowed and _AllowedTokens(allowed, eot, logits.shape[-1], max_tokens, where)

@@ -563,15 +563,18 @@ class NanoGPT:
 
     def __call__(
         self,
-        theirs:nn.Module,                    # a public GPT-2
-    )->tuple[nn.Module, Callable]:           # nanoGPT with these weights; its loss, a function of model and batch
-        "Build nanoGPT with a public GPT-2's weights; logits that differ are refused."
+        theirs:nn.Module,                    # a public GPT-2, or GPT-1
+    )->tuple[nn.Module, Callable]:           # nanoGPT with its weights, or sizes; a loss of model and batch
+        "Build nanoGPT with a public GPT-2's weights, logits that differ are refused; for a GPT-1, of its sizes only."
         c = theirs.config
-        if c.model_type != 'gpt2': raise ValueError(f'peer nanoGPT is a GPT-2, this model is a {c.model_type}')
+        if c.model_type not in ('gpt2', 'openai-gpt'):
+            raise ValueError(f'peer nanoGPT is a GPT-2, this model is a {c.model_type}')
         module = self.module()
         with contextlib.redirect_stdout(io.StringIO()):               # it prints its size
             net = module.GPT(module.GPTConfig(block_size=c.n_positions, vocab_size=c.vocab_size, n_layer=c.n_layer,
                                               n_head=c.n_head, n_embd=c.n_embd, dropout=0., bias=True))
+        loss = lambda model, batch: model(batch['ids'], batch['targets'])[1]
+        if c.model_type == 'openai-gpt': return net, loss             # its norms stand elsewhere; a step is as long
         mine = net.state_dict()
         with torch.no_grad():
             for name, p in theirs.state_dict().items():               # Conv1D is stored (in, out), a Linear (out, in)
@@ -579,7 +582,7 @@ class NanoGPT:
         ids = torch.arange(min(16, c.n_positions))[None] % c.vocab_size
         with torch.inference_mode(): gap = (net.eval()(ids, ids)[0] - theirs.eval()(ids).logits).abs().max().item()
         if not gap < 1e-3: raise ValueError(f'peer {self.path}: with the same weights its logits differ by {gap:.2g}')
-        return net, lambda model, batch: model(batch['ids'], batch['targets'])[1]
+        return net, loss
 
     def decode(self, model:nn.Module, ids:Int[Tensor, 'b t'], n_new:int)->list[list[int]]:
         "Decode greedily by its own `generate`, which has no cache."

@@ -33,13 +33,13 @@ def pretrained_folder(
     model_cls:type,     # built from `spec.model`
     spec:RunSpec,       # model, training and text
     seed:int,           # of weights and order
-    train:Callable=_pretrain,   # (model_cls, spec, seed, folder) -> writes a trained model there
+    pretrain:Callable=_pretrain,   # (model_cls, spec, seed, folder): saves a model; a language model if not given
 )->Path:                # config.json, model.safetensors and the tokenizer, for `load_model`
-    "Train a backbone by its preset, or find it in the user's cache."
-    told = [spec.configs(), seed, get(spec.data.name).hash, definitions_hash(model_cls), definitions_hash(train)]
+    "Train a model by its preset, or find it in the user's cache."
+    told = [spec.configs(), seed, get(spec.data.name).hash, definitions_hash(model_cls), definitions_hash(pretrain)]
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return kept('models', f'{model_cls.__name__.lower()}-{seed}-{key[:32]}',
-                lambda tmp: train(model_cls, spec, seed, tmp / 'model')) / 'model'
+                lambda tmp: pretrain(model_cls, spec, seed, tmp / 'model')) / 'model'
 
 # %% ../../nbs/lab/05_pretrain.ipynb #ae067610
 @dataclass(frozen=True)

@@ -4,19 +4,22 @@
 
 # %% ../../nbs/lab/16_tasks.ipynb #7321a68d
 from __future__ import annotations
-import csv, json, math, re
+import csv, hashlib, json, math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from xml.etree import ElementTree
-import numpy as np
+import numpy as np, torch
 from scipy import stats as scipy_stats
+from torch import Tensor
 
 # %% auto #0
 __all__ = ['task_sets', 'choice_sets', 'task_metrics', 'Example', 'TaskSet', 'read_task', 'examples', 'ChoiceExample',
-           'json_choices', 'xml_choices', 'ChoiceSet', 'choice_examples', 'task_at_hand', 'task_score']
+           'json_choices', 'xml_choices', 'ChoiceSet', 'choice_examples', 'task_at_hand', 'task_score', 'task_batch',
+           'TaskBatches']
 
 # %% ../../nbs/lab/16_tasks.ipynb #f2234df0
+from ..engine.train import IGNORE
 from .data import available, did_you_mean, get
 
 # %% ../../nbs/lab/16_tasks.ipynb #ddbb0c41
@@ -291,3 +294,52 @@ def task_score(
     if len(truth) != len(said) or not len(truth): raise ValueError(f'{len(said)} answers to {len(truth)} examples')
     if not np.isfinite(np.asarray(said, float)).all(): raise FloatingPointError('an answer is no number')
     return task_metrics[metric](truth, said)
+
+# %% ../../nbs/lab/16_tasks.ipynb #11f185c1
+def task_batch(
+    rows:Sequence[list[list[int]]],   # each example's sequences of tokens
+    labels:Sequence[float],
+)->dict[str, Tensor]:                 # ids, next (b, s, t), at (b, s), targets (b, 1)
+    "Pad examples to one length; `at` is the place of each sequence's last token."
+    n_row, n = max(map(len, rows)), max(len(x) for row in rows for x in row)
+    ids, following = (torch.full((len(rows), n_row, n), fill) for fill in (0, IGNORE))
+    at = torch.full((len(rows), n_row), -1)
+    for i, row in enumerate(rows):
+        for j, x in enumerate(row):
+            ids[i, j, :len(x)] = torch.tensor(x)
+            following[i, j, :len(x) - 1] = torch.tensor(x[1:])
+            at[i, j] = len(x) - 1
+    return dict(ids=ids, next=following, at=at, targets=torch.tensor(labels)[:, None])
+
+# %% ../../nbs/lab/16_tasks.ipynb #7390c598
+class TaskBatches:
+    "An endless iterator of task batches, in a new order each epoch."
+    def __init__(self,
+        rows:Sequence[list[list[int]]],   # as in `task_batch`
+        labels:Sequence[float],
+        batch_size:int,
+        seed:int=0,
+    ):
+        if len(rows) != len(labels) or not rows: raise ValueError(f'{len(rows)} examples, {len(labels)} labels')
+        self.rows, self.labels, self.batch_size, self.seed = rows, np.asarray(labels).tolist(), batch_size, seed
+        self.given = 0                                        # examples, since the first epoch began
+
+    @property
+    def hash(self)->str:
+        "Name the examples."
+        return hashlib.sha256(json.dumps([self.rows, self.labels]).encode()).hexdigest()
+
+    def __iter__(self): return self
+
+    def __next__(self)->dict[str, Tensor]:
+        n, at = len(self.rows), range(self.given, self.given + self.batch_size)
+        orders = {e: np.random.default_rng([self.seed, e]).permutation(n) for e in {i // n for i in at}}
+        picked = [orders[i // n][i % n] for i in at]
+        self.given += self.batch_size
+        return task_batch([self.rows[i] for i in picked], [self.labels[i] for i in picked])
+
+    def state(self)->dict: return dict(given=self.given, seed=self.seed, hash=self.hash)
+
+    def load_state(self, state:dict)->None:
+        if {**state, 'given': 0} != {**self.state(), 'given': 0}: raise ValueError('the state is of other examples')
+        self.given = state['given']

@@ -57,9 +57,9 @@ class CrossAttention(nn.Module):
         b, t, _ = x.shape
         m, h, _, k = kv[0].shape
         # beams of one source are more queries to the same keys: nothing is copied for them
-        q = self.q(x).view(m, -1, t, h, k).permute(0, 3, 1, 2, 4)                                   # (m, h, b/m, t, k)
+        q = self.q(x).view(m, b // m, t, h, k).permute(0, 3, 1, 2, 4)                               # (m, h, b/m, t, k)
         y = attend(q.flatten(2, 3), *kv, mask, scale=self.scale, dropout=self.drop_weights if self.training else 0.)
-        y = self.out(y.unflatten(2, (-1, t)).permute(0, 2, 3, 1, 4).reshape(b, t, h * k))
+        y = self.out(y.unflatten(2, (-1, t)).permute(0, 2, 3, 1, 4).reshape(b, t, h * kv[1].shape[-1]))
         return F.dropout(y, self.dropout) if self.training and self.dropout else y
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #f63eb41c

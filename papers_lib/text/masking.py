@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 
 # %% auto #0
 __all__ = ['Doc', 'sentences', 'document_pairs', 'Recipe', 'mask_pieces', 'Examples', 'as_examples', 'create_examples',
-           'ExampleBatches', 'padded_batch']
+           'ExampleBatches', 'labelled_examples', 'padded_batch']
 
 # %% ../../nbs/text/05_masking.ipynb #7ffd1f0e
 from .wordpiece import FastWordPiece
@@ -179,9 +179,10 @@ class ExampleBatches:
             self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
         self.given += 1
         rows = self.order[at * self.batch_size:(at + 1) * self.batch_size]
-        e, long = self.examples, lambda x: torch.from_numpy(x[rows].astype(np.int64))
-        batch = dict(ids=long(e.ids), segments=long(e.segments), pad=torch.from_numpy(e.pad[rows]),
-                     targets=long(e.targets), labels=long(e.labels))
+        e, t = self.examples, int(self.examples.pad[rows].sum(1).max())                    # no column of padding alone
+        long = lambda x: torch.from_numpy(x[rows, :t].astype(np.int64))
+        batch = dict(ids=long(e.ids), segments=long(e.segments), pad=torch.from_numpy(e.pad[rows, :t]),
+                     targets=long(e.targets), labels=torch.from_numpy(e.labels[rows]))
         share = (batch['targets'] != _passed).sum() / len(rows)                  # targets a pair
         return batch | dict(weight=share.expand(len(rows)))
 
@@ -193,6 +194,30 @@ class ExampleBatches:
             raise ValueError(f'the cursor {state} is of other examples')
         self.given = state['given']
         vars(self).pop('order', None)
+
+# %% ../../nbs/text/05_masking.ipynb #2dcfa74a
+def labelled_examples(
+    texts:Sequence[tuple[str, ...]],   # one text, or the two of a pair
+    labels:Sequence[int],              # of each
+    n_class:int,                       # labels are from 0 to n_class - 1
+    tok:FastWordPiece,
+    ctx_len:int,                       # pieces of a row
+)->Examples:                           # its targets: the label, at [CLS]
+    "Lay texts and pairs out between [CLS] and [SEP]."
+    rows, n_cut = [], 0
+    for i, (parts, label) in enumerate(zip(texts, labels, strict=True)):
+        if not 0 <= label < n_class: raise ValueError(f'example {i}: label {label} is none of 0 to {n_class - 1}')
+        pieces = [tok.encode(part) for part in parts]
+        if not all(pieces): raise ValueError(f'example {i}: a text has no piece')
+        room = ctx_len - 1 - len(pieces)
+        if room < len(pieces): raise ValueError(f'ctx_len={ctx_len}: {len(pieces)} text(s) do not fit in')
+        n_cut += sum(map(len, pieces)) > room
+        while sum(map(len, pieces)) > room: max(reversed(pieces), key=len).pop()
+        ids = np.array([tok.cls, *(p for part in pieces for p in (*part, tok.sep))])
+        kinds = np.repeat(np.arange(len(pieces)), [len(part) + 1 + (j == 0) for j, part in enumerate(pieces)])
+        rows.append((ids, kinds, np.where(np.arange(len(ids)) == 0, label, _passed), label))
+    if n_cut: warnings.warn(f'{n_cut} of {len(rows)} texts or pairs do not fit in {ctx_len} pieces: the end is cut off')
+    return as_examples(rows, ctx_len)
 
 # %% ../../nbs/text/05_masking.ipynb #4490086c
 def padded_batch(
