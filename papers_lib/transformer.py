@@ -391,7 +391,7 @@ runs = {
     'tiny': RunSpec(model=_toy, train=_brief, data=PairConfig(), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=_toy, train=_brief, data=PairConfig(),
                    claims=Claims(positions=('sinusoidal', 'learned', 'none'), wide=(8, 64, 256),
-                                 tasks=('copy', 'reverse', 'sort'), text=('heads', 'keys'), noise=(600,),
+                                 tasks=('copy', 'reverse', 'sort'), text=('heads', 'keys'),
                                  depths=(6, 12), parts=('pre', 'sandwich', 'deepnorm', 'rms', 'gelu', 'silu', 'geglu',
                                                         'swiglu', 'learned', 'xl', 'shaw', 't5', 'rope', 'alibi'),
                                  vocabularies=('byte', 'bpe512', 'bpe1024', 'bpe4096', 'wordpiece1024',
