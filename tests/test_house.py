@@ -198,4 +198,7 @@ def test_every_figure_finds_its_rows_among_the_published_ones(name):
     calls = [n for tree in trees for n in ast.walk(tree)
              if isinstance(n, ast.Call) and getattr(n.func, 'id', '') == 'shown']
     patterns = [n.args[1].value for n in calls if isinstance(n.args[1], ast.Constant)]
-    assert [p for p in patterns if published(name).rows and not shown([], p, name)[0]] == []
+    rows = published(name).rows
+    idle = {r.id for r in rows if r.kind == 'claim' and r.verdict == 'not attempted'}     # a figure may wait for them
+    due = [p for p in patterns if re.match(r'\w+', p)[0] not in idle]
+    assert [p for p in due if rows and not shown([], p, name)[0]] == []
