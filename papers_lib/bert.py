@@ -392,7 +392,7 @@ runs = {
                    train=TrainConfig(n_step=300, batch_size=32, lr=2e-3, n_warmup=30, **recipe),
                    data=DataConfig('books', 1000), n_seeds=5, claims=Claims(
                        rates_of_study=(3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3), widths=(32, 96), tasks=('sst2', 'mrpc'),
-                       gap_rates=(3e-4, 6e-4, 1.2e-3, 2.4e-3), tags=True)),
+                       public_rates=(1e-4, 2e-4, 4e-4, 8e-4), gap_rates=(3e-4, 6e-4, 1.2e-3, 2.4e-3), tags=True)),
     'gpu': RunSpec(model=BERTConfig(n_vocab=8000, ctx_len=128, d_model=384, n_layer=6, n_head=6, d_ff=1536),
                    train=TrainConfig(n_step=5000, batch_size=128, lr=5e-4, n_warmup=500, dtype='bfloat16', **recipe),
                    data=DataConfig('books', 8000), claims=Claims(tags=True), n_seeds=5),
