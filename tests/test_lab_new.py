@@ -41,7 +41,8 @@ def copy(tmp_path_factory):
 def test_it_is_a_clean_notebook_in_the_houses_cell_order(copy):
     for p in copy.told: assert p.returncode == 0, p.stderr
     path = Path(copy.told[0].stdout.strip())
-    assert path.name == '09_toy.ipynb' and 'there already' in copy('papers', 'new', 'toy').stderr
+    last = max(int(p.name[:2]) for p in (root / 'nbs').glob('[0-9][0-9]_*.ipynb'))
+    assert path.name == f'{last + 1:02d}_toy.ipynb' and 'there already' in copy('papers', 'new', 'toy').stderr
     nb = nbformat.read(path, 4)
     nbformat.validate(nb)
     assert sum('parameters' in c.metadata.get('tags', []) for c in nb.cells) == 1
