@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 
+from decoders import moved_rows_say_what_they_say_alone
 from papers_lib.engine.checkpoint import load_model, save_model
 from papers_lib.engine.evaluate import held_out
 from papers_lib.engine.generate import beam_search, generate
@@ -95,23 +96,7 @@ def test_weights_follow_from_seed_and_name_and_the_forget_gate_starts_open(decod
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_sequence_of_moves_gives_what_copies_of_the_source_give(data):
-    "Rows expand, move within and across sources, appear and go; each says what it says alone."
-    model = drawn(LSTMSeq2Seq, pair)
-    _, cache = model.prefill(src, real)
-    texts, owner = [[pair.start] for _ in range(3)], [0, 1, 2]
-    for step in range(3):
-        if data.draw(st.booleans()):
-            n = data.draw(st.integers(1, 3))
-            cache = cache.expand(n)
-            texts, owner = [t for t in texts for _ in range(n)], [o for o in owner for _ in range(n)]
-        rows = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=6))
-        cache.reorder(torch.tensor(rows))
-        texts, owner = [[*texts[r], 3 + step] for r in rows], [owner[r] for r in rows]
-        logits, cache = model.step(torch.full((len(rows), 1), 3 + step), cache)
-        for said, text, o in zip(logits, texts, owner):
-            alone = model(src[o:o + 1], torch.tensor([text]), src_mask=real[o:o + 1])[0, -1]
-            close(said, alone, atol=1e-5, rtol=0)
-    assert cache.length == 4
+    moved_rows_say_what_they_say_alone(data, drawn(LSTMSeq2Seq, pair), src, real, pair.start, atol=1e-5)
 
 
 @pytest.mark.parametrize('n_layer', [1, 2, 3])

@@ -3,6 +3,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from decoders import moved_rows_say_what_they_say_alone
 from papers_lib.nn.attention import KVCache, SelfAttention
 from papers_lib.nn.positions import SinusoidalPositions
 from papers_lib.nn.seq2seq import CrossAttention, CrossCache, DecoderBlock, EncoderDecoder, encoder_block
@@ -34,23 +35,7 @@ real = torch.arange(6) < torch.tensor([[6], [2], [4]])
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_sequence_of_moves_gives_what_copies_of_the_source_give(data):
-    "Rows expand, move within and across sources, appear and go; each says what it says alone."
-    model = Toy().eval()
-    _, cache = model.prefill(src, real)
-    texts, owner = [[0] for _ in range(3)], [0, 1, 2]
-    for step in range(3):
-        if data.draw(st.booleans()):
-            n = data.draw(st.integers(1, 3))
-            cache = cache.expand(n)
-            texts, owner = [t for t in texts for _ in range(n)], [o for o in owner for _ in range(n)]
-        rows = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=6))
-        cache.reorder(torch.tensor(rows))
-        texts, owner = [[*texts[r], 3 + step] for r in rows], [owner[r] for r in rows]
-        logits, cache = model.step(torch.full((len(rows), 1), 3 + step), cache)
-        for said, text, o in zip(logits, texts, owner):
-            alone = model(src[o:o + 1], torch.tensor([text]), src_mask=real[o:o + 1])[0, -1]
-            close(said, alone, atol=1e-4, rtol=0)
-    assert cache.length == 4
+    moved_rows_say_what_they_say_alone(data, Toy().eval(), src, real, 0, atol=1e-4)
 
 
 def test_beams_within_their_source_copy_nothing():
