@@ -14,6 +14,7 @@ from papers_lib.text.corpora import (
     Shards,
     TokenBatches,
     dealt,
+    given_of,
     is_held_out,
     ngram_hashes,
     overlap,
@@ -385,3 +386,13 @@ def test_a_document_of_just_one_piece_ends_where_its_separator_begins(tmp_path):
     path = tmp_path / 'piece.txt'
     path.write_text('a' + 4 * '\n' + '\n\f\nb', encoding='utf-8')
     assert {tuple(read_documents(path, 5, block)) for block in range(1, 12)} == {('a', 'b')}
+
+
+@pytest.mark.parametrize('given', [None, -1, 1.5, True])
+def test_a_position_that_is_none_is_refused(given):
+    mine = dict(given=4, seed=0, hash='a')
+    assert given_of(mine | dict(given=7), mine) == 7
+    with pytest.raises(ValueError, match='must be a number of rows'):
+        given_of(mine | dict(given=given), mine, unit='rows')
+    with pytest.raises(ValueError, match="of other texts than .*: hash differ"):
+        given_of(mine | dict(hash='b'), mine, 'texts')

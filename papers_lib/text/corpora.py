@@ -14,7 +14,7 @@ from torch import Tensor
 from jaxtyping import Int
 
 # %% auto #0
-__all__ = ['SEPARATOR', 'read_documents', 'clean', 'is_held_out', 'dealt', 'write_shards', 'Shards', 'TokenBatches',
+__all__ = ['SEPARATOR', 'read_documents', 'clean', 'is_held_out', 'dealt', 'write_shards', 'Shards', 'TokenBatches', 'given_of',
            'BloomFilter', 'word_spans', 'ngram_hashes', 'seen_ngrams', 'overlap']
 
 # %% ../../nbs/text/02_corpora.ipynb #8e34eba8
@@ -231,6 +231,20 @@ class TokenBatches:
         x = torch.from_numpy(texts.astype(np.int64))          # (b, t + 1)
         return dict(ids=x[:, :-1], targets=x[:, 1:])
 
+# %% ../../nbs/text/02_corpora.ipynb #f166e3af
+def given_of(
+    state:dict,          # a saved position
+    mine:dict,           # the position of the iterator that is to go on
+    what:str='data',     # that both must be of
+    unit:str='batches',  # what is counted
+)->int:                  # how many were given when it was saved
+    "Read a saved position; one of other data, or no position at all, is refused."
+    other = [k for k in mine if k != 'given' and state.get(k) != mine[k]]
+    if other: raise ValueError(f'the cursor {state} is of other {what} than {mine}: {", ".join(other)} differ')
+    if type(state.get('given')) is not int or state['given'] < 0:
+        raise ValueError(f"given={state.get('given')!r}: must be a number of {unit}")
+    return state['given']
+
 # %% ../../nbs/text/02_corpora.ipynb #e9eb27cb
 @patch
 def state(self:TokenBatches)->dict:
@@ -241,12 +255,7 @@ def state(self:TokenBatches)->dict:
 @patch
 def load_state(self:TokenBatches, state:dict)->None:
     "Go to a saved position in the same data."
-    mine = self.state()
-    other = [k for k in mine if k != 'given' and state.get(k) != mine[k]]
-    if other: raise ValueError(f'the cursor {state} is of other data than {mine}: {", ".join(other)} differ')
-    if type(state.get('given')) is not int or state['given'] < 0:
-        raise ValueError(f"given={state.get('given')!r}: must be a number of windows")
-    self.given = state['given']
+    self.given = given_of(state, self.state(), unit='windows')
 
 # %% ../../nbs/text/02_corpora.ipynb #f84aaf0b
 class BloomFilter:

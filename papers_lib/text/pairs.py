@@ -14,6 +14,9 @@ from jaxtyping import Bool, Int
 # %% auto #0
 __all__ = ['transductions', 'pad_right', 'sources', 'pair_batch', 'PairBatches', 'made_pairs']
 
+# %% ../../nbs/text/04_pairs.ipynb #e10e01d9
+from .corpora import given_of
+
 # %% ../../nbs/text/04_pairs.ipynb #d0e112c5
 def pad_right(
     rows:Sequence[Sequence[int]],   # token ids, of any lengths
@@ -94,12 +97,7 @@ class PairBatches:
 
     def load_state(self, state:dict)->None:
         "Go to a saved position in the same data."
-        mine = self.state()
-        other = [k for k in mine if k != 'given' and state.get(k) != mine[k]]
-        if other: raise ValueError(f'the cursor {state} is of other data than {mine}: {", ".join(other)} differ')
-        if type(state.get('given')) is not int or state['given'] < 0:
-            raise ValueError(f"given={state.get('given')!r}: must be a number of batches")
-        self.given = state['given']
+        self.given = given_of(state, self.state())
 
 # %% ../../nbs/text/04_pairs.ipynb #29a3cc63
 transductions = dict(copy=list, reverse=lambda x: x[::-1], sort=sorted)   # what is done to the source
