@@ -11,14 +11,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:       ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ' *## *' '{split($$1, a, ":"); printf "make %-10s %s\n", a[1], $$2}'
 
-setup: $(VENV)/.done ## create .venv with the tested versions (about 3 minutes, 2.3 GB; a second call does nothing)
+setup: $(VENV)/.done ## create .venv with the tested versions (about 3 minutes, 2.9 GB; a second call does nothing)
 
 $(VENV)/.done: settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d: set PYTHON=/path/to/python3.11" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing the tested versions into $(VENV) (about 3 minutes, 2.3 GB); the whole log is $(VENV)/setup.log"
+	@echo "installing the tested versions into $(VENV) (about 3 minutes, 2.9 GB); the whole log is $(VENV)/setup.log"
 	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
-	  -e '.[run,dev,eval]' 2>&1 | tee $(VENV)/setup.log | awk '/^Collecting/ { n++; if (n % 20 == 0) print "  " n " packages found" } \
+	  -e '.[run,dev,eval,rec,words,onnx]' 2>&1 | tee $(VENV)/setup.log | awk '/^Collecting/ { n++; if (n % 20 == 0) print "  " n " packages found" } \
 	  /^Installing collected/ { print "  installing them (the longest part)" } /^ERROR|^error/ { print } { fflush() }' \
 	  || { tail -n 20 $(VENV)/setup.log; exit 1; }
 	@$(BIN)/python -c 'import torch, transformers, wandb, papermill, nbdev, lm_eval, papers_lib'
