@@ -7,8 +7,8 @@ import pytest
 from papers_lib.engine.stats import Row, control, mean_t
 from papers_lib.lab import results
 from papers_lib.lab.results import (
-    Card, declare, dirty, fresh_folder, newest, paper_notebooks, publish, published, read_results, redesigned,
-    repo_root, run_order, verify, write_results)
+    Card, declare, dirty, fresh_folder, newest, paper_notebooks, publish, published, read_results, redesigned, renewed,
+    repo_root, run_of, run_order, runs_of, verify, write_results)
 from papers_lib.lab.presets import Claim, Paper, RunSpec
 from repos import add_run, change, claim, git, speed, toy_repo
 
@@ -162,12 +162,36 @@ def test_a_verdict_that_was_edited_by_hand_is_refused(repo, capsys):
     with pytest.raises(ValueError, match="row 'C1': field"): read_results(path)
 
 
-@pytest.mark.parametrize('harm, words', [(dict(overrides='{"train.lr": 1}'), 'overridden'), (dict(claims='C1'), 'only'),
+@pytest.mark.parametrize('harm, words', [(dict(overrides='{"train.lr": 1}'), 'overridden'),
+                                         (dict(claims='C1'), 'run the preset whole first'),
                                          (dict(dirty=True), 'commit')])
 def test_what_must_not_be_published(repo, tmp_path, harm, words):
     change(repo / 'results.json', lambda d: d['provenance'].update(harm))
     with pytest.raises(ValueError, match=words): publish(repo)
     assert not (tmp_path / 'results').exists()
+
+
+def test_a_run_of_chosen_claims_renews_these_and_nothing_else(repo, tmp_path):
+    first = publish(repo)
+    change(repo / 'results.json', lambda d: d['provenance'].update(claims='C1', date='2030-01-02'))
+    change(repo / 'results.json', lambda d: [r.update(metric='other') for r in d['rows']])
+    assert publish(repo) == first
+    rows, prov = read_results(first)
+    assert {r.id: r.metric == 'other' for r in rows} == dict(C1=True, T1=False)
+    assert run_of(prov, 'C1')['date'] == run_of(prov, 'C1.arm')['date'] == '2030-01-02'
+    assert run_of(prov, 'T1')['date'] != '2030-01-02' and run_of(prov, 'T1')['claims'] == 'all'
+    publish(repo)                                    # once more: of the run before it nothing is left
+    assert len(runs_of(read_results(first)[1])) == 2
+
+
+def test_chosen_claims_without_a_number_and_older_files_are_not_renewed(repo):
+    path = publish(repo)
+    rows, prov = read_results(path)
+    with pytest.raises(ValueError, match='no number for C2'): renewed(path, rows, prov | dict(claims='C1,C2'))
+    write_results(path, rows, prov | dict(migrated={}))
+    with pytest.raises(ValueError, match='older kind'): renewed(path, rows, prov | dict(claims='C1'))
+    write_results(path, rows, prov | dict(claims='C1', earlier=[prov | dict(claims='C1')]))
+    with pytest.raises(ValueError, match='did not measure all claims'): read_results(path)
 
 
 def test_a_failed_run_and_a_dirty_tree_are_not_published(repo, tmp_path):

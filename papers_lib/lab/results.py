@@ -13,10 +13,11 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks',
            'dirty', 'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'high_water', 'peak_run_memory',
-           'library_versions', 'current_commit', 'provenance', 'sealed', 'write_results', 'read_object', 'read_results',
-           'read_those', 'number', 'interval', 'Table', 'designs', 'designs_of', 'redesigned', 'undeclared', 'declare',
-           'bar', 'cleared', 'carried', 'Card', 'number_range', 'card_of', 'published', 'publish', 'verify',
-           'run_order', 'next_folder', 'fresh_folder', 'finished_runs', 'newest']
+           'library_versions', 'current_commit', 'provenance', 'sealed', 'write_results', 'runs_of', 'run_of',
+           'read_object', 'read_results', 'read_those', 'number', 'interval', 'Table', 'designs', 'designs_of',
+           'redesigned', 'undeclared', 'declare', 'bar', 'cleared', 'carried', 'Card', 'number_range', 'card_of',
+           'published', 'renewed', 'publish', 'verify', 'run_order', 'next_folder', 'fresh_folder', 'finished_runs',
+           'newest']
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
 from ..store.files import atomic_write
@@ -195,6 +196,20 @@ def write_results(
     whole = sealed(dict(schema=2, provenance=provenance, rows=[r.to_dict() for r in rows]))
     return atomic_write(path, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
 
+# %% ../../nbs/lab/08_results.ipynb #a5e3d9ef
+def runs_of(provenance:dict)->list[dict]:   # newest first
+    "List the runs that a published file comes from."
+    earlier = provenance.get('earlier', [])
+    return [provenance, *earlier] if isinstance(earlier, list) and all(isinstance(p, dict) for p in earlier) else [{}]
+
+def run_of(
+    provenance:dict,   # of a published file
+    id:str,            # of a row
+)->dict:               # provenance of its run
+    "Find the run that gave a row: the newest that measured its claim, else the one of all claims."
+    mine = lambda p: id.split('.')[0] in p.get('claims', '').split(',')
+    return next((p for p in runs_of(provenance) if mine(p)), runs_of(provenance)[-1])
+
 # %% ../../nbs/lab/08_results.ipynb #21a350be
 def read_object(path:str|Path)->dict:
     "Read a JSON object; anything else is an error that names the file."
@@ -220,6 +235,8 @@ def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
     seeds = prov.get('seeds', [])
     if not isinstance(seeds, list) or len(set(map(str, seeds))) < len(seeds):
         raise ValueError(f'{path.name}: its seeds {seeds} are not different ones')
+    if any(p.get('claims') != 'all' for p in runs_of(prov)[-1:] if 'earlier' in prov):
+        raise ValueError(f'{path.name}: the first of its runs did not measure all claims')
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise ValueError(f'{path.name}: its rows are not a list of objects')
     try:
@@ -467,7 +484,7 @@ def card_of(
     if here is None or here.verdict == 'not attempted':
         for rows_, prov in published(paper).files:
             for r in rows_:
-                if r.id == id and r.kind == 'claim': return Card(r, prov, 'published', rows_)
+                if r.id == id and r.kind == 'claim': return Card(r, run_of(prov, id), 'published', rows_)
     if here is None: raise ValueError(f'{paper} {id}: neither this run nor results/ has a row of it')
     return Card(here, provenance, 'this run', rows)
 
@@ -497,6 +514,39 @@ def _check_designs(paper, rows):
         if r.kind == 'claim' and r.design != paper.claims[r.id].design:
             raise ValueError(f'{paper.name} {r.id} was measured under an earlier design: run again')
 
+# %% ../../nbs/lab/08_results.ipynb #e17aa331
+def _claim_of(id:str)->str:   # C6 for C6 and C6.arm
+    return id.split('.')[0]
+
+def renewed(
+    path:str|Path,     # the published file, there and whole
+    rows:list[Row],    # of a run of chosen claims
+    provenance:dict,   # of that run
+)->tuple[list[Row], dict]:   # the rows of the file with those of the chosen claims exchanged; its provenance
+    "Put the rows of chosen claims in the place of those that were published before."
+    path, chosen = Path(path), provenance['claims'].split(',')
+    if not path.exists():
+        raise ValueError(f'this run measured claims {provenance["claims"]!r} only, and {path.name} has no run of all '
+                         f'claims to renew: run the preset whole first')
+    before, earlier = read_results(path)
+    if 'migrated' in earlier: raise ValueError(f'{path.name} is of an older kind: run the preset whole')
+    fresh = {id: [r for r in rows if _claim_of(r.id) == id] for id in chosen}
+    if empty := [id for id, mine in fresh.items() if not any(r.kind == 'claim' and r.ours is not None for r in mine)]:
+        raise ValueError(f'this run has no number for {", ".join(empty)}')
+    kept = [r for r in before if _claim_of(r.id) not in chosen]
+    runs = [{k: v for k, v in p.items() if k not in ('seal', 'earlier')} for p in runs_of(earlier)]
+    return [r for mine in fresh.values() for r in mine] + kept, provenance | dict(earlier=_still_read(runs, chosen))
+
+# %% ../../nbs/lab/08_results.ipynb #44f3a2f3
+def _still_read(runs, chosen):
+    "Leave out runs whose claims were all measured again since."
+    found, chosen = [], set(chosen)
+    for p in runs:
+        mine = p['claims'].split(',')
+        if p['claims'] == 'all' or set(mine) - chosen: found.append(p)
+        chosen |= set(mine)
+    return found
+
 # %% ../../nbs/lab/08_results.ipynb #975ce124
 def publish(
     folder:str|Path,          # of a run
@@ -510,8 +560,6 @@ def publish(
     rows, prov = read_results(folder / 'results.json')
     if prov['overrides'] not in ('{}', ''):
         raise ValueError(f"this run was overridden ({prov['overrides']}): a published one uses the preset as it is")
-    if prov['claims'] != 'all':
-        raise ValueError(f"this run measured claims {prov['claims']!r} only: a published one measures all")
     state = {prov['dirty'], dirty()}
     if True in state:
         raise ValueError('papers_lib, the notebooks or the settings differ from the last commit: '
@@ -521,8 +569,9 @@ def publish(
                          'repository: run and publish in a clone')
     _check_notebook(folder, status['paper'], prov)
     if paper is not None: _check_designs(paper, rows)
-    return atomic_write(results_dir() / f"{status['paper']}.{prov['preset']}.json",
-                        (folder / 'results.json').read_text(encoding='utf-8'))
+    path = results_dir() / f"{status['paper']}.{prov['preset']}.json"
+    if prov['claims'] != 'all': return write_results(path, *renewed(path, rows, prov))
+    return atomic_write(path, (folder / 'results.json').read_text(encoding='utf-8'))
 
 # %% ../../nbs/lab/08_results.ipynb #46ee2ede
 _told = ('commit', 'preset', 'seeds', 'machine', 'versions', 'data', 'wall_seconds', 'date')
@@ -533,7 +582,7 @@ def _file_problems(path, papers)->list[str]:
     try: rows, prov = read_results(path)
     except ValueError as e: return [str(e)]
     old = prov.get('migrated') or {}
-    lacks = [k for k in _told if k not in prov and k not in old.get('not_told', [])]
+    lacks = [k for k in _told if any(k not in p for p in runs_of(prov)) and k not in old.get('not_told', [])]
     found = [f'{path.name}: its provenance does not tell {", ".join(lacks)}'] if lacks else []
     lost = sorted(r.id for r in rows if r.test == VALUES_LOST)
     if lost != sorted(old.get('not_checked', [])):
@@ -620,9 +669,9 @@ def finished_runs(
 
 # %% ../../nbs/lab/08_results.ipynb #10a40e83
 def newest(paper:str, preset:str)->Path:
-    "Find the newest finished run; one that was overridden or measured a part only is taken if there is no other."
+    "Find the newest finished run; one that was overridden is taken if there is no other."
     runs = finished_runs((repo_root() / 'runs' / paper / preset).glob('*'))
     told = {path.parent: prov for path, _, prov in read_those(r / 'results.json' for r in runs)}
     if not told: raise ValueError(f'{paper} has no finished run of preset {preset} to publish')
-    whole = [r for r in told if told[r].get('overrides') in ('{}', '') and told[r].get('claims') == 'all']
+    whole = [r for r in told if told[r].get('overrides') in ('{}', '')]
     return (whole or list(told))[-1]

@@ -20,7 +20,8 @@ from ..store.files import atomic_write
 from ..engine.stats import Row, control_rules, holm, new_seed
 from .plots import Svg, forest
 from .results import (
-    carried, cleared, cpu_name, finished_runs, interval, number, number_range, paper_notebooks, read_object,
+    carried, cleared, cpu_name, finished_runs, interval, number, number_range, paper_notebooks, read_object, run_of,
+    runs_of,
     read_results, redesigned, repo_root, results_dir)
 from .terminal import as_line, as_text
 
@@ -71,7 +72,7 @@ def _found_rows(rows, prov, folder=None)->list[FoundRow]:
     "Bring together the rows of a file, what they came from, and the corrected verdicts of its claims."
     corrected = holm([r for r in rows if r.kind == 'claim'])
     one_seed = {r.id: new_seed(r) for r in rows if r.kind == 'claim' and r.ours is not None}
-    return [FoundRow(r, prov, corrected.get(r.id, ''), one_seed.get(r.id), folder) for r in rows]
+    return [FoundRow(r, run_of(prov, r.id), corrected.get(r.id, ''), one_seed.get(r.id), folder) for r in rows]
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #49a0fe2f
 def side_by_side(
@@ -161,7 +162,10 @@ def _machine(prov)->str:
 # %% ../../nbs/lab/11_scoreboard.ipynb #26bd8baa
 def _run_name(prov)->str:
     "Name a published run, and say how much of it came from earlier ones."
-    return ', '.join(filter(None, (prov['preset'], _machine(prov), carried(prov) if 'variants' in prov else '')))
+    told = lambda p: ', '.join(filter(None, (_machine(p), carried(p) if 'variants' in p else '')))
+    *later, first = runs_of(prov)
+    parts = [f"{p['claims'].replace(',', ' ')} {told(p)}" for p in later]
+    return f"{prov['preset']}, " + '; '.join([*parts, f'the rest {told(first)}' if parts else told(first)])
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #2a131700
 def _table(head, lines)->str:
