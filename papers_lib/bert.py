@@ -324,8 +324,8 @@ class Claims:
     stops:tuple = (1, 2, 4, 8)         # C1, C4, C6: eighths of them after which tags are learnt
     n_tagged:int = 50                  # C1, C3 to C6: tagged sentences
     tag_steps:int = 80                 # C1, C3 to C6: steps on them, of 16 sentences
-    tag_rates:tuple = (1e-4, 3e-4, 1e-3, 3e-3)   # C1, C3 to C6: rates of fine-tuning
-    frozen_rates:tuple = (3e-3, 1e-2, 3e-2, 1e-1)   # C3: rates of the layer on frozen states
+    tag_rates:tuple = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)   # C1, C3 to C6: rates of fine-tuning
+    frozen_rates:tuple = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)   # C3: rates of the layer on frozen states
     widths:tuple = ()                  # C5: besides 64
     public_rates:tuple = ()            # C7: rates of fine-tuning the public encoder
     public_steps:int = 75              # C7: steps of it, of 16 sentences
@@ -391,7 +391,8 @@ runs = {
     'cpu': RunSpec(model=BERTConfig(n_vocab=1000, ctx_len=64, d_model=64, n_layer=2, n_head=2, d_ff=256, dropout=0.),
                    train=TrainConfig(n_step=300, batch_size=32, lr=2e-3, n_warmup=30, **recipe),
                    data=DataConfig('books', 1000), n_seeds=5, claims=Claims(
-                       rates_of_study=(3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3), widths=(32, 96), tasks=('sst2', 'mrpc'),
+                       rates_of_study=(3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3), widths=(32, 96),
+                       tasks=('sst2', 'mrpc'),
                        public_rates=(1e-4, 2e-4, 4e-4, 8e-4), gap_rates=(3e-4, 6e-4, 1.2e-3, 2.4e-3), tags=True)),
     'gpu': RunSpec(model=BERTConfig(n_vocab=8000, ctx_len=128, d_model=384, n_layer=6, n_head=6, d_ff=1536),
                    train=TrainConfig(n_step=5000, batch_size=128, lr=5e-4, n_warmup=500, dtype='bfloat16', **recipe),
