@@ -163,6 +163,21 @@ def test_beam_rows_do_not_depend_on_the_batch(model):
         assert [lp for _, lp in row] == pytest.approx([lp for _, lp in alone], abs=1e-5)
 
 
+def test_finished_rows_leave_the_batch(model, monkeypatch):
+    sizes, step = [], type(model).step
+    def counted(self, ids, cache):
+        sizes.append(len(ids))
+        return step(self, ids, cache)
+    monkeypatch.setattr(type(model), 'step', counted)
+    greedy = generate(model, PROMPTS, 12)
+    eot = greedy[2][3]                                             # one row ends here, others later or not at all
+    ends = [row.index(eot) if eot in row else 12 for row in greedy]
+    sizes.clear()
+    found = beam_search(model, PROMPTS, 1, 1, 12, eot=eot, early_stopping=True)
+    assert [row[0][0] for row in found] == [row[:end] for row, end in zip(greedy, ends)] and len(set(ends)) > 1
+    assert sizes == [n for i in range(11) if (n := sum(end > i for end in ends))]
+
+
 def test_keyword_arguments_of_prefill_serve_as_inputs(model):
     inputs = dict(ids=torch.tensor([[3, 1, 4], [1, 5, 9]]))
     assert beam_search(model, inputs, 3, 3, 6, eot=7) == beam_search(model, inputs['ids'], 3, 3, 6, eot=7)

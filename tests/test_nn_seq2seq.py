@@ -45,8 +45,12 @@ def test_beams_within_their_source_copy_nothing():
     cache.reorder(torch.tensor([0, 0, 1, 1, 2, 2]))
     cache.reorder(torch.tensor([1, 1, 2, 3, 5, 4]))
     assert cache.read[0][0] is held and cache.each == 2
-    cache.reorder(torch.tensor([2, 3, 0, 1, 4, 5]))
-    assert cache.read[0][0] is not held and cache.each == 1
+    cache.reorder(torch.tensor([2, 3, 0, 1, 4, 5]))    # sources in another order, two rows each
+    assert cache.read[0][0].equal(held[[1, 0, 2]]) and cache.each == 2
+    cache.reorder(torch.tensor([3, 2, 5, 4]))                    # a source that nobody reads any more is dropped
+    assert cache.read[0][0].equal(held[[0, 2]]) and cache.each == 2
+    cache.reorder(torch.tensor([0, 1, 2]))                       # not as many rows of each: one copy a row
+    assert cache.read[0][0].equal(held[[0, 0, 2]]) and cache.each == 1
 
 
 def test_an_expanded_cache_leaves_the_first_alone():

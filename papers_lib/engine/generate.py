@@ -301,6 +301,12 @@ def _continuations(logits, total, n, node, table, depth):
     pick = lambda x: x.view(b, -1).gather(1, flat)
     return best, flat // logp.shape[-1], pick(token), pick(after) if table else flat
 
+# %% ../../nbs/engine/07_generate.ipynb #ef9b2430
+def _may_gain(ranks, best, reach, full_ends):   # each row: bool
+    "May a live sequence still enter the heap? Where `full_ends`, not into one that is full."
+    full = (ranks > -torch.inf).all(1)
+    return (best > -torch.inf) & (~full | (best / reach > ranks[:, -1]) & (not full_ends))
+
 # %% ../../nbs/engine/07_generate.ipynb #1fbd227c
 @torch.inference_mode()
 def beam_search(
@@ -320,6 +326,7 @@ def beam_search(
     if early_stopping not in (True, False, 'never'):
         raise ValueError(f"early_stopping={early_stopping!r}: must be True, False or 'never'")
     b, kwargs = _arguments(model, inputs, max_tokens)
+    found, searched = [[]] * b, torch.arange(b)                                      # rows of the search: which inputs
     with evaluating(model), packed(model) if b * n_beam * max_tokens >= 1024 else contextlib.nullcontext():
         logits, cache = model.prefill(**kwargs)
         where, none = logits.device, -torch.inf
@@ -329,7 +336,6 @@ def beam_search(
         text = torch.zeros(b, 1, max_tokens, dtype=torch.long, device=where)
         node = torch.zeros(b, 1, dtype=torch.long, device=where)
         heap = [x.repeat_interleave(n_beam, 1) for x in (total + none, total, text, node)]   # rank, total, text, length
-        running = torch.ones(b, 1, dtype=torch.bool, device=where)
         for i in range(max_tokens):
             last, size = i + 1 == max_tokens, (i + 1) ** length_penalty
             check_finite(logits, i, total.shape[1])
@@ -338,7 +344,7 @@ def beam_search(
             texts[:, :, i] = token
             ends = torch.full_like(token, last, dtype=torch.bool) if eot is None else (token == eot) | last
             # the heap: what ends among the first n_beam
-            rank = (best / size).masked_fill(~ends | ~running, none)
+            rank = (best / size).masked_fill(~ends, none)
             rank[:, n_beam:] = none
             new = rank, best, texts, torch.full_like(token, i + 1)
             keep = torch.cat([heap[0], rank], 1).topk(n_beam).indices
@@ -346,14 +352,19 @@ def beam_search(
             # the live ones: the best that do not end
             total, keep = best.masked_fill(ends, none).topk(min(n_beam, best.shape[1]))
             text, node, token, beam = (x[rows, keep] for x in (texts, after, token, beam))
-            full, worst = (heap[0] > none).all(1, keepdim=True), heap[0][:, -1:]
             reach = max_tokens ** length_penalty if early_stopping == 'never' and length_penalty > 0 else size
-            running &= (total[:, :1] > none) & (~full | (total[:, :1] / reach > worst))
-            if early_stopping is True: running &= ~full
-            if last or not running.any(): break
-            cache.reorder((beam + rows * (len(logits) // b)).flatten())
+            runs = _may_gain(heap[0], total[:, 0], reach, early_stopping is True) & (not last)
+            beam = beam + rows * (len(logits) // len(rows))                           # of all rows of the cache
+            if not runs.all():                                                        # finished rows leave the batch
+                for row, *best in zip(searched[~runs.cpu()].tolist(), *(x[~runs].tolist() for x in heap)):
+                    found[row] = _ranked(*best, n_return, eot)
+                searched = searched[runs.cpu()]
+                if not len(searched): break
+                rows, *heap = rows[:len(searched)], *(x[runs] for x in heap)
+                total, text, node, token, beam = (x[runs] for x in (total, text, node, token, beam))
+            cache.reorder(beam.flatten())
             logits, cache = model.step(token.view(-1, 1), cache)
-    return [_ranked(*row, n_return, eot) for row in zip(*(x.tolist() for x in heap))]
+    return found
 
 # %% ../../nbs/engine/07_generate.ipynb #4c5ac49f
 def _ranked(rank, total, text, size, n_return, eot):

@@ -215,9 +215,15 @@ def reorder(self:KVCache,
     for held in (self.k, self.v):
         for i, x in enumerate(held):
             if x is None: continue
-            if moved is None: held[i] = x[:, :, :self.length].index_select(0, rows)
+            if moved is None: held[i] = self._rows(x, rows)
             elif len(moved): x[moved, :, :self.length] = x[:, :, :self.length].index_select(0, rows[moved])
     if self.pad is not None: self.pad = self.pad.index_select(0, rows)
+
+@patch
+def _rows(self:KVCache, x, rows):   # with room for as many tokens as before
+    new = x.new_empty(len(rows), *x.shape[1:])
+    torch.index_select(x[:, :, :self.length], 0, rows, out=new[:, :, :self.length])
+    return new
 
 # %% ../../nbs/nn/06_attention.ipynb #44fb5665
 @patch

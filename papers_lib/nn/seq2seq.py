@@ -156,11 +156,12 @@ class CrossCache:
     ):
         "Replace row i by a copy of row `rows[i]`; the number of rows may change."
         self.past.reorder(rows)
-        source, m = rows // self.each, len(self.read[0][0])
-        self.each = len(rows) // m if len(rows) % m == 0 else 0
-        if self.each and source.equal(torch.arange(m, device=rows.device).repeat_interleave(self.each)): return
+        source, n = (rows // self.each).unique_consecutive(return_counts=True)
+        even = bool((n == n[0]).all())                  # as many rows of each source: they go on sharing what was read
+        source, self.each = (source, int(n[0])) if even else (rows // self.each, 1)
+        if source.equal(torch.arange(len(self.read[0][0]), device=rows.device)): return
         pick = lambda x: None if x is None else x.index_select(0, source)
-        self.read, self.src_mask, self.each = [(pick(k), pick(v)) for k, v in self.read], pick(self.src_mask), 1
+        self.read, self.src_mask = [(pick(k), pick(v)) for k, v in self.read], pick(self.src_mask)
 
     def expand(self,
         n:int,   # copies of each row
