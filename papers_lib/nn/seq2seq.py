@@ -114,9 +114,10 @@ class DecoderBlock(nn.Module):
         self.norm3 = norms[norm](d_model, eps)
         self.mlp = MLP(d_model, d_ff, act, bias, dropout, drop_inner)
 
-# %% ../../nbs/nn/09_seq2seq.ipynb #9fa10dd0
-_causal = causal()
+# %% ../../nbs/nn/09_seq2seq.ipynb #5c0ca05a
+_causal = causal()     # one object for all calls, so that what was compiled for it is found again
 
+# %% ../../nbs/nn/09_seq2seq.ipynb #9fa10dd0
 @patch
 def forward(self:DecoderBlock,
     x:Float[Tensor, 'b t d'],
