@@ -115,7 +115,7 @@ class DecoderBlock(nn.Module):
         self.mlp = MLP(d_model, d_ff, act, bias, dropout, drop_inner)
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #5c0ca05a
-_causal = causal()     # one object for all calls, so that what was compiled for it is found again
+_causal = causal()     # made once, not at each call
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #9fa10dd0
 @patch
