@@ -43,6 +43,7 @@ def _estimator(name):
         return fn
     return register
 
+# %% ../../nbs/engine/12_stats.ipynb #4cef4f45
 def effect(
     test:str,           # a name in `estimators`
     values:dict,        # arm -> values, as an `Effect` has them
@@ -59,6 +60,7 @@ def is_number(x)->bool:
     plain = isinstance(x, (int, float, np.integer, np.floating)) and not isinstance(x, bool)
     return bool(plain and math.isfinite(x))
 
+# %% ../../nbs/engine/12_stats.ipynb #b534b1d4
 def _numbers(x, arm, depth=1)->list:   # nested lists of floats
     "Read the values of an arm, `depth` lists deep."
     if depth and isinstance(x, (list, tuple, np.ndarray)): return [_numbers(y, arm, depth - 1) for y in x]
@@ -76,6 +78,7 @@ def _arms(values, depth=1, at_most=2)->list[np.ndarray]:   # the values of one a
         raise ValueError(f'values: {" and ".join(values)} need the same seeds and units')
     return arms
 
+# %% ../../nbs/engine/12_stats.ipynb #ea66ca2e
 def _difference(values, depth=1)->np.ndarray:   # first - second, or the only arm
     "Subtract the second arm from the first."
     arms = [np.array(a, dtype=float) for a in _arms(values, depth)]
@@ -90,6 +93,7 @@ def _t_interval(x, level, values, test):
     around = None if half is None else [float(x.mean() - half), float(x.mean() + half)]
     return Effect(float(x.mean()), float(sd), around, values, test, len(x), len(x))
 
+# %% ../../nbs/engine/12_stats.ipynb #198958a8
 @_estimator('t over seeds')
 def _(values, level): return _t_interval(_difference(values), level, values, 't over seeds')
 
@@ -167,9 +171,11 @@ def _slopes(values, level, test, sign):
         raise ValueError(f'values: x of {x.shape} and y of {y.shape}: one y a seed and x, two x at least')
     return _t_interval(sign * slope(x, y), level, values, test)
 
+# %% ../../nbs/engine/12_stats.ipynb #71d0d8aa
 @_estimator('slope over seeds')
 def _(values, level): return _slopes(values, level, 'slope over seeds', 1)
 
+# %% ../../nbs/engine/12_stats.ipynb #a0095231
 @_estimator('fall over seeds')
 def _(values, level): return _slopes(values, level, 'fall over seeds', -1)
 
@@ -269,6 +275,7 @@ def _strata_interval(groups, level, seed=0, n=2000)->list:
     tail = float(scipy_stats.norm.cdf(outer))
     return [float(x) for x in np.quantile(draws, [tail, 1 - tail])]
 
+# %% ../../nbs/engine/12_stats.ipynb #3d0e0cac
 def _resampled(groups, level, values, test, n):
     "Effect over units in groups of equal weight; an entry of a group is a row (sum, count)."
     mean = float(np.mean([g[:, 0].sum() / g[:, 1].sum() for g in groups]))
@@ -282,16 +289,19 @@ def _(values, level):
     d = _difference(values)
     return _resampled([np.stack([d, np.ones(len(d))], 1)], level, values, 'bootstrap over units', len(d))
 
+# %% ../../nbs/engine/12_stats.ipynb #6c28a8a5
 def _grouped(values)->list[np.ndarray]:   # one array a group
     "Subtract the arms, group by group."
     return [_difference({arm: x[i] for arm, x in values.items()})
             for i in range(len(_arms(values, 2)[0]))]
 
+# %% ../../nbs/engine/12_stats.ipynb #aa5228a1
 @_estimator('bootstrap over clusters')
 def _(values, level):
     sums = np.array([[d.sum(), len(d)] for d in _grouped(values)])
     return _resampled([sums], level, values, 'bootstrap over clusters', len(sums))
 
+# %% ../../nbs/engine/12_stats.ipynb #071574aa
 @_estimator('bootstrap in strata')
 def _(values, level):
     groups = _grouped(values)
@@ -353,6 +363,7 @@ def _(values, level):
     around = [either / n * (2 * float(p) - 1) for p in (told.low, told.high)]
     return Effect(mean, float((a - b).std(ddof=1)), around, values, 'paired hits', n)
 
+# %% ../../nbs/engine/12_stats.ipynb #1f4d6147
 def paired_hits(
     first,      # (n,) true or false, one a question
     second,     # the same questions
@@ -386,6 +397,7 @@ def _median_of(x, level, values, test):
     around = [float(x[k - 1]), float(x[n - k])] if x[k - 1] < x[n - k] else None
     return Effect(float(np.median(x)), float(x.std(ddof=1)), around, values, test, n)
 
+# %% ../../nbs/engine/12_stats.ipynb #d6e39e15
 def _rounds(x, arm)->np.ndarray:   # (rounds,)
     "Read the times of an arm; several in one round count as one, their median."
     if not isinstance(x, (list, tuple)) or [] in x: raise ValueError(f'values of {arm!r}: must be a list of rounds')
@@ -401,6 +413,7 @@ def _(values, level):
     if len(arms) == 2 and not (arms[1] > 0).all(): raise ValueError('values: the second arm must be above 0')
     return _median_of(arms[0] / arms[1] if len(arms) == 2 else arms[0], level, values, 'median of rounds')
 
+# %% ../../nbs/engine/12_stats.ipynb #e8a8b498
 def median_interval(
     values:Sequence[float],   # one a round; a list of several counts as one round
     name:str='rounds',        # what they are
@@ -475,6 +488,7 @@ def _need(row, name):
     if not is_number(x): raise ValueError(f'row {row.id}: {name}={x!r} must be a finite number')
     return x
 
+# %% ../../nbs/engine/12_stats.ipynb #e0081de3
 def recomputed(
     row:Row,
     level:float|None=None,   # of the interval; None is that of the row's look
@@ -492,6 +506,7 @@ def _same(a, b)->bool:
     a, b = np.atleast_1d(a), np.atleast_1d(b)
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-6, atol=1e-12))
 
+# %% ../../nbs/engine/12_stats.ipynb #d533cc88
 def _believe(row)->list|None:   # its interval
     "Check a row against its values."
     pair = isinstance(row.ci95, (list, tuple)) and len(row.ci95) == 2 and all(map(is_number, row.ci95))
@@ -540,6 +555,7 @@ def _misbehaves(c, row)->str:   # '' if it behaves
     half = bool(row.ours) and row.rule != 'equal' and told.mean / row.ours >= 0.5
     return f"{c['name']} shows half the effect or more" if half else ''
 
+# %% ../../nbs/engine/12_stats.ipynb #e064d84f
 def unidentified(row:Row)->str:   # '' if nothing keeps it from a verdict
     "Say why a claim's number cannot be judged: its own reason, or a control that misbehaves."
     found = [_misbehaves(c, row) for c in row.controls or []]
@@ -580,6 +596,7 @@ def _judge(row, around):
     else: bound = _need(row, 'bound')
     return 'holds' if lo >= bound else 'fails' if hi < bound else 'inconclusive'
 
+# %% ../../nbs/engine/12_stats.ipynb #99c7682e
 def _judge_claim(rule, lo, hi, margin):
     if margin < 0 and rule in ('equal', 'less'): raise ValueError(f'margin={margin}: not below 0 for rule {rule}')
     if rule == 'equal':
@@ -593,6 +610,7 @@ def _judge_exact(row, around):
     if row.test == 'share' and bound not in (0, 1): return 'holds' if around[0] >= bound else 'fails'
     return 'holds' if row.ours == bound else 'fails'
 
+# %% ../../nbs/engine/12_stats.ipynb #e91d08aa
 def _judge_paper(row, around):
     value, margin = _need(row, 'paper_value'), _need(row, 'margin')
     if not 0 <= margin <= 0.05 * abs(value):
@@ -602,12 +620,13 @@ def _judge_paper(row, around):
     near = lo - margin <= value <= hi + margin and hi - lo <= 0.2 * abs(value)
     return 'reproduced' if near else 'not reproduced'
 
-# %% ../../nbs/engine/12_stats.ipynb #9554c49f
+# %% ../../nbs/engine/12_stats.ipynb #e2d76317
 def _clears(row, level)->bool:
     "Tell whether a claim would still be decided with an interval of this level."
     told = recomputed(row, level)
     return bool(told and told.ci95) and _judge_claim(row.rule, *told.ci95, row.margin) in ('holds', 'fails')
 
+# %% ../../nbs/engine/12_stats.ipynb #e13fb676
 def p_value(row:Row)->float:
     "Error level at which a claim is just decided; 1 where none decides it."
     low, high = 1e-6, 1.
@@ -617,6 +636,7 @@ def p_value(row:Row)->float:
         low, high = (low, mid) if _clears(row, 1 - mid) else (mid, high)
     return high
 
+# %% ../../nbs/engine/12_stats.ipynb #9554c49f
 def holm(
     rows:Sequence[Row],   # the claims of one paper
 )->dict[str, str]:        # id -> verdict, corrected for their number

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from xml.etree import ElementTree
+from fastcore.basics import patch
 import numpy as np, torch
 from scipy import stats as scipy_stats
 from torch import Tensor
@@ -30,6 +31,7 @@ class Example:
     texts:tuple[str, ...]    # one text, or the two of a pair, in the order of the set
     label:int|float          # place in the task's `classes`; a grade, where it has a scale
 
+# %% ../../nbs/lab/16_tasks.ipynb #f6644fef
 @dataclass(frozen=True)
 class TaskSet:
     "Where a labelled set lies and how its lines are read."
@@ -74,6 +76,7 @@ def _cells(task, line, last)->list[str]:
     if task.sep == ',': return next(csv.reader([line]))
     return line.split(task.sep, last if task.sep == ' ' else -1)
 
+# %% ../../nbs/lab/16_tasks.ipynb #da3b9ed1
 def _label(task, written, where)->int|float:
     "Read a label; one that is no class, or off the scale, is refused."
     number = {name: i for i, name in enumerate(task.labels)}
@@ -86,6 +89,7 @@ def _label(task, written, where)->int|float:
     if written in number: return number[written]
     raise ValueError(f'{where}: label {written!r} is none of ' + ', '.join(map(repr, number)))
 
+# %% ../../nbs/lab/16_tasks.ipynb #4147c6fe
 def read_task(
     task:TaskSet,
     text:str,         # of a file of the set
@@ -137,6 +141,7 @@ def _about(text)->tuple[str, str]:
     document, _, question = text.rpartition('\nQuestion: ')
     return document.removeprefix('Passage: ').strip(), question.removesuffix('\nAnswer:').strip()
 
+# %% ../../nbs/lab/16_tasks.ipynb #689b1b9b
 def _asked(d)->Iterator[ChoiceExample]:
     "ARC and PIQA as prompts: the question, the answers."
     question = d['query'].removeprefix('Question: ').removesuffix('\nAnswer:').strip()
@@ -146,6 +151,7 @@ def _goal(d)->Iterator[ChoiceExample]:
     "PIQA's training records: a goal and two ways."
     yield ChoiceExample('', d['goal'].strip(), (d['sol1'], d['sol2']), d['gold'])
 
+# %% ../../nbs/lab/16_tasks.ipynb #f82f3cd7
 def _yes_no(d)->Iterator[ChoiceExample]:
     "BoolQ: the answers stand in either order; here always no, yes."
     yield ChoiceExample(*_about(d['query']), ('no', 'yes'), int(d['choices'][d['gold']] == 'yes'))
@@ -160,12 +166,14 @@ def _winogrande_train(d)->Iterator[ChoiceExample]:
     before, after = d['sentence'].split('_')[:2]
     return _gap(before, after, (d['option1'], d['option2']), d['gold'])
 
+# %% ../../nbs/lab/16_tasks.ipynb #0a62e2cf
 def _winogrande(d)->Iterator[ChoiceExample]:
     "As prompts: beginnings that differ in their last words only, and the rest."
     words = [b.split() for b in d['context_options']]
     same = sum(1 for _ in takewhile(lambda pair: len({*pair}) == 1, zip(*(w[:-1] for w in words))))
     return _gap(' '.join(words[0][:same]), d['continuation'], [' '.join(w[same:]) for w in words], d['gold'])
 
+# %% ../../nbs/lab/16_tasks.ipynb #5921ffa0
 def _multirc(d)->Iterator[ChoiceExample]:
     "MultiRC: each answer of each question alone."
     for asked in d['passage']['questions']:
@@ -186,6 +194,7 @@ def json_choices(
             yield from ((n, e) for e in found)
     return read
 
+# %% ../../nbs/lab/16_tasks.ipynb #dd71e95a
 _why = {'cause': 'because', 'effect': 'so'}
 
 def xml_choices(text, where)->Iterator[tuple[int, ChoiceExample]]:
@@ -210,6 +219,7 @@ class ChoiceSet:
     aside:int = 5                      # every so-manieth training record is tuned on; of one file, the next is the test
     classes:tuple[str, ...] = ()       # of an answer that stands alone
 
+# %% ../../nbs/lab/16_tasks.ipynb #6d21eee2
 _train, _test = 'few_shot_train', 'few_shot_choices'
 _two = lambda train, test: dict(train=(_train, train), test=(_test, test))
 
@@ -233,6 +243,7 @@ def _part(task, number)->str:
     if number % task.aside == 0: return 'tune'
     return 'test' if 'all' in task.files and number % task.aside == 1 else 'train'
 
+# %% ../../nbs/lab/16_tasks.ipynb #2f387438
 def choice_examples(
     name:str,              # of `choice_sets`
     split:str='train',     # train, tune or test
@@ -251,6 +262,7 @@ def choice_examples(
             raise ValueError(f'{name} {have} record {number}: label {e.label} is none of {n_class or len(e.answers)}')
     return [e for number, e in found if have == 'test' or _part(task, number) == split]
 
+# %% ../../nbs/lab/16_tasks.ipynb #c1c204d8
 def task_at_hand(
     name:str,     # of `task_sets` or `choice_sets`
 )->bool:
@@ -265,15 +277,18 @@ def _counts(truth, said):
     t, s = np.asarray(truth) == 1, np.asarray(said) == 1
     return [int(x.sum()) for x in (t & s, ~t & s, t & ~s, ~t & ~s)]
 
+# %% ../../nbs/lab/16_tasks.ipynb #639188ef
 def _matthews(truth, said)->float:
     tp, fp, fn, tn = _counts(truth, said)
     spread = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     return (tp * tn - fp * fn) / spread if spread else 0.
 
+# %% ../../nbs/lab/16_tasks.ipynb #c5f5c69e
 def _f1(truth, said)->float:
     tp, fp, fn, _ = _counts(truth, said)
     return 2 * tp / (2 * tp + fp + fn) if tp else 0.
 
+# %% ../../nbs/lab/16_tasks.ipynb #e0b04fbd
 def _correlation(test):
     "A correlation that is 0 where one side never varies."
     return lambda truth, said: float(test(truth, said).statistic) if np.ptp(truth) and np.ptp(said) else 0.
@@ -330,16 +345,22 @@ class TaskBatches:
         "Name the examples."
         return hashlib.sha256(json.dumps([self.rows, self.labels]).encode()).hexdigest()
 
-    def __iter__(self): return self
+# %% ../../nbs/lab/16_tasks.ipynb #07061a9e
+@patch
+def __iter__(self:TaskBatches): return self
 
-    def __next__(self)->dict[str, Tensor]:
-        n, at = len(self.rows), range(self.given, self.given + self.batch_size)
-        orders = {e: np.random.default_rng([self.seed, e]).permutation(n) for e in {i // n for i in at}}
-        picked = [orders[i // n][i % n] for i in at]
-        self.given += self.batch_size
-        return task_batch([self.rows[i] for i in picked], [self.labels[i] for i in picked])
+@patch
+def __next__(self:TaskBatches)->dict[str, Tensor]:
+    n, at = len(self.rows), range(self.given, self.given + self.batch_size)
+    orders = {e: np.random.default_rng([self.seed, e]).permutation(n) for e in {i // n for i in at}}
+    picked = [orders[i // n][i % n] for i in at]
+    self.given += self.batch_size
+    return task_batch([self.rows[i] for i in picked], [self.labels[i] for i in picked])
 
-    def state(self)->dict: return dict(given=self.given, seed=self.seed, hash=self.hash)
+# %% ../../nbs/lab/16_tasks.ipynb #3ff2b44a
+@patch
+def state(self:TaskBatches)->dict: return dict(given=self.given, seed=self.seed, hash=self.hash)
 
-    def load_state(self, state:dict)->None:
-        self.given = given_of(state, self.state(), 'examples')
+@patch
+def load_state(self:TaskBatches, state:dict)->None:
+    self.given = given_of(state, self.state(), 'examples')

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import math
 from dataclasses import dataclass
+from fastcore.basics import patch
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -144,27 +145,31 @@ class LSTMDecoder(Recurrent):
         "Compute the logits after each token; the arguments are those of `hidden`."
         return self.head(self.hidden(ids, cache=cache))
 
-    @torch.no_grad()
-    def prefill(self,
-        ids:Int[Tensor, 'b t'],                 # prompts
-        pad:Bool[Tensor, 'b t']|None=None,      # True = real token; rows are padded on the left
-    )->tuple[Float[Tensor, 'b v'], StateCache]:
-        "Read prompts; give the logits after their last token, and the cache."
-        if pad is not None and not (pad[:, -1].all() and (pad[:, 1:] >= pad[:, :-1]).all()):
-            raise ValueError('pad: every row needs a real token, and its padding on the left')
-        if pad is not None:                                                     # padding goes behind
-            front = (torch.arange(ids.shape[1], device=ids.device) - pad.sum(1, keepdim=True)) % ids.shape[1]
-            ids, pad = ids.gather(1, front), pad.gather(1, front)
-        state = _run_padded(self.lstm, self.embed(ids), pad)[1]
-        return self.head(self.drop(self.out(state[0][-1]))), StateCache(state, ids.shape[1])
+# %% ../../nbs/nn/10_recurrent.ipynb #720f51cc
+@patch
+@torch.no_grad()
+def prefill(self:LSTMDecoder,
+    ids:Int[Tensor, 'b t'],                 # prompts
+    pad:Bool[Tensor, 'b t']|None=None,      # True = real token; rows are padded on the left
+)->tuple[Float[Tensor, 'b v'], StateCache]:
+    "Read prompts; give the logits after their last token, and the cache."
+    if pad is not None and not (pad[:, -1].all() and (pad[:, 1:] >= pad[:, :-1]).all()):
+        raise ValueError('pad: every row needs a real token, and its padding on the left')
+    if pad is not None:                                                     # padding goes behind
+        front = (torch.arange(ids.shape[1], device=ids.device) - pad.sum(1, keepdim=True)) % ids.shape[1]
+        ids, pad = ids.gather(1, front), pad.gather(1, front)
+    state = _run_padded(self.lstm, self.embed(ids), pad)[1]
+    return self.head(self.drop(self.out(state[0][-1]))), StateCache(state, ids.shape[1])
 
-    @torch.no_grad()
-    def step(self,
-        ids:Int[Tensor, 'b t'],                 # the next token of each row, or several
-        cache:StateCache,                       # of what came before
-    )->tuple[Float[Tensor, 'b v'], StateCache]:
-        "Read more tokens; give the logits after the last, and the cache."
-        return self.head(self.hidden(ids, cache=cache)[:, -1]), cache
+# %% ../../nbs/nn/10_recurrent.ipynb #23d3aa5f
+@patch
+@torch.no_grad()
+def step(self:LSTMDecoder,
+    ids:Int[Tensor, 'b t'],                 # the next token of each row, or several
+    cache:StateCache,                       # of what came before
+)->tuple[Float[Tensor, 'b v'], StateCache]:
+    "Read more tokens; give the logits after the last, and the cache."
+    return self.head(self.hidden(ids, cache=cache)[:, -1]), cache
 
 # %% ../../nbs/nn/10_recurrent.ipynb #280310f2
 @dataclass(frozen=True)
@@ -193,41 +198,47 @@ class LSTMSeq2Seq(Recurrent, Seq2Seq):
         self.out = Linear(2 * k, d)
         self.begin()
 
-    def read(self,
-        src:Int[Tensor, 'b s'],
-        src_mask:Bool[Tensor, 'b s']|None=None,     # True = real token, padding behind
-    )->CrossCache:
-        "Read the source in both directions; the decoder starts from the last states."
-        self.check_source(src, src_mask)
-        if src_mask is not None and not (src_mask[:, 0].all() and (src_mask[:, 1:] <= src_mask[:, :-1]).all()):
-            raise ValueError('src_mask: every row needs its real tokens first and its padding behind')
-        memory, state = _run_padded(self.encoder, self.embed(src), src_mask)                        # (b, s, k)
-        h, c = (x.unflatten(0, (-1, 2)).transpose(1, 2).flatten(2) for x in state)                  # (l, b, k)
-        past = StateCache((h[:1], c[:1], h[1:], c[1:]))
-        held = memory[:, None]                                                                      # one head
-        return CrossCache([(held, held)], None if src_mask is None else src_mask[:, None], past)
+# %% ../../nbs/nn/10_recurrent.ipynb #f1068fcc
+@patch
+def read(self:LSTMSeq2Seq,
+    src:Int[Tensor, 'b s'],
+    src_mask:Bool[Tensor, 'b s']|None=None,     # True = real token, padding behind
+)->CrossCache:
+    "Read the source in both directions; the decoder starts from the last states."
+    self.check_source(src, src_mask)
+    if src_mask is not None and not (src_mask[:, 0].all() and (src_mask[:, 1:] <= src_mask[:, :-1]).all()):
+        raise ValueError('src_mask: every row needs its real tokens first and its padding behind')
+    memory, state = _run_padded(self.encoder, self.embed(src), src_mask)                        # (b, s, k)
+    h, c = (x.unflatten(0, (-1, 2)).transpose(1, 2).flatten(2) for x in state)                  # (l, b, k)
+    past = StateCache((h[:1], c[:1], h[1:], c[1:]))
+    held = memory[:, None]                                                                      # one head
+    return CrossCache([(held, held)], None if src_mask is None else src_mask[:, None], past)
 
-    def look(self,
-        h:Float[Tensor, 'b t k'],    # b a multiple of the sources: rows of one source stand side by side
-        cache:CrossCache,
-    )->Float[Tensor, 'b t k']:
-        "Attend to the source; several rows of one source are more queries."
-        memory = cache.read[0][0]
-        q = self.ask(h).view(len(memory), 1, -1, h.shape[-1])
-        return attend(q, memory.to(q.dtype), memory.to(q.dtype), cache.src_mask, scale=1.).view(h.shape)
+# %% ../../nbs/nn/10_recurrent.ipynb #c0a51bd2
+@patch
+def look(self:LSTMSeq2Seq,
+    h:Float[Tensor, 'b t k'],    # b a multiple of the sources: rows of one source stand side by side
+    cache:CrossCache,
+)->Float[Tensor, 'b t k']:
+    "Attend to the source; several rows of one source are more queries."
+    memory = cache.read[0][0]
+    q = self.ask(h).view(len(memory), 1, -1, h.shape[-1])
+    return attend(q, memory.to(q.dtype), memory.to(q.dtype), cache.src_mask, scale=1.).view(h.shape)
 
-    def hidden(self,
-        tgt:Int[Tensor, 'b t'],      # the next tokens of the target
-        cache:CrossCache,            # of the source and of what came before
-        keep:bool=True,              # move the cache on; False for training, which reads a target once
-    )->Float[Tensor, 'b t d']:
-        "Compute the final hidden state of each target token, ready for `head`."
-        self.check_room('target', cache.length + tgt.shape[1])
-        past = cache.past.state
-        h, state = _run(self.first, self.embed(tgt), past[:2])
-        found = self.look(h, cache)
-        if self.above is not None:
-            h, more = _run(self.above, self.drop(torch.cat([h, found], -1)), past[2:])
-            state = *state, *more
-        if keep: cache.past.advance(state, tgt.shape[1])
-        return self.drop(self.out(torch.cat([h, found], -1)).tanh())
+# %% ../../nbs/nn/10_recurrent.ipynb #80c04551
+@patch
+def hidden(self:LSTMSeq2Seq,
+    tgt:Int[Tensor, 'b t'],      # the next tokens of the target
+    cache:CrossCache,            # of the source and of what came before
+    keep:bool=True,              # move the cache on; False for training, which reads a target once
+)->Float[Tensor, 'b t d']:
+    "Compute the final hidden state of each target token, ready for `head`."
+    self.check_room('target', cache.length + tgt.shape[1])
+    past = cache.past.state
+    h, state = _run(self.first, self.embed(tgt), past[:2])
+    found = self.look(h, cache)
+    if self.above is not None:
+        h, more = _run(self.above, self.drop(torch.cat([h, found], -1)), past[2:])
+        state = *state, *more
+    if keep: cache.past.advance(state, tgt.shape[1])
+    return self.drop(self.out(torch.cat([h, found], -1)).tanh())                                # (2)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from collections.abc import Callable
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
@@ -85,8 +86,6 @@ def encoder_block(
     return block
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #32088f60
-_causal = causal()
-
 class DecoderBlock(nn.Module):
     "Self-attention, attention to what the encoder read, an MLP: each added to the stream."
     def __init__(self,
@@ -115,25 +114,30 @@ class DecoderBlock(nn.Module):
         self.norm3 = norms[norm](d_model, eps)
         self.mlp = MLP(d_model, d_ff, act, bias, dropout, drop_inner)
 
-    def forward(self,
-        x:Float[Tensor, 'b t d'],
-        kv:tuple[Tensor, Tensor],                      # of this layer, from `cross.read`
-        src_mask:Bool[Tensor, 'm 1 s']|None=None,      # True = a source token that is real
-        cache:KVCache|None=None,                       # of the target so far
-        layer:int=0,                                   # place of this layer in the cache
-        turns:Float[Tensor, '*b t k/2 2']|None=None,   # as in `SelfAttention`
-        bias:Float[Tensor, '*b h t s']|None=None,      # added to the scores of the self-attention
-        mask=_causal,                                  # of the self-attention; None where `bias` hides what is to come
-    )->Float[Tensor, 'b t d']:
-        "Look back, look at the source, then think."
-        look_back = lambda x: self.attn(x, mask, cache, layer, turns, bias)
-        if self.pre:
-            x = x + look_back(self.norm1(x))
-            x = x + self.cross(self.norm2(x), kv, src_mask)
-            return x + self.mlp(self.norm3(x))
-        x = self.norm1(x + look_back(x))
-        x = self.norm2(x + self.cross(x, kv, src_mask))
-        return self.norm3(x + self.mlp(x))
+# %% ../../nbs/nn/09_seq2seq.ipynb #5c0ca05a
+_causal = causal()     # made once, not at each call
+
+# %% ../../nbs/nn/09_seq2seq.ipynb #9fa10dd0
+@patch
+def forward(self:DecoderBlock,
+    x:Float[Tensor, 'b t d'],
+    kv:tuple[Tensor, Tensor],                      # of this layer, from `cross.read`
+    src_mask:Bool[Tensor, 'm 1 s']|None=None,      # True = a source token that is real
+    cache:KVCache|None=None,                       # of the target so far
+    layer:int=0,                                   # place of this layer in the cache
+    turns:Float[Tensor, '*b t k/2 2']|None=None,   # as in `SelfAttention`
+    bias:Float[Tensor, '*b h t s']|None=None,      # added to the scores of the self-attention
+    mask=_causal,                                  # of the self-attention; None where `bias` hides what is to come
+)->Float[Tensor, 'b t d']:
+    "Look back, look at the source, then think."
+    look_back = lambda x: self.attn(x, mask, cache, layer, turns, bias)
+    if self.pre:                                                                                                  # (2)
+        x = x + look_back(self.norm1(x))
+        x = x + self.cross(self.norm2(x), kv, src_mask)
+        return x + self.mlp(self.norm3(x))
+    x = self.norm1(x + look_back(x))
+    x = self.norm2(x + self.cross(x, kv, src_mask))
+    return self.norm3(x + self.mlp(x))
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #574921bf
 class CrossCache:
@@ -151,25 +155,29 @@ class CrossCache:
     @property
     def length(self)->int: return self.past.length      # target tokens held
 
-    def reorder(self,
-        rows:Int[Tensor, 'n'],   # which row each new row continues
-    ):
-        "Replace row i by a copy of row `rows[i]`; the number of rows may change."
-        self.past.reorder(rows)
-        source, n = (rows // self.each).unique_consecutive(return_counts=True)
-        even = bool((n == n[0]).all())                  # as many rows of each source: they go on sharing what was read
-        source, self.each = (source, int(n[0])) if even else (rows // self.each, 1)
-        if source.equal(torch.arange(len(self.read[0][0]), device=rows.device)): return
-        pick = lambda x: None if x is None else x.index_select(0, source)
-        self.read, self.src_mask = [(pick(k), pick(v)) for k, v in self.read], pick(self.src_mask)
+# %% ../../nbs/nn/09_seq2seq.ipynb #541207ea
+@patch
+def reorder(self:CrossCache,
+    rows:Int[Tensor, 'n'],   # which row each new row continues
+):
+    "Replace row i by a copy of row `rows[i]`; the number of rows may change."
+    self.past.reorder(rows)
+    source, n = (rows // self.each).unique_consecutive(return_counts=True)
+    even = bool((n == n[0]).all())                  # as many rows of each source: they go on sharing what was read
+    source, self.each = (source, int(n[0])) if even else (rows // self.each, 1)
+    if source.equal(torch.arange(len(self.read[0][0]), device=rows.device)): return
+    pick = lambda x: None if x is None else x.index_select(0, source)
+    self.read, self.src_mask = [(pick(k), pick(v)) for k, v in self.read], pick(self.src_mask)
 
-    def expand(self,
-        n:int,   # copies of each row
-    )->CrossCache:
-        "Give a new cache with every row repeated `n` times, copies side by side; the source's part is shared."
-        new = CrossCache(self.read, self.src_mask, self.past.expand(n))
-        new.each = self.each * n
-        return new
+# %% ../../nbs/nn/09_seq2seq.ipynb #4c759ded
+@patch
+def expand(self:CrossCache,
+    n:int,   # copies of each row
+)->CrossCache:
+    "Give a new cache with every row repeated `n` times, copies side by side; the source's part is shared."
+    new = CrossCache(self.read, self.src_mask, self.past.expand(n))
+    new.each = self.each * n
+    return new
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #e2138161
 class Seq2Seq(Drawn):
@@ -203,23 +211,27 @@ class Seq2Seq(Drawn):
         if cache is None: return self.head(self.hidden(tgt, self.read(src, src_mask), keep=False))
         return self.head(self.hidden(tgt, cache))
 
-    @torch.no_grad()
-    def prefill(self, src, src_mask=None)->tuple[Float[Tensor, 'b v'], CrossCache]:
-        "Read the source and the start token; give the logits after it, and the cache."
-        if src_mask is not None:
-            if not src_mask.any(1).all(): raise ValueError('src_mask: every row needs a real token')
-            if src_mask.all(): src_mask = None
-        cache = self.read(src, src_mask)
-        cache.read = [(k.contiguous(), v.contiguous()) for k, v in cache.read]      # read at every step
-        return self.step(src.new_full((len(src), 1), self.cfg.start), cache)
+# %% ../../nbs/nn/09_seq2seq.ipynb #4a7ff836
+@patch
+@torch.no_grad()
+def prefill(self:Seq2Seq, src, src_mask=None)->tuple[Float[Tensor, 'b v'], CrossCache]:
+    "Read the source and the start token; give the logits after it, and the cache."
+    if src_mask is not None:
+        if not src_mask.any(1).all(): raise ValueError('src_mask: every row needs a real token')
+        if src_mask.all(): src_mask = None
+    cache = self.read(src, src_mask)
+    cache.read = [(k.contiguous(), v.contiguous()) for k, v in cache.read]      # read at every step
+    return self.step(src.new_full((len(src), 1), self.cfg.start), cache)
 
-    @torch.no_grad()
-    def step(self,
-        ids:Int[Tensor, 'b t'],                 # the next token of each row, or several
-        cache:CrossCache,                       # of what came before
-    )->tuple[Float[Tensor, 'b v'], CrossCache]:
-        "Read more of the target; give the logits after the last token, and the cache."
-        return self.head(self.hidden(ids, cache)[:, -1]), cache
+# %% ../../nbs/nn/09_seq2seq.ipynb #bad218da
+@patch
+@torch.no_grad()
+def step(self:Seq2Seq,
+    ids:Int[Tensor, 'b t'],                 # the next token of each row, or several
+    cache:CrossCache,                       # of what came before
+)->tuple[Float[Tensor, 'b v'], CrossCache]:
+    "Read more of the target; give the logits after the last token, and the cache."
+    return self.head(self.hidden(ids, cache)[:, -1]), cache
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #e7a99045
 class EncoderDecoder(Seq2Seq):

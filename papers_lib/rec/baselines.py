@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from jaxtyping import Float
 
 # %% auto #0
-__all__ = ['recommenders', 'Recommender', 'load_recommender', 'history_matrix', 'Random', 'Popularity', 'LargestId', 'Markov',
+__all__ = ['recommenders', 'Recommender', 'Popularity', 'load_recommender', 'history_matrix', 'Random', 'LargestId', 'Markov',
            'ItemKNN', 'EASE', 'BPRMF', 'Tried', 'tune']
 
 # %% ../../nbs/rec/04_baselines.ipynb #c0b33a62
@@ -49,13 +49,23 @@ class Recommender:
         self.learned = self._fit(train) | dict(n_item=torch.tensor(train.n_item))
         return self
 
-    def scores(self, histories:Sequence)->Float[Tensor, 'b i']:
-        "Score all items for each history, the better the higher."
-        histories = [np.asarray(h, np.int64) for h in histories]
-        for h in histories:
-            if len(h) and not 0 <= h.min() <= h.max() < self.n_item:
-                raise ValueError(f'history {h.tolist()[:5]}: items are numbers from 0 to {self.n_item - 1}')
-        return torch.as_tensor(self._scores(histories)).float()
+# %% ../../nbs/rec/04_baselines.ipynb #a4e86514
+@patch
+def scores(self:Recommender, histories:Sequence)->Float[Tensor, 'b i']:
+    "Score all items for each history, the better the higher."
+    histories = [np.asarray(h, np.int64) for h in histories]
+    for h in histories:
+        if len(h) and not 0 <= h.min() <= h.max() < self.n_item:
+            raise ValueError(f'history {h.tolist()[:5]}: items are numbers from 0 to {self.n_item - 1}')
+    return torch.as_tensor(self._scores(histories)).float()
+
+# %% ../../nbs/rec/04_baselines.ipynb #59f4022b
+@dataclass
+class Popularity(Recommender):
+    "The number of training events of each item."
+    def _fit(self, train): return dict(counts=torch.from_numpy(train.counts).float())
+
+    def _scores(self, histories): return self._learned['counts'].expand(len(histories), -1).clone()
 
 # %% ../../nbs/rec/04_baselines.ipynb #044ac47c
 @patch
@@ -76,6 +86,7 @@ def recommend(self:Recommender,
     if not parts: return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
     return tuple(np.concatenate(x) for x in zip(*parts))
 
+# %% ../../nbs/rec/04_baselines.ipynb #c030d04b
 @patch
 def rank(self:Recommender,
     queries:Queries,
@@ -101,6 +112,7 @@ def save(self:Recommender,
         seal(tmp)
     return Path(folder)
 
+# %% ../../nbs/rec/04_baselines.ipynb #4eb9e1a8
 def load_recommender(
     folder:str|Path,     # what `save` wrote
 )->Recommender:
@@ -128,6 +140,7 @@ def history_matrix(
     X.data[:] = 1                                                                # a repeated item counts once
     return X
 
+# %% ../../nbs/rec/04_baselines.ipynb #0f4cf0ca
 def _sparse(learned)->csr_matrix:
     "Put a learned sparse matrix together."
     n = int(learned['n_item'])
@@ -151,13 +164,6 @@ class Random(Recommender):
         mixed = [int(scramble(h + 1, self.seed).sum(dtype=np.uint64)) for h in histories]
         cell = np.array(mixed, np.uint64)[:, None] ^ scramble(np.arange(self.n_item), self.seed + 1)
         return ((scramble(cell, self.seed) >> np.uint64(40)) / 2**24).astype(np.float32)
-
-@dataclass
-class Popularity(Recommender):
-    "The number of training events of each item."
-    def _fit(self, train): return dict(counts=torch.from_numpy(train.counts).float())
-
-    def _scores(self, histories): return self._learned['counts'].expand(len(histories), -1).clone()
 
 # %% ../../nbs/rec/04_baselines.ipynb #452e50c0
 @dataclass
@@ -222,6 +228,7 @@ class ItemKNN(Recommender):
         asked = history_matrix([h[-self.window:] for h in histories], self.n_item)
         return (asked @ _sparse(self._learned)).toarray()
 
+# %% ../../nbs/rec/04_baselines.ipynb #0ea12dc1
 def _nearest(K:csr_matrix, n:int)->csr_matrix:
     "Keep the n largest entries of each row."
     row = np.repeat(np.arange(K.shape[0]), np.diff(K.indptr))
@@ -275,26 +282,28 @@ class BPRMF(Recommender):
         for name in ('d', 'lr', 'n_epoch', 'batch_size'):
             if not getattr(self, name) > 0: raise ValueError(f'BPRMF.{name}={getattr(self, name)}: must be above 0')
 
-    def _fit(self, train):
-        draw = torch.Generator().manual_seed(self.seed)
-        P = (torch.randn(train.n_user, self.d, generator=draw) * .05).requires_grad_()
-        Q = (torch.randn(train.n_item, self.d, generator=draw) * .05).requires_grad_()
-        bias = torch.zeros(train.n_item, requires_grad=True)
-        user, item = (torch.from_numpy(x).long() for x in (train.user, train.item))
-        met, opt = (user * train.n_item + item).sort().values, torch.optim.Adam([P, Q, bias], self.lr)
-        for _ in range(self.n_epoch):
-            for rows in torch.randperm(len(user), generator=draw).split(self.batch_size):
-                u, i = user[rows], item[rows]
-                j = _unmet(u, met, train.n_item, draw)
-                p, q, r = P[u], Q[i], Q[j]
-                above = (p * (q - r)).sum(1) + bias[i] - bias[j]
-                size = p.pow(2).sum(1) + q.pow(2).sum(1) + r.pow(2).sum(1)
-                loss = (F.softplus(-above) + self.l2 * size).mean()                                             # (4)
-                opt.zero_grad(); loss.backward(); opt.step()
-        return dict(items=Q.detach(), bias=bias.detach())
-
     def _scores(self, histories):
         return self._vectors(histories) @ self._learned['items'].T + self._learned['bias']
+
+# %% ../../nbs/rec/04_baselines.ipynb #030c2585
+@patch
+def _fit(self:BPRMF, train):
+    draw = torch.Generator().manual_seed(self.seed)
+    P = (torch.randn(train.n_user, self.d, generator=draw) * .05).requires_grad_()
+    Q = (torch.randn(train.n_item, self.d, generator=draw) * .05).requires_grad_()
+    bias = torch.zeros(train.n_item, requires_grad=True)
+    user, item = (torch.from_numpy(x).long() for x in (train.user, train.item))
+    met, opt = (user * train.n_item + item).sort().values, torch.optim.Adam([P, Q, bias], self.lr)
+    for _ in range(self.n_epoch):
+        for rows in torch.randperm(len(user), generator=draw).split(self.batch_size):
+            u, i = user[rows], item[rows]
+            j = _unmet(u, met, train.n_item, draw)
+            p, q, r = P[u], Q[i], Q[j]
+            above = (p * (q - r)).sum(1) + bias[i] - bias[j]
+            size = p.pow(2).sum(1) + q.pow(2).sum(1) + r.pow(2).sum(1)
+            loss = (F.softplus(-above) + self.l2 * size).mean()                                             # (4)
+            opt.zero_grad(); loss.backward(); opt.step()
+    return dict(items=Q.detach(), bias=bias.detach())
 
 # %% ../../nbs/rec/04_baselines.ipynb #122414f3
 @patch
@@ -339,6 +348,7 @@ def _configurations(grid, budget, seed)->list[dict]:
     drawn = np.random.default_rng(seed).permutation(len(points))[:budget]
     return [points[i] for i in sorted(drawn)]
 
+# %% ../../nbs/rec/04_baselines.ipynb #9857ef50
 def tune(
     model:Recommender,               # an instance: what the grid does not name
     grid:dict[str, Sequence],        # setting -> its values; {} where there is nothing to tune

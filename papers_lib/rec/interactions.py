@@ -8,6 +8,7 @@ import csv, hashlib, json, re, warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from fastcore.basics import patch
 import numpy as np
 
 # %% auto #0
@@ -64,17 +65,21 @@ class Interactions:
         "Items of each user in order."
         return np.split(self.item, self.bounds[1:-1])
 
-    def codes(self, ids:Iterable)->np.ndarray:
-        "Numbers of items by their ids; an unknown one is named."
-        known = {x: i for i, x in enumerate(self.items.tolist())}
-        for x in ids:
-            if x not in known: raise ValueError(f'item {x!r}: {self.name} has no such item')
-        return np.array([known[x] for x in ids], np.int64)
+# %% ../../nbs/rec/01_interactions.ipynb #87965d33
+@patch
+def codes(self:Interactions, ids:Iterable)->np.ndarray:
+    "Numbers of items by their ids; an unknown one is named."
+    known = {x: i for i, x in enumerate(self.items.tolist())}
+    for x in ids:
+        if x not in known: raise ValueError(f'item {x!r}: {self.name} has no such item')
+    return np.array([known[x] for x in ids], np.int64)
 
-    def keep(self, rows)->Interactions:   # the catalogue stays
-        "The events that a mask or a list of ascending row numbers selects."
-        pick = lambda x: None if x is None else x[rows]
-        return replace(self, user=self.user[rows], item=self.item[rows], time=pick(self.time), rating=pick(self.rating))
+# %% ../../nbs/rec/01_interactions.ipynb #f45c3d61
+@patch
+def keep(self:Interactions, rows)->Interactions:   # the catalogue stays
+    "The events that a mask or a list of ascending row numbers selects."
+    pick = lambda x: None if x is None else x[rows]
+    return replace(self, user=self.user[rows], item=self.item[rows], time=pick(self.time), rating=pick(self.rating))
 
 # %% ../../nbs/rec/01_interactions.ipynb #05e022e3
 def _first_bad(bad, column, values, rule, name):
@@ -84,6 +89,7 @@ def _first_bad(bad, column, values, rule, name):
         value = getattr(values[i], 'item', lambda: values[i])()              # 3.0, not np.float64(3.0)
         raise ValueError(f'{name}: {column} of row {i + 1} is {value!r}: must be {rule}')
 
+# %% ../../nbs/rec/01_interactions.ipynb #31473031
 def _whole(values, column, name)->np.ndarray:
     "Read a column of whole numbers."
     try: x = np.asarray(values, dtype=np.float64)
@@ -94,6 +100,7 @@ def _whole(values, column, name)->np.ndarray:
     _first_bad(~np.isfinite(x) | (x != np.round(x)) | (abs(x) > 2**53), column, values, 'a whole number', name)
     return x.astype(np.int64)
 
+# %% ../../nbs/rec/01_interactions.ipynb #f114fbeb
 def _finite(values, column, name)->np.ndarray:
     "Read a column of finite numbers."
     try: x = np.asarray(values, dtype=np.float64)
@@ -175,6 +182,7 @@ def _text(path)->str:
     try: return path.read_bytes().decode('utf-8')
     except UnicodeDecodeError as e: raise ValueError(f'{path.name}: byte {e.start} is not UTF-8') from None
 
+# %% ../../nbs/rec/01_interactions.ipynb #280df329
 def _columns(path, rows, wanted)->list[list]:   # one a wanted column
     "Cut lines into columns; one of another width is named."
     for i, row in rows:
@@ -244,6 +252,7 @@ def _from_table(table, path, columns, options)->Interactions:
         if c not in table: raise ValueError(f'{name}: no column {c!r}; it has {", ".join(map(repr, table))}')
     return interactions(*(None if c is None else table[c] for c in columns), **dict(name=name) | options)
 
+# %% ../../nbs/rec/01_interactions.ipynb #e17c8543
 def read_csv(
     path:str|Path,                   # with a line of column names
     user:str='user',                 # column of users
@@ -261,7 +270,7 @@ def read_csv(
     columns = list(zip(*_columns(path, rows, len(head)))) or [()] * len(head)
     return _from_table(dict(zip((h.strip() for h in head), columns)), path, (user, item, time, rating), options)
 
-# %% ../../nbs/rec/01_interactions.ipynb #1bdb1d15
+# %% ../../nbs/rec/01_interactions.ipynb #4a848f10
 def read_parquet(
     path:str|Path,
     user:str='user',                 # column of users
@@ -320,6 +329,7 @@ def known_future(
     if train.time is None or queries.time is None: return None
     return float(np.mean(1 - np.searchsorted(np.sort(train.time), queries.time, 'right') / len(train)))
 
+# %% ../../nbs/rec/01_interactions.ipynb #be4e1dc0
 def _cold(train, queries)->int:
     "Count targets that training never saw."
     seen = train.counts > 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np, torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
@@ -116,6 +117,7 @@ class GRUConfig:
     n_layer:int = 1         # recurrent layers
     dropout:float = .2      # of inputs and states, probability in [0, 1)
 
+# %% ../../nbs/rec/05_sequential.ipynb #7660d455
 class GRUNet(nn.Module):
     "Items in order to hidden states by a GRU; the item table gives inputs and scores."
     def __init__(self, cfg:GRUConfig):
@@ -174,22 +176,24 @@ class NextItem:
         each = beta * F.softplus(-up) + F.softplus(down).sum(1)                                # (2), (3)
         return (each / (self.n_neg + 1) if self.loss == 'gbce' else each).sum()
 
-    def _others(self, H, E, y, user, asked)->Float[Tensor, 'n k']:
-        "Score negatives."
-        if self.loss == 'sampled-ce':
-            drawn = torch.randint(len(E), (len(asked), self.n_neg), device=y.device)           # shared by a sequence
-            row = asked.nonzero()[:, 0]
-            drawn = drawn[row]
-        else: drawn = torch.randint(len(E), (len(y), self.n_neg), device=y.device)
-        if self.loss == 'bce':
-            met = self.met.to(y.device)
-            for _ in range(10):
-                codes = user[:, None] * len(E) + drawn
-                bad = met[torch.searchsorted(met, codes).clamp_(max=len(met) - 1)] == codes
-                if not bad.any(): break
-                drawn = torch.where(bad, torch.randint_like(drawn, len(E)), drawn)
-        scores = torch.einsum('nd,nkd->nk', H, E[drawn])
-        return scores.masked_fill(drawn == y[:, None], -torch.inf) if self.loss != 'bce' else scores
+# %% ../../nbs/rec/05_sequential.ipynb #1bc88b5b
+@patch
+def _others(self:NextItem, H, E, y, user, asked)->Float[Tensor, 'n k']:
+    "Score negatives."
+    if self.loss == 'sampled-ce':
+        drawn = torch.randint(len(E), (len(asked), self.n_neg), device=y.device)           # shared by a sequence
+        row = asked.nonzero()[:, 0]
+        drawn = drawn[row]
+    else: drawn = torch.randint(len(E), (len(y), self.n_neg), device=y.device)
+    if self.loss == 'bce':
+        met = self.met.to(y.device)
+        for _ in range(10):
+            codes = user[:, None] * len(E) + drawn
+            bad = met[torch.searchsorted(met, codes).clamp_(max=len(met) - 1)] == codes
+            if not bad.any(): break
+            drawn = torch.where(bad, torch.randint_like(drawn, len(E)), drawn)
+    scores = torch.einsum('nd,nkd->nk', H, E[drawn])
+    return scores.masked_fill(drawn == y[:, None], -torch.inf) if self.loss != 'bce' else scores
 
 # %% ../../nbs/rec/05_sequential.ipynb #382f07a8
 class SequenceBatches:
@@ -259,6 +263,7 @@ def _check_neural(m):
     for name in ('lr', 'batch_size', 'n_epoch', 'ctx_len', 'd_model'):
         if not getattr(m, name) > 0: raise ValueError(f'{where}.{name}={getattr(m, name)}: must be above 0')
 
+# %% ../../nbs/rec/05_sequential.ipynb #11bd11b6
 @dataclass
 class SASRec(Neural):
     "SASRec; with loss 'bce' and one negative as it was published."
