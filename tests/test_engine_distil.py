@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from papers_lib.engine.distil import (
     DistilLoss, ListBatches, ListLoss, agreement, as_scores, frozen, hinge, margin_mse, padded_table, score_kl,
-    score_mse, score_pairs, standardised, warn_scale, weights_hash)
+    score_mse, score_pairs, standardised, warn_scale, bits_hash)
 
 numbers = st.floats(-20, 20, width=32)
 pairs = st.lists(st.tuples(numbers, numbers, numbers, numbers), min_size=1, max_size=8)
@@ -82,12 +82,12 @@ def test_leads_are_scores_with_a_positive_of_zero():
 
 def test_a_frozen_teacher_is_bit_by_bit_the_same():
     teacher = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(.5), torch.nn.Linear(3, 1)).train()
-    before = weights_hash(teacher)
+    before = bits_hash(teacher)
     with frozen(teacher):
         assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
         x = torch.ones(1, 3)
         assert torch.equal(teacher(x), teacher(x))                    # no dropout
-    assert weights_hash(teacher) == before
+    assert bits_hash(teacher) == before
     with pytest.raises(RuntimeError, match='was trained'):
         with frozen(teacher): teacher[0].bias.data[0] = torch.nextafter(teacher[0].bias.data[0], torch.tensor(9.))
     with pytest.raises(RuntimeError, match='training mode'):
