@@ -1,0 +1,144 @@
+"Distillation: the teacher's head, a lesson's parts, declared claims, the races, every cell of the claims in small."
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from papers_lib.distillation import (
+    CrossEncoder, Lesson, TeacherConfig, claims, lists, paper, pool, race_textcnn, runs, train_student, train_teacher)
+from papers_lib.engine.distil import DistilLoss, ListBatches, frozen, score_pairs, bits_hash
+from papers_lib.engine.train import TrainConfig
+from papers_lib.lab.data import available
+from papers_lib.lab.presets import plan
+from papers_lib.lab.results import published
+from papers_lib.nn.matchers import Student, StudentConfig, make_student
+from shrunken import rows_of_a_small_run
+
+SMALL = TeacherConfig(n_vocab=50, ctx_len=40, d_model=16, n_layer=2, n_head=2, d_ff=32, hidden=8, cls=1, sep=2)
+
+
+def teacher(seed=0):
+    torch.manual_seed(seed)
+    return CrossEncoder(SMALL).eval()
+
+
+def rows(n=20):
+    "Queries and documents that share a token where the document is the positive."
+    rng = np.random.default_rng(0)
+    q = rng.integers(3, 50, (n, 4)).astype(np.int32)
+    d = rng.integers(3, 50, (2 * n, 6)).astype(np.int32)
+    d[:n, :4] = q
+    return dict(queries=q, docs=d, query=np.arange(n), doc=np.stack([np.arange(n), np.arange(n, 2 * n)], 1))
+
+
+@pytest.mark.parametrize('preset', runs)
+def test_every_preset_can_be_built_and_planned(preset):
+    with torch.device('meta'): Student(runs[preset].model)
+    told = plan(paper, runs[preset])
+    assert told['parameters'] > 1000 and told['tokens'] > 0
+
+
+def test_all_claims_of_the_card_are_declared_and_those_with_a_design_could_fail():
+    assert [*claims] == [f'C{i}' for i in range(1, 14)]
+    for id, c in claims.items():
+        if c.needs == ('later',): continue
+        assert c.controls and c.margin > 0, id
+        assert c.power is None or c.power > .5, id
+
+
+def test_padding_and_neighbours_move_no_score_of_the_teacher():
+    model, q, d = teacher(), torch.randint(3, 50, (3, 5)), torch.randint(3, 50, (3, 2, 9))
+    q[0, 2:], d[0, 0, 3:], d[1, 1, 1:] = 0, 0, 0
+    with torch.inference_mode():
+        whole = model(q, d)
+        assert torch.allclose(whole[:1, :1], model(q[:1, :2], d[:1, :1, :3]), atol=1e-5)
+        assert torch.allclose(whole[1:2, 1:], model(q[1:2], d[1:2, 1:, :1]), atol=1e-5)
+
+
+def test_the_head_reads_three_views():
+    model = teacher()
+    assert model.inner.weight.shape == (8, 48) and model.out.weight.shape == (1, 8)
+    with torch.no_grad(): model.inner.weight.mul_(100)                   # a tanh: no score beyond the output's weights
+    with torch.inference_mode(): z = model(torch.randint(3, 50, (4, 5)), torch.randint(3, 50, (4, 3, 9)))
+    assert z.abs().max() <= model.out.weight.abs().sum() + model.out.bias.abs().sum() + 1e-5
+
+
+def test_a_student_step_leaves_the_frozen_teacher_and_the_copied_embeddings_as_they_are():
+    model, r = teacher(), rows()
+    with frozen(model):
+        scores = np.stack([score_pairs(model, r['queries'], r['docs'], r['query'], r['doc'][:, i]) for i in (0, 1)], 1)
+        net = make_student(StudentConfig(50, d_emb=16, n_map=4, cls=1, sep=2),
+                           model.encoder.tok_emb.weight.detach().numpy().copy())
+        before = bits_hash(net.tok_emb)
+        train_student(net, ListBatches(**r, scores=scores, batch_size=10), DistilLoss(a=1.),
+                      TrainConfig(5, 10, 1e-2), device='cpu')
+    assert bits_hash(net.tok_emb) == before and not any(p.grad is not None for p in model.parameters())
+
+
+LOSSES = DistilLoss(a=0.), DistilLoss('mse', .5), DistilLoss('margin', 1.), DistilLoss('kl', .5, 2.)
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+def test_each_loss_trains_a_student(loss):
+    r = rows()
+    scores = np.tile(np.float32([1, -1]), (20, 1))
+    net = make_student(StudentConfig(50, d_emb=16, n_map=8, cls=1, sep=2, dropout=0.), seed=1)
+    right = lambda: np.mean(score_pairs(net, r['queries'], r['docs'], r['query'], r['doc'][:, 0])
+                            > score_pairs(net, r['queries'], r['docs'], r['query'], r['doc'][:, 1]))
+    train_student(net, ListBatches(**r, scores=scores, batch_size=10), loss, TrainConfig(60, 10, 1e-2), device='cpu')
+    assert right() > .9
+
+
+def test_a_teacher_learns_by_its_hinge():
+    model, r = teacher(), rows()
+    first = train_teacher(model, ListBatches(**r, scores=None, batch_size=10), TrainConfig(60, 10, 3e-3), device='cpu')
+    z = [score_pairs(first, r['queries'], r['docs'], r['query'], r['doc'][:, i]) for i in (0, 1)]
+    assert np.mean(z[0] > z[1]) > .8 and not first.training
+
+
+def test_training_goes_on_where_it_stopped_and_refuses_another_loss(tmp_path):
+    r, train = rows(), lambda n: TrainConfig(n, 10, 1e-2, schedule='constant', save_every=2)
+    scores = np.tile(np.float32([1, -1]), (20, 1))
+    def run(n, loss=DistilLoss(), folder=None):
+        net = make_student(StudentConfig(50, d_emb=16, n_map=4, cls=1, sep=2), seed=1)
+        return train_student(net, ListBatches(**r, scores=scores, batch_size=10), loss, train(n), 'cpu', folder)
+    whole = run(6, folder=tmp_path / 'a')
+    run(4, folder=tmp_path / 'b')
+    assert bits_hash(run(6, folder=tmp_path / 'b')) == bits_hash(whole)
+    with pytest.raises(ValueError, match='made with other settings'): run(6, DistilLoss(a=.9), tmp_path / 'b')
+
+
+@pytest.mark.parametrize('field', ['n_list', 'n_neg', 'n_doc', 'layers'])
+def test_a_lesson_that_is_none_is_named(field):
+    with pytest.raises(ValueError, match=f'Lesson.{field}=0: must be at least 1'): Lesson(**{field: 0})
+
+
+def test_a_lesson_of_wikiqa_has_its_lists():
+    if not available('wikiqa'): pytest.skip('needs wikiqa')
+    lesson = runs['cpu'].data
+    test, wide = pool(lesson, 'test'), lists(lesson)
+    assert len(test.queries) == 243 and wide.doc.shape[1] == 5
+    assert max(len(d.split()) for d in test.docs) <= lesson.n_doc
+    assert not {*test.queries} & {*pool(lesson, 'train').queries}
+
+
+@pytest.mark.slow
+def test_the_races_give_the_rows_that_the_issue_names():
+    found = {r.id: r for r in race_textcnn(n=40, n_teacher=3, teacher=TeacherConfig(n_layer=1))}
+    assert {*found} == {'textcnn.100docs.p95_ms', 'textcnn.vs_teacher'}
+    assert all(math.isfinite(r.ours) and r.values for r in found.values())
+
+
+def test_published_claims_name_their_controls():
+    for r in published('distillation').rows:
+        if r.kind == 'claim' and r.ours is not None: assert {c['name'] for c in r.controls} == {*claims[r.id].controls}
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
+    if not available('wikiqa'): pytest.skip('needs wikiqa')
+    rows = rows_of_a_small_run('distillation', tmp_path, {
+        'data.n_list': 60, 'data.n_test': 30, 'data.n_tune': 20, 'data.layers': 1, 'data.n_taught': 32,
+        'data.n_doc': 12, 'train.n_step': 5, 'model.d_emb': 8, 'model.n_map': 4, 'model.hidden': 8})
+    assert rows['C1']['ours'] is not None and len(rows['C1']['values']['hard alone']) == 2

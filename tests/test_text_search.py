@@ -1,0 +1,120 @@
+"BM25 is its formula in plain Python; nothing retrieved, equals, exclusions and texts without a word have one answer."
+import math, sys, time
+from collections import Counter
+
+import numpy as np, pytest
+from hypothesis import given, settings, strategies as st
+
+from papers_lib.text.search import BM25, words
+
+
+def plain(docs, query, k1=1.5, b=.75):
+    "Formula (1), a document at a time."
+    docs = [Counter(words(d)) for d in docs]
+    mean = sum(d.total() for d in docs) / len(docs)
+    n = Counter(t for d in docs for t in d)
+    idf = {t: math.log(1 + (len(docs) - n[t] + .5) / (n[t] + .5)) for t in n}
+    return [sum(idf[t] * d[t] * (k1 + 1) / (d[t] + k1 * (1 - b + b * d.total() / mean)) for t in words(query) if d[t])
+            for d in docs]
+
+
+texts = st.lists(st.sampled_from(['x', 'y', 'zz', 'ß', '3', 'the', '!']), max_size=6).map(' '.join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(texts, min_size=1, max_size=9), texts, st.floats(0, 3), st.floats(0, 1), st.integers(1, 12), st.data())
+def test_it_is_the_formula_in_the_order_of_its_scores(docs, query, k1, b, k, data):
+    index, want = BM25(docs, k1=k1, b=b), np.array(plain(docs, query, k1, b))
+    np.testing.assert_allclose(index.score(query, range(len(docs))), want, rtol=2e-6, atol=1e-7)
+    out = data.draw(st.lists(st.integers(0, len(docs) - 1), max_size=4))
+    (ids,), (scores,) = index.search([query], k, exclude=[out])
+    n = min(k, sum(s > 0 and i not in out for i, s in enumerate(want)))
+    assert (ids[:n] >= 0).all() and (ids[n:] == -1).all() and (scores[n:] == 0).all() and len(ids) == k
+    assert len({*ids[:n].tolist()} - {*out}) == n
+    best = np.sort(np.delete(want, np.unique(out).astype(int)))[::-1][:n]
+    np.testing.assert_allclose(scores[:n], best, rtol=2e-6)
+    np.testing.assert_array_equal(scores[:n], index.score(query, ids[:n]))
+
+
+def test_a_word_that_stands_twice_counts_twice():
+    docs = ['x', 'x y', 'z']
+    index = BM25(docs)
+    ids, scores = index.search(['x x', 'x'], 3)
+    assert ids.tolist() == [[0, 1, -1]] * 2 and ids.dtype == np.int64 and scores.dtype == np.float32
+    np.testing.assert_allclose(scores[0], 2 * scores[1])
+    np.testing.assert_allclose(scores[0], [*plain(docs, 'x x')[:2], 0], rtol=1e-6)
+
+
+def test_the_factor_k1_plus_1_and_lucenes_weight_are_in_it():
+    import bm25s
+    docs = [['a', 'b'], ['a', 'c', 'c'], ['d']]
+    lucene = bm25s.BM25()                                     # without (k1 + 1)
+    lucene.index(docs, show_progress=False)
+    theirs = lucene.get_scores(['a', 'c', 'd'])
+    np.testing.assert_allclose(BM25([' '.join(d) for d in docs]).score('a c d', range(3)), 2.5 * theirs, rtol=1e-6)
+
+
+def test_other_constants_over_the_same_documents_are_a_new_index():
+    docs = ['red silk', 'red red dress', '', 'silk']
+    one, two = BM25(docs).tuned(.4, .1), BM25(docs, k1=.4, b=.1)
+    np.testing.assert_array_equal(one.score('red silk red', range(4)), two.score('red silk red', range(4)))
+    assert (one.k1, one.b, one.empty_share) == (.4, .1, .25)
+
+
+@pytest.mark.parametrize('docs', [[], [''], ['!!', '...', ' ']])
+def test_a_corpus_without_a_word_finds_nothing(docs):
+    index = BM25(docs)
+    ids, scores = index.search(['x', '', '!!'], 2)
+    assert (ids == -1).all() and (scores == 0).all() and ids.shape == (3, 2)
+    assert index.empty_share == (1. if docs else 0.)
+    assert index.search([], 2)[0].shape == (0, 2)
+
+
+def test_texts_of_stop_words_alone_when_a_tokenizer_drops_them():
+    stop = {'the', 'and', 'a'}
+    index = BM25(['The A', 'and the cat', 'dog'], tokens=lambda t: [w for w in words(t) if w not in stop])
+    assert index.empty_share == 1 / 3
+    assert index.search(['the', 'a cat'], 3)[0].tolist() == [[-1] * 3, [1, -1, -1]]
+
+
+def test_titles_of_one_letter_and_of_other_scripts_are_found():
+    docs = ['M', 'If....', 'C++', 'Ame\u0301lie', '七人の侍', 'Жить', 'ｆｕｌｌ ｗｉｄｔｈ']
+    index = BM25(docs)
+    found = index.search(['m', 'IF', 'c', 'AMÉLIE', '七人の侍', 'жить', 'Full width'], 1)[0][:, 0]
+    assert found.tolist() == [*range(7)] and index.empty_share == 0
+
+
+def test_equals_stand_in_the_order_of_a_hash_of_their_numbers():
+    import hashlib
+    n = 40
+    order = sorted(range(n), key=lambda i: hashlib.sha256(str(i).encode()).digest())
+    index = BM25(['one title'] * n + ['other'])
+    keep = [i for i in order]
+    assert index.search(['title'], n)[0][0].tolist() == keep
+    for k in (1, 3, 17): assert index.search(['title'], k)[0][0].tolist() == keep[:k]
+    assert index.search(['title'], 5, exclude=[keep[:4]])[0][0].tolist() == keep[4:9]
+    assert keep != sorted(keep)
+
+
+@pytest.mark.parametrize('call, said', [
+    (lambda: BM25(['x'], k1=-1), 'k1=-1'), (lambda: BM25(['x'], b=1.5), 'b=1.5'), (lambda: BM25('x'), 'one text'),
+    (lambda: BM25(['x'], k1=float('nan')), 'k1=nan'), (lambda: BM25(['x']).search(['x'], 0), 'k=0'),
+    (lambda: BM25(['x']).search('x', 1), 'one text'), (lambda: BM25(['x']).score('x', [-1]), 'outside of 0 to 0'),
+    (lambda: BM25(['x']).search(['x'], 1, exclude=[[-1]]), 'outside of 0 to 0'),
+    (lambda: BM25(['x']).search(['x'], 1, exclude=[]), '0 lists to exclude for 1 queries')])
+def test_what_cannot_be_searched_is_named(call, said):
+    with pytest.raises(ValueError, match=said): call()
+
+
+def test_without_the_library_one_sentence_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'bm25s', None)
+    with pytest.raises(ImportError, match=r"bm25s, of the extra `rec`: pip install '.\[rec\]'"): BM25(['x'])
+
+
+def test_many_queries_are_quick():
+    rng = np.random.default_rng(0)
+    made = lambda n: [' '.join(f'w{t}' for t in rng.zipf(1.2, 8) % 20_000) for _ in range(n)]
+    index, queries = BM25(made(12_000)), made(2_000)
+    start = time.process_time()
+    index.search(queries, 40)
+    assert time.process_time() - start < 3                   # 20,000 in 10 seconds would be 1
