@@ -32,6 +32,8 @@ adapters:dict[str, Callable[[bytes], bytes]] = {   # what a source needs to beco
     'unix': lambda raw: raw.replace(b'\r', b''),   # lines of another system
     'latin1': lambda raw: raw.decode('latin-1').encode('utf-8'),
     'ml-100k': lambda raw: _ratings_100k(raw),
+    'films-100k': lambda raw: _films_100k(raw),
+    'asins': lambda raw: _asins(raw),
 }
 
 def _ratings_100k(raw:bytes)->bytes:
@@ -39,6 +41,29 @@ def _ratings_100k(raw:bytes)->bytes:
     raw = raw.replace(b'\r', b'')
     if raw.startswith(b'user_id'): raw = raw.partition(b'\n')[2]
     return raw.replace(b'\n89\t484\t5\t893266105\n', b'\n189\t484\t5\t893266105\n')
+
+def _films_100k(raw:bytes)->bytes:   # lines of number, title, year, genres
+    "Read GroupLens's table of films with its 19 flags, or a package's copy, which lost one year and one letter."
+    if raw.startswith(b'item_id'):
+        text = raw.decode('utf-8').replace('\r', '').partition('\n')[2]
+        lost = 'The Time of the Great Giving (1995)\tV\t', 'The Time of the Great Giving\t1995\t'
+        return text.replace(*lost).replace('unkonwn', 'unknown').replace('unknown\tunknown\t', 'unknown\t\t').encode()
+    out = []
+    for row in raw.decode('latin-1').replace('\r', '').splitlines():
+        fields = row.split('|')
+        number, title = fields[:2]
+        named = re.match(r'(.*) \((\d{4})\)(?: \(V\))? *$', title) or re.match('(.*)()', title)
+        genres = ' '.join(g for g, f in zip(_genres, fields[-19:]) if f == '1')
+        out.append('\t'.join((number, *named.groups(), genres)))
+    return ('\n'.join(out) + '\n').encode()
+
+_genres = ("unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror "
+           'Musical Mystery Romance Sci-Fi Thriller War Western').split()
+
+def _asins(raw:bytes)->bytes:   # lines of number, catalogue number
+    "Keep the items of a table of numberings; who the users are is not kept."
+    told = json.loads(raw)['id2item']
+    return ''.join(f'{i}\t{told[i]}\n' for i in sorted(told, key=int)).encode()
 
 # %% ../../nbs/lab/01_data.ipynb #7d496e09
 @dataclass(frozen=True)
