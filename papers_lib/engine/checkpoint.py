@@ -249,7 +249,7 @@ def public_checkpoint(
     refuse_non_finite(tensors, folder)
     return config, tensors
 
-# %% ../../nbs/engine/01_checkpoint.ipynb #cc1765ad
+# %% ../../nbs/engine/01_checkpoint.ipynb #4cf2afb7
 def untie(
     tensors:dict[str, Tensor],   # by their public names
     head:str,                    # name of the output matrix, which a tied model does not have

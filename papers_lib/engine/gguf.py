@@ -5,6 +5,7 @@
 # %% ../../nbs/engine/02_gguf.ipynb #374b6137
 from __future__ import annotations
 import json, struct
+from fastcore.basics import patch
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
@@ -51,13 +52,15 @@ class _Cursor:
         try: return raw.decode('utf-8')
         except UnicodeDecodeError as e: self.fail(f'a string is not UTF-8 ({e.reason})')
 
-    def value(self, kind:int, depth:int=0):
-        if kind in _numbers: return self.numbers(kind)[0]
-        if kind == _string: return self.text()
-        if kind != _list or depth > 2: self.fail(f'a value of kind {kind}, lists {depth} deep')
-        (inner,), (n,) = self.numbers(4), self.numbers(10)
-        if inner in _numbers: return list(self.numbers(inner, n))
-        return [self.value(inner, depth + 1) for _ in range(n)]             # each takes bytes: the file's end ends it
+# %% ../../nbs/engine/02_gguf.ipynb #f527356b
+@patch
+def value(self:_Cursor, kind:int, depth:int=0):
+    if kind in _numbers: return self.numbers(kind)[0]
+    if kind == _string: return self.text()
+    if kind != _list or depth > 2: self.fail(f'a value of kind {kind}, lists {depth} deep')
+    (inner,), (n,) = self.numbers(4), self.numbers(10)
+    if inner in _numbers: return list(self.numbers(inner, n))
+    return [self.value(inner, depth + 1) for _ in range(n)]             # each takes bytes: the file's end ends it
 
 # %% ../../nbs/engine/02_gguf.ipynb #4bb78e45
 def _table(c:_Cursor, n:int)->dict:

@@ -99,6 +99,7 @@ class Tagger(nn.Module):
         "Give logits of the classes at each place."
         return self.out(self.drop(self.read(self.encoder(ids, segments, pad))))
 
+# %% ../../nbs/engine/13_heads.ipynb #ee625068
 class Classifier(Tagger):
     "An encoder with a class for the whole sequence: its one place is [CLS]."
     def __init__(self,
@@ -125,6 +126,7 @@ def label_loss(
     return F.cross_entropy(logits.flatten(0, 1).float(), batch['targets'][:, :logits.shape[1]].flatten(),
                            reduction='sum', ignore_index=IGNORE)
 
+# %% ../../nbs/engine/13_heads.ipynb #72f8a0c3
 def fine_tune(
     model:Tagger,           # trained in place, encoder included
     examples:Examples,

@@ -90,61 +90,70 @@ class Continuation:
         self.ended = False                      # whether a stop string has come
         self._begin(list(prompt))
 
-    def _begin(self, ids, pending=()):
-        "Let the window hold the shortest end of `ids` that writes something, and behind it what is pending."
-        n = 1
-        while not (base := self._decode(ids[-n:])) and n < len(ids): n *= 2
-        self._window = [*ids[-n:], *pending]
-        self._base = len(base)
-        self._first = len(ids[-n:])
-
     def _new(self)->str: return self._decode(self._window)[self._base:]      # (1)
-
-    def add(self,
-        token:int,
-    )->str:          # text that has become certain
-        "Read one more token."
-        self._window.append(token)
-        self._n += 1
-        new = self._new()
-        sure = self._cut_off(new) if new.endswith('\ufffd') else new
-        if len(sure) == len(new): self._begin(self._window)
-        self._parts.append(sure)
-        self.tail = new[len(sure):]
-        self.ended = self.ended or any(s in self._near + new for s in self.stop)
-        near = self._near + sure
-        self._near = near[max(0, len(near) - self._reach):]
-        return sure
-
-    def _cut_off(self, new):
-        "Shorten a window that has grown long; give the text that is certain then."
-        ids, first, base = self._window, self._first, self._base
-        pending = len(ids) - first
-        if pending < 8 or pending & (pending - 1): return ''           # tried at 8, 16, 32 ... tokens
-        for at in range(len(ids) - 3, first, -1):
-            sure = self._decode(ids[:at])[base:]
-            self._begin(ids[:at], ids[at:])
-            rest = self._new()
-            if len(rest) > 3 and sure + rest == new: return sure       # no character reaches across so much
-        self._window, self._first, self._base = ids, first, base
-        return ''
-
-    def __call__(self,
-        ids:Sequence[int],     # the row so far
-    )->bool:
-        "Read what is new in a row; tell whether a stop string has come (`until` of `generate`)."
-        for token in ids[self._n:]: self.add(token)
-        return self.ended
 
     @property
     def text(self)->str:
         "All text so far, up to the stop string."
         return cut(''.join(self._parts) + self.tail, self.stop)
 
+# %% ../../nbs/engine/11_llm.ipynb #7bcb90f5
+@patch
+def _begin(self:Continuation, ids, pending=()):
+    "Let the window hold the shortest end of `ids` that writes something, and behind it what is pending."
+    n = 1
+    while not (base := self._decode(ids[-n:])) and n < len(ids): n *= 2
+    self._window = [*ids[-n:], *pending]
+    self._base = len(base)
+    self._first = len(ids[-n:])
+
+# %% ../../nbs/engine/11_llm.ipynb #210d0da4
+@patch
+def add(self:Continuation,
+    token:int,
+)->str:          # text that has become certain
+    "Read one more token."
+    self._window.append(token)
+    self._n += 1
+    new = self._new()
+    sure = self._cut_off(new) if new.endswith('\ufffd') else new
+    if len(sure) == len(new): self._begin(self._window)
+    self._parts.append(sure)
+    self.tail = new[len(sure):]
+    self.ended = self.ended or any(s in self._near + new for s in self.stop)
+    near = self._near + sure
+    self._near = near[max(0, len(near) - self._reach):]
+    return sure
+
+# %% ../../nbs/engine/11_llm.ipynb #08b38872
+@patch
+def _cut_off(self:Continuation, new):
+    "Shorten a window that has grown long; give the text that is certain then."
+    ids, first, base = self._window, self._first, self._base
+    pending = len(ids) - first
+    if pending < 8 or pending & (pending - 1): return ''           # tried at 8, 16, 32 ... tokens
+    for at in range(len(ids) - 3, first, -1):
+        sure = self._decode(ids[:at])[base:]
+        self._begin(ids[:at], ids[at:])
+        rest = self._new()
+        if len(rest) > 3 and sure + rest == new: return sure       # no character reaches across so much
+    self._window, self._first, self._base = ids, first, base
+    return ''
+
+# %% ../../nbs/engine/11_llm.ipynb #f440a49a
+@patch
+def __call__(self:Continuation,
+    ids:Sequence[int],     # the row so far
+)->bool:
+    "Read what is new in a row; tell whether a stop string has come (`until` of `generate`)."
+    for token in ids[self._n:]: self.add(token)
+    return self.ended
+
 # %% ../../nbs/engine/11_llm.ipynb #af65a22c
 def _no_text(answer)->str:
     return '' if isinstance(answer, str) else 'it must be a text'
 
+# %% ../../nbs/engine/11_llm.ipynb #b693150f
 def _no_loglik(answer, n)->str:
     if not isinstance(answer, list) or len(answer) != n: return f'it must be {n} lists of log-probabilities'
     for i, row in enumerate(answer):
@@ -167,61 +176,72 @@ class Recorded:
         if batch_size < 1: raise ValueError(f'batch_size={batch_size}: must be at least 1')
         self.folder, self.llm, self.hash, self.batch_size = Path(folder), llm, hash or llm.hash, batch_size
 
-    def _path(self, question:dict)->Path:
-        key = json.dumps([self.hash, question], sort_keys=True).encode('utf-8')
-        return self.folder / f'{hashlib.sha256(key).hexdigest()[:32]}.json'
+# %% ../../nbs/engine/11_llm.ipynb #e423a046
+@patch
+def _path(self:Recorded, question:dict)->Path:
+    key = json.dumps([self.hash, question], sort_keys=True).encode('utf-8')
+    return self.folder / f'{hashlib.sha256(key).hexdigest()[:32]}.json'
 
-    def _kept(self, question, fault):
-        "The answer to a question as a list of one; empty where there is none, or none that is fit for use."
-        try: found = json.loads(self._path(question).read_text(encoding='utf-8'))
-        except (FileNotFoundError, ValueError, RecursionError): return []
-        ok = isinstance(found, dict) and found.get('llm') == self.hash and found.get('question') == question
-        return [found['answer']] if ok and 'answer' in found and not fault(found['answer']) else []
+@patch
+def _kept(self:Recorded, question, fault):
+    "The answer to a question as a list of one; empty where there is none, or none that is fit for use."
+    try: found = json.loads(self._path(question).read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError, RecursionError): return []
+    ok = isinstance(found, dict) and found.get('llm') == self.hash and found.get('question') == question
+    return [found['answer']] if ok and 'answer' in found and not fault(found['answer']) else []
 
-    def _ask(self, questions, ask, fault)->None:
-        "Ask what is not kept yet, and keep it; who asks the same meanwhile waits."
-        with ExitStack() as locks:
-            # always in the same order, so that no two wait for each other
-            for path in sorted(map(self._path, questions)):
-                locks.enter_context(locked(self.folder / '.locks' / path.name))
-            new = [q for q in questions if not self._kept(q, fault)]
-            answers = list(ask(new)) if new else []
-            if len(answers) != len(new):
-                raise ValueError(f'{self.hash} gave {len(answers)} answers to {len(new)} questions')
-            for q, answer in zip(new, answers):
-                if not fault(answer):
-                    atomic_write(self._path(q), json.dumps(dict(llm=self.hash, question=q, answer=answer)), flush=False)
-            for q, answer in zip(new, answers):
-                if wrong := fault(answer):
-                    raise ValueError(f'{self.hash} answered {repr(answer)[:60]} to {q["prompt"][-60:]!r}: {wrong}')
+# %% ../../nbs/engine/11_llm.ipynb #a03b0047
+@patch
+def _ask(self:Recorded, questions, ask, fault)->None:
+    "Ask what is not kept yet, and keep it; who asks the same meanwhile waits."
+    with ExitStack() as locks:
+        # always in the same order, so that no two wait for each other
+        for path in sorted(map(self._path, questions)):
+            locks.enter_context(locked(self.folder / '.locks' / path.name))
+        new = [q for q in questions if not self._kept(q, fault)]
+        answers = list(ask(new)) if new else []
+        if len(answers) != len(new):
+            raise ValueError(f'{self.hash} gave {len(answers)} answers to {len(new)} questions')
+        for q, answer in zip(new, answers):
+            if not fault(answer):
+                atomic_write(self._path(q), json.dumps(dict(llm=self.hash, question=q, answer=answer)), flush=False)
+        for q, answer in zip(new, answers):
+            if wrong := fault(answer):
+                raise ValueError(f'{self.hash} answered {repr(answer)[:60]} to {q["prompt"][-60:]!r}: {wrong}')
 
-    def _answers(self, questions:list[dict], ask:Callable, fault:Callable)->list:
-        "Take answers from the folder; `ask` for those that are not there, a batch at a time, and keep them."
-        new = list({self._path(q): q for q in questions if not self._kept(q, fault)}.values())
-        if new and self.llm is None:
-            damaged = [self._path(q) for q in new if self._path(q).exists()]
-            if damaged:
-                raise CorruptFile(f'{damaged[0]}: no answer can be read in it, and there is no model to ask; remove it')
-            raise NotSupported(f'{self.folder} has no answer of {self.hash} to {len(new)} question(s), and there is no '
-                               f'model to ask')
-        for i in range(0, len(new), self.batch_size): self._ask(new[i:i + self.batch_size], ask, fault)
-        return [self._kept(q, fault)[0] for q in questions]
+# %% ../../nbs/engine/11_llm.ipynb #ee3f5652
+@patch
+def _answers(self:Recorded, questions:list[dict], ask:Callable, fault:Callable)->list:
+    "Take answers from the folder; `ask` for those that are not there, a batch at a time, and keep them."
+    new = list({self._path(q): q for q in questions if not self._kept(q, fault)}.values())
+    if new and self.llm is None:
+        damaged = [self._path(q) for q in new if self._path(q).exists()]
+        if damaged:
+            raise CorruptFile(f'{damaged[0]}: no answer can be read in it, and there is no model to ask; remove it')
+        raise NotSupported(f'{self.folder} has no answer of {self.hash} to {len(new)} question(s), and there is no '
+                           f'model to ask')
+    for i in range(0, len(new), self.batch_size): self._ask(new[i:i + self.batch_size], ask, fault)
+    return [self._kept(q, fault)[0] for q in questions]
 
-    def complete(self, prompts, *, max_tokens, temperature=0., stop=None, seed=0)->list[str]:
-        facts = dict(max_tokens=int(max_tokens), temperature=float(temperature), stop=list(_stops(stop)))
-        seeds = prompt_seeds(prompts, seed)
-        # greedy answers to equal prompts are equal
-        if not temperature: seeds = [int(seed) if isinstance(seed, Integral) else 0] * len(prompts)
-        def ask(qs):
-            alike = {q['seed'] for q in qs}
-            return self.llm.complete([q['prompt'] for q in qs], **facts,
-                                     seed=alike.pop() if len(alike) == 1 else [q['seed'] for q in qs])
-        return self._answers([dict(facts, prompt=p, seed=s) for p, s in zip(prompts, seeds)], ask, _no_text)
+# %% ../../nbs/engine/11_llm.ipynb #af021b2d
+@patch
+def complete(self:Recorded, prompts, *, max_tokens, temperature=0., stop=None, seed=0)->list[str]:
+    facts = dict(max_tokens=int(max_tokens), temperature=float(temperature), stop=list(_stops(stop)))
+    seeds = prompt_seeds(prompts, seed)
+    # greedy answers to equal prompts are equal
+    if not temperature: seeds = [int(seed) if isinstance(seed, Integral) else 0] * len(prompts)
+    def ask(qs):
+        alike = {q['seed'] for q in qs}
+        return self.llm.complete([q['prompt'] for q in qs], **facts,
+                                 seed=alike.pop() if len(alike) == 1 else [q['seed'] for q in qs])
+    return self._answers([dict(facts, prompt=p, seed=s) for p, s in zip(prompts, seeds)], ask, _no_text)
 
-    def loglik(self, prompt, choices)->list[list[float]]:
-        choices = list(choices)
-        return self._answers([dict(prompt=prompt, choices=choices)], lambda qs: [self.llm.loglik(prompt, choices)],
-                             lambda answer: _no_loglik(answer, len(choices)))[0]
+# %% ../../nbs/engine/11_llm.ipynb #d63bbc88
+@patch
+def loglik(self:Recorded, prompt, choices)->list[list[float]]:
+    choices = list(choices)
+    return self._answers([dict(prompt=prompt, choices=choices)], lambda qs: [self.llm.loglik(prompt, choices)],
+                         lambda answer: _no_loglik(answer, len(choices)))[0]
 
 # %% ../../nbs/engine/11_llm.ipynb #49fb0569
 def render(
@@ -286,12 +306,14 @@ class LocalLLM:
         "Score choices after a prompt; prompt and choice are encoded together."
         return score_text(self.model, self.tokenizer, prompt, choices)
 
-    def _continue(self, ids, seeds, stop, max_tokens, **decoding):
-        texts = [Continuation(self.tokenizer, prompt, stop) for prompt in ids]
-        until = texts if _stops(stop) else None
-        rows = generate(self.model, ids, max_tokens, stop=self.ends, until=until, seed=seeds, **decoding)
-        for text, row in zip(texts, rows): text(row)
-        return [text.text for text in texts]
+# %% ../../nbs/engine/11_llm.ipynb #cf2ef96c
+@patch
+def _continue(self:LocalLLM, ids, seeds, stop, max_tokens, **decoding):
+    texts = [Continuation(self.tokenizer, prompt, stop) for prompt in ids]
+    until = texts if _stops(stop) else None
+    rows = generate(self.model, ids, max_tokens, stop=self.ends, until=until, seed=seeds, **decoding)
+    for text, row in zip(texts, rows): text(row)
+    return [text.text for text in texts]
 
 def _random(seed, text):
     "The random numbers of one prompt."
@@ -308,6 +330,7 @@ def _turn(self:LocalLLM, messages):
     text = render(self.template, turns)
     return self.tokenizer.encode(text, special=True), text
 
+# %% ../../nbs/engine/11_llm.ipynb #3cf30fa6
 @patch
 def chat(self:LocalLLM,
     messages:str|list[dict],            # a question, or the turns so far
@@ -339,6 +362,7 @@ def _before_stop(
         held = held[len(held) - kept:]
     yield cut(held + (row.tail if row else ''), stop)
 
+# %% ../../nbs/engine/11_llm.ipynb #dad84caa
 def _stripped(parts:Iterable[str])->Iterator[str]:
     "Leave off white space at both ends of a text that comes in parts, and empty parts."
     held, begun = '', False

@@ -129,6 +129,7 @@ class UncorrectedAdamW(torch.optim.AdamW):
         finally:
             for g, was in zip(self.param_groups, asked): g.update(was)
 
+# %% ../../nbs/engine/05_train.ipynb #d25f4f8a
 def uncorrected_adamw(model:nn.Module, cfg:TrainConfig)->torch.optim.Optimizer:
     "Make the optimizer of pre-training: no bias correction; norms and biases do not decay, embeddings do."
     return UncorrectedAdamW(param_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from fastcore.basics import patch
 import numpy as np, torch
 from torch import Tensor, nn
 from jaxtyping import Int
@@ -164,18 +165,6 @@ class TrainRace:
         "Tell whether this machine has what the race needs."
         return (not self.compiled or bool(cpp_compiler())) and (self.dtype == 'float32' or bfloat16_units())
 
-    def arms(self, seed:int, peers:dict[str, Callable])->dict[str, Callable]:   # name -> one optimizer step
-        "Build every arm with its own model, optimizer and batch."
-        ours, theirs = (m.train() for m in pair_of(self.model, self.cfg, seed))
-        batch = bench_batch(self.cfg, self.batch_size)
-        wrap = torch.compile if self.compiled else lambda f: f
-        steps = {'transformers': train_step(wrap(theirs), batch, hf_loss)}
-        for name, build in peers.items():
-            net, loss = build(theirs)
-            steps[name] = train_step(wrap(net.train()), batch, loss)
-        theirs.train()                                                # a peer may have compared logits with it
-        return steps | {'papers_lib': train_step(ours, batch, wrap(our_loss), self.dtype)}
-
     def __call__(
         self,
         seed:int=0,
@@ -187,13 +176,29 @@ class TrainRace:
         how = f'forward, backward, fused AdamW; {_sizes(self.cfg, self.batch_size)}'
         yield from _rows(self, times, peers or {}, self.statement, how, dataset='random tokens')
 
-    def statement(self, peer:str)->str:
-        "Say what is held against the bound."
-        if self.dtype == 'bfloat16':
-            return f'With bfloat16 autocast a step is {self.bound:g} times as fast as {peer} in float32'
-        slower, faster = f'at most {1 / self.bound - 1:.0%} slower than', f'at least {self.bound:g} times as fast as'
-        speed = slower if self.bound < 1 else faster
-        return f'A training step is {speed} {peer}' + ', both compiled' * self.compiled
+# %% ../../nbs/lab/10_bench.ipynb #d6c50f3c
+@patch
+def arms(self:TrainRace, seed:int, peers:dict[str, Callable])->dict[str, Callable]:   # name -> one optimizer step
+    "Build every arm with its own model, optimizer and batch."
+    ours, theirs = (m.train() for m in pair_of(self.model, self.cfg, seed))
+    batch = bench_batch(self.cfg, self.batch_size)
+    wrap = torch.compile if self.compiled else lambda f: f
+    steps = {'transformers': train_step(wrap(theirs), batch, hf_loss)}
+    for name, build in peers.items():
+        net, loss = build(theirs)
+        steps[name] = train_step(wrap(net.train()), batch, loss)
+    theirs.train()                                                # a peer may have compared logits with it
+    return steps | {'papers_lib': train_step(ours, batch, wrap(our_loss), self.dtype)}
+
+# %% ../../nbs/lab/10_bench.ipynb #60668f9a
+@patch
+def statement(self:TrainRace, peer:str)->str:
+    "Say what is held against the bound."
+    if self.dtype == 'bfloat16':
+        return f'With bfloat16 autocast a step is {self.bound:g} times as fast as {peer} in float32'
+    slower, faster = f'at most {1 / self.bound - 1:.0%} slower than', f'at least {self.bound:g} times as fast as'
+    speed = slower if self.bound < 1 else faster
+    return f'A training step is {speed} {peer}' + ', both compiled' * self.compiled
 
 # %% ../../nbs/lab/10_bench.ipynb #9faf84c3
 def bfloat16_loss(
@@ -446,40 +451,44 @@ class WeightsRace:
         yield self.speed(llm, _prompt(llm, seed))
         if available('wikitext2'): yield self.cost(llm)
 
-    def speed(self, llm, ids:Int[Tensor, '1 t'])->Row:
-        "Hold float32's time a token over ours against 1."
-        compiled = bool(cpp_compiler())
-        def decode(weights):
-            with packed(llm.model, weights):
-                generate(llm.model, ids, 3, compiled=compiled)                       # compiles, the first time
-                return [decode_speed(llm.model, ids, self.n_new, compiled) for _ in range(3)]
-        rounds = 1000 * np.array([(decode('float32'), decode(self.weights)) for _ in range(self.n)])   # ms a token
-        full, light = rounds.swapaxes(0, 1)                                          # (rounds, 3): a round counts once
-        ratio = time_ratio({'float32': full, self.weights: light}, 'float32', self.weights)
-        how = 'step compiled' if compiled else 'weights packed'
-        return _held(self.paper, f'S.decode.{self.weights}',
-                     f'A token is decoded faster from {self.weights} weights than from float32 ones',
-                     f'time of float32 / time of {self.weights}', ratio, 'at_least', 1., unit='ratio',
-                     baseline_name='float32, ms a token',
-                     baseline_value=float(np.median(full)), dataset='random prompt',
-                     protocol=f'{self.what}, batch 1, {self.n_new} tokens after 32, {how} beforehand, in turn; '
-                              f'{np.median(light):.1f} ms a token')
+# %% ../../nbs/lab/10_bench.ipynb #f8d88b64
+@patch
+def speed(self:WeightsRace, llm, ids:Int[Tensor, '1 t'])->Row:
+    "Hold float32's time a token over ours against 1."
+    compiled = bool(cpp_compiler())
+    def decode(weights):
+        with packed(llm.model, weights):
+            generate(llm.model, ids, 3, compiled=compiled)                       # compiles, the first time
+            return [decode_speed(llm.model, ids, self.n_new, compiled) for _ in range(3)]
+    rounds = 1000 * np.array([(decode('float32'), decode(self.weights)) for _ in range(self.n)])   # ms a token
+    full, light = rounds.swapaxes(0, 1)                                          # (rounds, 3): a round counts once
+    ratio = time_ratio({'float32': full, self.weights: light}, 'float32', self.weights)
+    how = 'step compiled' if compiled else 'weights packed'
+    return _held(self.paper, f'S.decode.{self.weights}',
+                 f'A token is decoded faster from {self.weights} weights than from float32 ones',
+                 f'time of float32 / time of {self.weights}', ratio, 'at_least', 1., unit='ratio',
+                 baseline_name='float32, ms a token',
+                 baseline_value=float(np.median(full)), dataset='random prompt',
+                 protocol=f'{self.what}, batch 1, {self.n_new} tokens after 32, {how} beforehand, in turn; '
+                          f'{np.median(light):.1f} ms a token')
 
-    def cost(self, llm)->Row:
-        "Hold the loss with lighter weights minus float32's against its bound."
-        text = get('wikitext2').path('test.txt').read_text(encoding='utf-8')[:8 * self.n_token]
-        ids = llm.tokenizer.encode(text)[:self.n_token + 1]
-        def nats(weights):                                                           # of each window
-            with packed(llm.model, weights): told = token_nll(llm.model, ids, ctx_len=256, stride=128)
-            return told.reshape(-1, 128).mean(1)
-        base = nats('float32')
-        change = over_units(nats(self.weights), base, names=(self.weights, 'float32'))
-        return _held(self.paper, f'S.decode.{self.weights}.loss',
-                     f'{self.weights} weights cost at most {self.loss_bound} nats a token',
-                     f'loss with {self.weights} weights minus float32', change, 'at_most', self.loss_bound,
-                     unit='nats a token', n=128 * len(base), baseline_name='float32',
-                     baseline_value=float(base.mean()), dataset=str(get('wikitext2')),
-                     protocol=f'first {self.n_token:,} tokens of the test text, windows of 256, stride 128')
+# %% ../../nbs/lab/10_bench.ipynb #51c8f513
+@patch
+def cost(self:WeightsRace, llm)->Row:
+    "Hold the loss with lighter weights minus float32's against its bound."
+    text = get('wikitext2').path('test.txt').read_text(encoding='utf-8')[:8 * self.n_token]
+    ids = llm.tokenizer.encode(text)[:self.n_token + 1]
+    def nats(weights):                                                           # of each window
+        with packed(llm.model, weights): told = token_nll(llm.model, ids, ctx_len=256, stride=128)
+        return told.reshape(-1, 128).mean(1)
+    base = nats('float32')
+    change = over_units(nats(self.weights), base, names=(self.weights, 'float32'))
+    return _held(self.paper, f'S.decode.{self.weights}.loss',
+                 f'{self.weights} weights cost at most {self.loss_bound} nats a token',
+                 f'loss with {self.weights} weights minus float32', change, 'at_most', self.loss_bound,
+                 unit='nats a token', n=128 * len(base), baseline_name='float32',
+                 baseline_value=float(base.mean()), dataset=str(get('wikitext2')),
+                 protocol=f'first {self.n_token:,} tokens of the test text, windows of 256, stride 128')
 
 # %% ../../nbs/lab/10_bench.ipynb #c4d0a1b7
 def scoring_race(
@@ -547,51 +556,55 @@ class NanoGPT:
         p = subprocess.run(['git', 'rev-parse', '--short=10', 'HEAD'], cwd=self.path, capture_output=True, text=True)
         return f'nanoGPT at {p.stdout.strip()}' if p.returncode == 0 else 'nanoGPT at an unknown commit'
 
-    def module(self):
-        "Load its model.py under a name that nothing else has."
-        name = '_papers_peer_nanogpt'
-        spec = importlib.util.spec_from_file_location(name, Path(self.path) / 'model.py')
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try: spec.loader.exec_module(module)
-        except Exception as e:
-            raise ValueError(f'peer {self.path}: its model.py cannot be loaded ({type(e).__name__}: {e})') from e
-        finally: del sys.modules[name]
-        if not hasattr(module, 'GPT') or not hasattr(module, 'GPTConfig'):
-            raise ValueError(f'peer {self.path}: its model.py has no GPT and GPTConfig, so it is not nanoGPT')
-        return module
-
-    def __call__(
-        self,
-        theirs:nn.Module,                    # a public GPT-2, or GPT-1
-    )->tuple[nn.Module, Callable]:           # nanoGPT with its weights, or sizes; a loss of model and batch
-        "Build nanoGPT with a public GPT-2's weights, logits that differ are refused; for a GPT-1, of its sizes only."
-        c = theirs.config
-        if c.model_type not in ('gpt2', 'openai-gpt'):
-            raise ValueError(f'peer nanoGPT is a GPT-2, this model is a {c.model_type}')
-        module = self.module()
-        with contextlib.redirect_stdout(io.StringIO()):               # it prints its size
-            net = module.GPT(module.GPTConfig(block_size=c.n_positions, vocab_size=c.vocab_size, n_layer=c.n_layer,
-                                              n_head=c.n_head, n_embd=c.n_embd, dropout=0., bias=True))
-        loss = lambda model, batch: model(batch['ids'], batch['targets'])[1]
-        if c.model_type == 'openai-gpt': return net, loss             # its norms stand elsewhere; a step is as long
-        mine = net.state_dict()
-        with torch.no_grad():
-            for name, p in theirs.state_dict().items():               # Conv1D is stored (in, out), a Linear (out, in)
-                if name in mine: mine[name].copy_(p if p.shape == mine[name].shape and not _conv(name) else p.T)
-        ids = torch.arange(min(16, c.n_positions))[None] % c.vocab_size
-        with torch.inference_mode(): gap = (net.eval()(ids, ids)[0] - theirs.eval()(ids).logits).abs().max().item()
-        if not gap < 1e-3: raise ValueError(f'peer {self.path}: with the same weights its logits differ by {gap:.2g}')
-        return net, loss
-
     def decode(self, model:nn.Module, ids:Int[Tensor, 'b t'], n_new:int)->list[list[int]]:
         "Decode greedily by its own `generate`, which has no cache."
         return model.generate(ids, n_new, top_k=1)[:, ids.shape[1]:].tolist()
 
-# %% ../../nbs/lab/10_bench.ipynb #478e60e0
+# %% ../../nbs/lab/10_bench.ipynb #97adbbc0
+@patch
+def module(self:NanoGPT):
+    "Load its model.py under a name that nothing else has."
+    name = '_papers_peer_nanogpt'
+    spec = importlib.util.spec_from_file_location(name, Path(self.path) / 'model.py')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try: spec.loader.exec_module(module)
+    except Exception as e:
+        raise ValueError(f'peer {self.path}: its model.py cannot be loaded ({type(e).__name__}: {e})') from e
+    finally: del sys.modules[name]
+    if not hasattr(module, 'GPT') or not hasattr(module, 'GPTConfig'):
+        raise ValueError(f'peer {self.path}: its model.py has no GPT and GPTConfig, so it is not nanoGPT')
+    return module
+
+# %% ../../nbs/lab/10_bench.ipynb #a12e51f6
 def _conv(name):
     "Is this a weight that the public layout stores turned?"
     return name.endswith(('c_attn.weight', 'c_proj.weight', 'c_fc.weight'))
+
+# %% ../../nbs/lab/10_bench.ipynb #de6603db
+@patch
+def __call__(
+    self:NanoGPT,
+    theirs:nn.Module,                    # a public GPT-2, or GPT-1
+)->tuple[nn.Module, Callable]:           # nanoGPT with its weights, or sizes; a loss of model and batch
+    "Build nanoGPT with a public GPT-2's weights, logits that differ are refused; for a GPT-1, of its sizes only."
+    c = theirs.config
+    if c.model_type not in ('gpt2', 'openai-gpt'):
+        raise ValueError(f'peer nanoGPT is a GPT-2, this model is a {c.model_type}')
+    module = self.module()
+    with contextlib.redirect_stdout(io.StringIO()):               # it prints its size
+        net = module.GPT(module.GPTConfig(block_size=c.n_positions, vocab_size=c.vocab_size, n_layer=c.n_layer,
+                                          n_head=c.n_head, n_embd=c.n_embd, dropout=0., bias=True))
+    loss = lambda model, batch: model(batch['ids'], batch['targets'])[1]
+    if c.model_type == 'openai-gpt': return net, loss             # its norms stand elsewhere; a step is as long
+    mine = net.state_dict()
+    with torch.no_grad():
+        for name, p in theirs.state_dict().items():               # Conv1D is stored (in, out), a Linear (out, in)
+            if name in mine: mine[name].copy_(p if p.shape == mine[name].shape and not _conv(name) else p.T)
+    ids = torch.arange(min(16, c.n_positions))[None] % c.vocab_size
+    with torch.inference_mode(): gap = (net.eval()(ids, ids)[0] - theirs.eval()(ids).logits).abs().max().item()
+    if not gap < 1e-3: raise ValueError(f'peer {self.path}: with the same weights its logits differ by {gap:.2g}')
+    return net, loss
 
 # %% ../../nbs/lab/10_bench.ipynb #1dd02296
 def select_races(

@@ -95,22 +95,24 @@ class Block(nn.Module):
             self.attn.out = _NormedLinear(d_model, d_model, bias, norms[norm](d_model, eps))
             self.mlp.proj = _NormedLinear(d_ff, d_model, bias, norms[norm](d_model, eps))
 
-    def forward(self,
-        x:Float[Tensor, 'b t d'],
-        mask=None,                                     # as in `attend`
-        cache:KVCache|None=None,                       # as in `SelfAttention`, and so are the other four
-        layer:int=0,
-        turns:Float[Tensor, '*b t k/2 2']|None=None,
-        bias:Float[Tensor, '*b h t s']|None=None,
-        pairs:PairTerms|None=None,
-    )->Float[Tensor, 'b t d']:
-        "Let the tokens exchange what they know, then map each by itself."
-        if self.pre:
-            x = x + self.attn(self.norm1(x), mask, cache, layer, turns, bias, pairs)
-            return x + self.mlp(self.norm2(x))
-        a = self.attn(x, mask, cache, layer, turns, bias, pairs)
-        x = self.norm1(torch.add(a, x, alpha=self.alpha))                        # a + alpha x
-        return self.norm2(torch.add(self.mlp(x), x, alpha=self.alpha))
+# %% ../../nbs/nn/07_blocks.ipynb #3333c624
+@patch
+def forward(self:Block,
+    x:Float[Tensor, 'b t d'],
+    mask=None,                                     # as in `attend`
+    cache:KVCache|None=None,                       # as in `SelfAttention`, and so are the other four
+    layer:int=0,
+    turns:Float[Tensor, '*b t k/2 2']|None=None,
+    bias:Float[Tensor, '*b h t s']|None=None,
+    pairs:PairTerms|None=None,
+)->Float[Tensor, 'b t d']:
+    "Let the tokens exchange what they know, then map each by itself."
+    if self.pre:
+        x = x + self.attn(self.norm1(x), mask, cache, layer, turns, bias, pairs)
+        return x + self.mlp(self.norm2(x))
+    a = self.attn(x, mask, cache, layer, turns, bias, pairs)
+    x = self.norm1(torch.add(a, x, alpha=self.alpha))                        # a + alpha x
+    return self.norm2(torch.add(self.mlp(x), x, alpha=self.alpha))
 
 # %% ../../nbs/nn/07_blocks.ipynb #31aadc52
 def deepnorm(
@@ -261,6 +263,7 @@ def _count(real, past, t, device):
     if real is None: return torch.arange(past, past + t, device=device)
     return (real.cumsum(1) - 1).clamp_(min=0)[:, past:past + t]                 # padding: any position will do, 0
 
+# %% ../../nbs/nn/07_blocks.ipynb #e09730ab
 def _places(real, past, new):
     "Places of the tokens held, and of the new ones: (*b, past + t)."
     if not past: return new
@@ -268,11 +271,13 @@ def _places(real, past, new):
     rows = torch.broadcast_shapes(held.shape[:-1], new.shape[:-1])
     return torch.cat([held.expand(*rows, -1), new.expand(*rows, -1)], -1)
 
+# %% ../../nbs/nn/07_blocks.ipynb #9322fe69
 def _asked(where, hook, real, past, positions):
     "Ask a hook about queries and keys, if this kind of positions answers it."
     if getattr(type(where), hook) is getattr(Positions, hook): return None
     return getattr(where, hook)(positions, _places(real, past, positions))
 
+# %% ../../nbs/nn/07_blocks.ipynb #080220eb
 _causal = causal()
 
 # %% ../../nbs/nn/07_blocks.ipynb #d938e272

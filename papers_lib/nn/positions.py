@@ -195,6 +195,7 @@ def alibi_slopes(
 # %% ../../nbs/nn/04_positions.ipynb #63d38d53
 def _away(q_positions, k_positions): return q_positions[..., :, None] - k_positions[..., None, :]     # (*b, t, s)
 
+# %% ../../nbs/nn/04_positions.ipynb #3008d21d
 class ALiBiPositions(Positions):
     "Lower each score in proportion to the distance."
     def __init__(self,
@@ -258,6 +259,7 @@ def _rows(index, like):
     index = index[:, None] if index.ndim == 3 else index                       # (b, t, s) -> (b, 1, t, s)
     return index.expand(*like.shape[:-1], -1)
 
+# %% ../../nbs/nn/04_positions.ipynb #19dd0d27
 class ShawPositions(Positions):
     "Add to each key and value a learned vector for its clipped distance from the query."
     def __init__(self,

@@ -59,6 +59,7 @@ def _pairs_known(queries, users, items, n_item)->np.ndarray:
     asked = queries.user[row] * n_item + np.concatenate(queries.targets)
     return np.bincount(row, np.isin(asked, known), len(queries)) > 0
 
+# %% ../../nbs/rec/02_leaks.ipynb #5b99ee59
 def _named(queries, prompts, names)->np.ndarray:
     "Tell which prompts name a target, as whole words."
     if len(prompts) != len(queries): raise ValueError(f'{len(prompts)} prompts for {len(queries)} queries: one of each')
@@ -84,6 +85,12 @@ def _row(paper, kind, effect, why, **facts)->Row:
     row.verdict = verdict(row)
     return row
 
+# %% ../../nbs/rec/02_leaks.ipynb #40ab37d1
+def _spread(late)->Effect:
+    "Mean over queries; where nothing lies later, none of so many."
+    return over_units(late) if late.any() else share(0, len(late))
+
+# %% ../../nbs/rec/02_leaks.ipynb #e118baf0
 def leak_check(
     train:Interactions,
     valid:Queries,
@@ -122,7 +129,3 @@ def leak_check(
         rows += [make('pairs', share(_pairs_known(test, *pairs, train.n_item)), '', metric='share of test pairs',
                       protocol="among another task's training pairs")]
     return rows
-
-def _spread(late)->Effect:
-    "Mean over queries; where nothing lies later, none of so many."
-    return over_units(late) if late.any() else share(0, len(late))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib, math, re, warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fastcore.basics import patch
 import numpy as np, torch
 from torch import Tensor
 from jaxtyping import Bool, Int
@@ -29,9 +30,29 @@ def sentences(text:str)->list[str]:
     "Cut a document into sentences; titles such as 'Mr.' end none."
     return [p.strip() for p in re.split(_ends, text) if p.strip()]
 
-# %% ../../nbs/text/05_masking.ipynb #a33a5992
+# %% ../../nbs/text/05_masking.ipynb #7307d3dc
 Doc = list[list[int]]   # sentences of pieces
 
+def _other(docs, at, length, rng):
+    "The beginning of a random place of another document."
+    j = int(rng.integers(len(docs) - 1))
+    doc = docs[j + (j >= at)]
+    out = []
+    for s in doc[int(rng.integers(len(doc))):]:
+        out += s
+        if len(out) >= length: break
+    return out
+
+# %% ../../nbs/text/05_masking.ipynb #943d697e
+def _fitted(a, b, budget, rng):
+    "Take pieces from the longer part, front or back, until both fit."
+    a, b = [*a], [*b]
+    while len(a) + len(b) > budget:
+        longer = a if len(a) > len(b) else b
+        longer.pop(0 if rng.random() < 0.5 else -1)
+    return a, b
+
+# %% ../../nbs/text/05_masking.ipynb #a33a5992
 def document_pairs(
     docs:Sequence[Doc],
     at:int,                      # the document whose pairs are made
@@ -53,24 +74,6 @@ def document_pairs(
         else: b, label, i = [t for s in doc[cut:end] for t in s], 0, end
         yield *_fitted(a, b, budget, rng), label
 
-def _other(docs, at, length, rng):
-    "The beginning of a random place of another document."
-    j = int(rng.integers(len(docs) - 1))
-    doc = docs[j + (j >= at)]
-    out = []
-    for s in doc[int(rng.integers(len(doc))):]:
-        out += s
-        if len(out) >= length: break
-    return out
-
-def _fitted(a, b, budget, rng):
-    "Take pieces from the longer part, front or back, until both fit."
-    a, b = [*a], [*b]
-    while len(a) + len(b) > budget:
-        longer = a if len(a) > len(b) else b
-        longer.pop(0 if rng.random() < 0.5 else -1)
-    return a, b
-
 # %% ../../nbs/text/05_masking.ipynb #1dfd7fbf
 @dataclass(frozen=True)
 class Recipe:
@@ -83,6 +86,7 @@ class Recipe:
         if not (0 < self.share < 1 and self.mask >= 0 and self.random >= 0 and self.mask + self.random <= 1):
             raise ValueError(f'{self}: share must lie in (0, 1), mask and random must add up to at most 1')
 
+# %% ../../nbs/text/05_masking.ipynb #a200e95c
 def mask_pieces(
     ids:Int[np.ndarray, 'n'],          # a sequence with [CLS] and [SEP]
     tok:FastWordPiece,
@@ -112,6 +116,7 @@ class Examples:
 
     def __len__(self): return len(self.ids)
 
+# %% ../../nbs/text/05_masking.ipynb #c16edfc8
 def as_examples(
     rows:Sequence[tuple],   # what is seen, segments, targets, label
     ctx_len:int,            # pieces of a row
@@ -132,6 +137,7 @@ def _masked_row(a, b, label, tok, rng, recipe, most):
     seen, targets = mask_pieces(whole, tok, rng, recipe, most)
     return seen, np.repeat([0, 1], [len(a) + 2, len(b) + 1]), targets, label
 
+# %% ../../nbs/text/05_masking.ipynb #70826f71
 def create_examples(
     docs:Sequence[Doc],
     tok:FastWordPiece,
@@ -173,26 +179,31 @@ class ExampleBatches:
 
     def __iter__(self): return self
 
-    def __next__(self)->dict[str, Tensor]:
-        per_epoch = len(self.examples) // self.batch_size
-        epoch, at = divmod(self.given, per_epoch)
-        if at == 0 or not hasattr(self, 'order'):
-            self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
-        self.given += 1
-        rows = self.order[at * self.batch_size:(at + 1) * self.batch_size]
-        e, t = self.examples, int(self.examples.pad[rows].sum(1).max())                    # no column of padding alone
-        long = lambda x: torch.from_numpy(x[rows, :t].astype(np.int64))
-        batch = dict(ids=long(e.ids), segments=long(e.segments), pad=torch.from_numpy(e.pad[rows, :t]),
-                     targets=long(e.targets), labels=torch.from_numpy(e.labels[rows]))
-        share = (batch['targets'] != _passed).sum() / len(rows)                  # targets a pair
-        return batch | dict(weight=share.expand(len(rows)))
+# %% ../../nbs/text/05_masking.ipynb #eed1b2fa
+@patch
+def __next__(self:ExampleBatches)->dict[str, Tensor]:
+    per_epoch = len(self.examples) // self.batch_size
+    epoch, at = divmod(self.given, per_epoch)
+    if at == 0 or not hasattr(self, 'order'):
+        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
+    self.given += 1
+    rows = self.order[at * self.batch_size:(at + 1) * self.batch_size]
+    e, t = self.examples, int(self.examples.pad[rows].sum(1).max())                    # no column of padding alone
+    long = lambda x: torch.from_numpy(x[rows, :t].astype(np.int64))
+    batch = dict(ids=long(e.ids), segments=long(e.segments), pad=torch.from_numpy(e.pad[rows, :t]),
+                 targets=long(e.targets), labels=torch.from_numpy(e.labels[rows]))
+    share = (batch['targets'] != _passed).sum() / len(rows)                  # targets a pair
+    return batch | dict(weight=share.expand(len(rows)))
 
-    def state(self)->dict: return dict(given=self.given, seed=self.seed, hash=self.hash)
+# %% ../../nbs/text/05_masking.ipynb #2cfb84bb
+@patch
+def state(self:ExampleBatches)->dict: return dict(given=self.given, seed=self.seed, hash=self.hash)
 
-    def load_state(self, state:dict)->None:
-        "Go to a saved position in the same examples."
-        self.given = given_of(state, self.state(), 'examples')
-        vars(self).pop('order', None)
+@patch
+def load_state(self:ExampleBatches, state:dict)->None:
+    "Go to a saved position in the same examples."
+    self.given = given_of(state, self.state(), 'examples')
+    vars(self).pop('order', None)
 
 # %% ../../nbs/text/05_masking.ipynb #2dcfa74a
 def labelled_examples(

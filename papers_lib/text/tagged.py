@@ -26,6 +26,7 @@ class Tagged(NamedTuple):
     words:list[str]
     tags:list[str]
 
+# %% ../../nbs/text/06_tagged.ipynb #0deb911e
 def read_conllu(
     text:str,           # of a file
     name:str='text',    # of the file, in errors
@@ -57,6 +58,7 @@ def word_starts(
     starts = 1 + np.cumsum([0, *map(len, pieces[:-1])])
     return [tok.cls, *(p for w in pieces for p in w), tok.sep], starts.tolist()
 
+# %% ../../nbs/text/06_tagged.ipynb #0bd91164
 def tagged_examples(
     sentences:Sequence[Tagged],
     tok:WordPiece,

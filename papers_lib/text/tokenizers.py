@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 # %% auto #0
 __all__ = ['PATTERN', 'EOT', 'WORD_END', 'UNK', 'BadVocabulary', 'CharTokenizer', 'ByteTokenizer', 'byte_alphabet', 'pre_tokens',
-           'merge_piece', 'learn_merges', 'check_bpe', 'ByteBPE', 'encode_special', 'vocabulary', 'read_bpe', 'FastBPE',
+           'merge_piece', 'learn_merges', 'vocabulary', 'check_bpe', 'encode_special', 'read_bpe', 'ByteBPE', 'FastBPE',
            'handfuls', 'train_fast_bpe', 'merge_best', 'read_pieces', 'PieceBPE', 'FastPieces', 'train_pieces',
            'likeliest_pieces', 'UnigramPieces', 'train_unigram', 'word_tokens', 'WordBPE', 'FastWordBPE',
            'train_word_bpe']
@@ -163,6 +163,16 @@ def _rewrite(words, w, pair, count, pairs, where):
     for p in set(zip(old, old[1:])):
         if p != pair and pairs[p] <= 0: del pairs[p]
 
+# %% ../../nbs/text/01_tokenizers.ipynb #3dfa05fa
+EOT = '<|endoftext|>'
+
+def vocabulary(
+    merges:Sequence[tuple[str, str]],   # in the order learnt
+)->dict[str, int]:                      # token -> id: bytes, merges, end of text
+    "Number the tokens of a list of merges."
+    tokens = [*sorted(byte_alphabet().values()), *dict.fromkeys(''.join(m) for m in merges)]
+    return {t: i for i, t in enumerate([*tokens, EOT])}
+
 # %% ../../nbs/text/01_tokenizers.ipynb #05b22b06
 def check_bpe(
     vocab:Mapping[str, int],            # token, in the byte alphabet -> id
@@ -189,6 +199,48 @@ def check_bpe(
         need(lost is None, rules, f'merge {n} needs the token {lost!r}, which is not in the vocabulary')
         need(pair not in seen, rules, f'merge {n} is there twice')
         seen.add(pair)
+
+# %% ../../nbs/text/01_tokenizers.ipynb #1e9882d1
+def encode_special(
+    text:str,
+    special:Mapping[str, int],             # names to recognise -> id
+    encode:Callable[[str], list[int]],     # of what stands between
+)->list[int]:
+    "Encode a text in which special tokens are meant as such; of two that match, the longer one."
+    if not special: return encode(text)
+    cut = regex.compile('(' + '|'.join(map(regex.escape, sorted(special, key=len, reverse=True))) + ')')
+    return [i for part in cut.split(text) if part for i in ([special[part]] if part in special else encode(part))]
+
+# %% ../../nbs/text/01_tokenizers.ipynb #b2e6eb65
+def _read_text(path:str|Path)->str:
+    "Read a text file of a tokenizer."
+    try: return Path(path).read_text(encoding='utf-8')
+    except UnicodeDecodeError as e: raise BadVocabulary(f'{path}: byte {e.start} is not UTF-8 ({e.reason})') from None
+
+# %% ../../nbs/text/01_tokenizers.ipynb #82d4c1aa
+def _read_json(path:str|Path)->dict:
+    "Read a JSON object in which no name stands twice."
+    def once(pairs):
+        if len(dict(pairs)) < len(pairs): raise ValueError('a name stands in it twice')
+        return dict(pairs)
+    try: found = json.loads(_read_text(path), object_pairs_hook=once)
+    except BadVocabulary: raise
+    except (ValueError, RecursionError) as e: raise BadVocabulary(f'{path}: it is not JSON ({e})') from None
+    if not isinstance(found, dict): raise BadVocabulary(f'{path}: it is not a table of names and values')
+    return found
+
+# %% ../../nbs/text/01_tokenizers.ipynb #bb7b796d
+def read_bpe(
+    vocab:str|Path,                        # JSON, token -> id
+    merges:str|Path,                       # one merge a line, a '#version' line first
+    special:Mapping[str, int]|None=None,   # tokens that are not text -> id
+)->tuple[dict[str, int], list[tuple[str, str]]]:
+    "Read a vocabulary and its merges; BadVocabulary names the file and what is wrong with it."
+    names, lines = _read_json(vocab), _read_text(merges).split('\n')
+    if lines[0].startswith('#version'): lines = lines[1:]
+    pairs = [tuple(line.split(' ')) for line in lines if line]
+    check_bpe(names, pairs, special or {}, (str(vocab), str(merges)))
+    return names, pairs
 
 # %% ../../nbs/text/01_tokenizers.ipynb #1cd4a201
 class _BytePairs:
@@ -262,58 +314,6 @@ class ByteBPE(_BytePairs):
     def _written(self, ids):
         text = ''.join(self.tokens[i] for i in ids)
         return bytes(self.bytes[c] for c in text).decode('utf-8', errors='replace')
-
-# %% ../../nbs/text/01_tokenizers.ipynb #bec5936d
-def encode_special(
-    text:str,
-    special:Mapping[str, int],             # names to recognise -> id
-    encode:Callable[[str], list[int]],     # of what stands between
-)->list[int]:
-    "Encode a text in which special tokens are meant as such; of two that match, the longer one."
-    if not special: return encode(text)
-    cut = regex.compile('(' + '|'.join(map(regex.escape, sorted(special, key=len, reverse=True))) + ')')
-    return [i for part in cut.split(text) if part for i in ([special[part]] if part in special else encode(part))]
-
-# %% ../../nbs/text/01_tokenizers.ipynb #3e078163
-EOT = '<|endoftext|>'
-
-def vocabulary(
-    merges:Sequence[tuple[str, str]],   # in the order learnt
-)->dict[str, int]:                      # token -> id: bytes, merges, end of text
-    "Number the tokens of a list of merges."
-    tokens = [*sorted(byte_alphabet().values()), *dict.fromkeys(''.join(m) for m in merges)]
-    return {t: i for i, t in enumerate([*tokens, EOT])}
-
-# %% ../../nbs/text/01_tokenizers.ipynb #61e2faa3
-def _read_text(path:str|Path)->str:
-    "Read a text file of a tokenizer."
-    try: return Path(path).read_text(encoding='utf-8')
-    except UnicodeDecodeError as e: raise BadVocabulary(f'{path}: byte {e.start} is not UTF-8 ({e.reason})') from None
-
-# %% ../../nbs/text/01_tokenizers.ipynb #d3cba10c
-def _read_json(path:str|Path)->dict:
-    "Read a JSON object in which no name stands twice."
-    def once(pairs):
-        if len(dict(pairs)) < len(pairs): raise ValueError('a name stands in it twice')
-        return dict(pairs)
-    try: found = json.loads(_read_text(path), object_pairs_hook=once)
-    except BadVocabulary: raise
-    except (ValueError, RecursionError) as e: raise BadVocabulary(f'{path}: it is not JSON ({e})') from None
-    if not isinstance(found, dict): raise BadVocabulary(f'{path}: it is not a table of names and values')
-    return found
-
-# %% ../../nbs/text/01_tokenizers.ipynb #e3e3b0c2
-def read_bpe(
-    vocab:str|Path,                        # JSON, token -> id
-    merges:str|Path,                       # one merge a line, a '#version' line first
-    special:Mapping[str, int]|None=None,   # tokens that are not text -> id
-)->tuple[dict[str, int], list[tuple[str, str]]]:
-    "Read a vocabulary and its merges; BadVocabulary names the file and what is wrong with it."
-    names, lines = _read_json(vocab), _read_text(merges).split('\n')
-    if lines[0].startswith('#version'): lines = lines[1:]
-    pairs = [tuple(line.split(' ')) for line in lines if line]
-    check_bpe(names, pairs, special or {}, (str(vocab), str(merges)))
-    return names, pairs
 
 # %% ../../nbs/text/01_tokenizers.ipynb #5229aeb0
 class FastBPE(_BytePairs):
@@ -540,16 +540,6 @@ class FastPieces:
             raise BadVocabulary(f'{name}: damaged ({str(e).splitlines()[0]})') from None
         self.unk, self.bos, self.eot = self._inner.unk_id(), self._inner.bos_id(), self._inner.eos_id()
 
-    @property
-    def n_vocab(self)->int:
-        "Number of pieces."
-        return self._inner.get_piece_size()
-
-    @property
-    def hash(self)->str:
-        "Name this vocabulary: sha256 of the model."
-        return hashlib.sha256(self.model).hexdigest()
-
     def encode(self, text:str)->list[int]:
         "Encode any string, without begin and end tokens."
         return self._inner.encode(text)
@@ -582,6 +572,17 @@ class FastPieces:
     )->FastPieces:
         "Read what `save` wrote; BadVocabulary names the file and what is wrong with it."
         return cls(Path(folder) / 'tokenizer.model')
+
+# %% ../../nbs/text/01_tokenizers.ipynb #1f54859f
+@patch(as_prop=True)
+def n_vocab(self:FastPieces)->int:
+    "Number of pieces."
+    return self._inner.get_piece_size()
+
+@patch(as_prop=True)
+def hash(self:FastPieces)->str:
+    "Name this vocabulary: sha256 of the model."
+    return hashlib.sha256(self.model).hexdigest()
 
 # %% ../../nbs/text/01_tokenizers.ipynb #1a8a3c44
 def train_pieces(
@@ -625,6 +626,7 @@ class UnigramPieces(FastPieces):
     "SentencePiece unigram by the `sentencepiece` library, such as T5's; what is decoded is the normalised text."
     reads = 'UNIGRAM'
 
+# %% ../../nbs/text/01_tokenizers.ipynb #16471e3c
 def train_unigram(
     texts:Iterable[str],    # the corpus
     n_vocab:int,            # pieces, padding, end and unknown included
@@ -673,18 +675,6 @@ class WordBPE:
         self.tokens = {i: t for t, i in vocab.items()}
         self._prepare()
 
-    @classmethod
-    def from_files(cls,
-        vocab:str|Path,    # JSON, symbol -> id
-        merges:str|Path,   # one merge a line, a '#version' line first
-    ):
-        "Read the files of the released GPT-1."
-        lines = _read_text(merges).split('\n')
-        pairs = [tuple(line.split(' ')) for line in lines if line and not line.startswith('#version')]
-        odd = next((p for p in pairs if len(p) != 2), None)
-        if odd: raise BadVocabulary(f'{merges}: {" ".join(odd)!r} is not two symbols')
-        return cls(_read_json(vocab), pairs)
-
     @property
     def n_vocab(self)->int:
         "Number of symbols."
@@ -713,6 +703,19 @@ class WordBPE:
 
     def _words(self, words): return [i for word in words for i in self._piece(word)]
 
+# %% ../../nbs/text/01_tokenizers.ipynb #fe4f13f6
+@patch(cls_method=True)
+def from_files(cls:WordBPE,
+    vocab:str|Path,    # JSON, symbol -> id
+    merges:str|Path,   # one merge a line, a '#version' line first
+)->WordBPE:
+    "Read the files of the released GPT-1."
+    lines = _read_text(merges).split('\n')
+    pairs = [tuple(line.split(' ')) for line in lines if line and not line.startswith('#version')]
+    odd = next((p for p in pairs if len(p) != 2), None)
+    if odd: raise BadVocabulary(f'{merges}: {" ".join(odd)!r} is not two symbols')
+    return cls(_read_json(vocab), pairs)
+
 # %% ../../nbs/text/01_tokenizers.ipynb #3e54677d
 class FastWordBPE(WordBPE):
     "The same by the `tokenizers` library; equal to `WordBPE` in encoding."
@@ -734,6 +737,7 @@ class FastWordBPE(WordBPE):
                                                   add_special_tokens=False)
             yield from (e.ids for e in found)
 
+# %% ../../nbs/text/01_tokenizers.ipynb #b7b9971d
 def train_word_bpe(
     texts:Iterable[str],   # the corpus, streamed
     n_vocab:int,           # unknown, end of text, characters with and without the mark, merges
