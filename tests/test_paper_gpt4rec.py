@@ -198,7 +198,7 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
         'data.name': 'ml-100k', 'data.n_item': 120, 'data.n_vocab': 400, 'model.d_model': 16, 'train.n_step': 4,
         'train.n_warmup': 1, 'train.batch_size': 8, 'claims.n_tune': 2, 'claims.n_read': 4, 'claims.n_user': 30,
         'claims.n_cold': 10, 'claims.n_query': 10, 'claims.queries': [1, 3], 'claims.n_epoch': 1,
-        'claims.grid': [[1.5, 0.75], [0.6, 0.3]]})
+        'claims.grid': [[1.5, 0.75], [0.6, 0.3]], 'claims.films': 'ml-100k'})
     for id, claim in claims.items():
         assert rows[id]['ours'] is not None, id
         assert {c['name'] for c in rows[id]['controls'] or ()} == set(claim.controls)
