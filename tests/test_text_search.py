@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 
-from papers_lib.text.search import BM25, words
+from papers_lib.text.search import BM25, items_of_queries, merge_by_beam, merge_by_score, quotas, words
 
 
 def plain(docs, query, k1=1.5, b=.75):
@@ -118,3 +118,56 @@ def test_many_queries_are_quick():
     start = time.process_time()
     index.search(queries, 40)
     assert time.process_time() - start < 3                   # 20,000 in 10 seconds would be 1
+
+
+def taken(hits, k):
+    "The K/m rule, place by place: who has places left takes his next new item."
+    left, out = [[i for i in row if i >= 0] for row in hits], []
+    while len(out) < k and any(left):
+        live = [row for row in left if row]
+        for row, quota in zip(live, quotas(k - len(out), len(live))):
+            got = 0
+            while row and got < quota:
+                if (i := row.pop(0)) not in out: out.append(i); got += 1
+    return out
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 12), max_size=6, unique=True), max_size=5), st.integers(1, 14))
+def test_the_k_over_m_rule_gives_new_items_in_the_order_of_the_queries(rows, k):
+    hits = np.array([row + [-1] * (6 - len(row)) for row in rows], np.int64).reshape(-1, 6)
+    found, all_ = merge_by_beam(hits, k), {i for row in rows for i in row}
+    assert found == taken(rows, k)
+    assert len(found) == len({*found}) == min(k, len(all_)) and {*found} <= all_
+    if rows and len(rows[0]) >= (n := quotas(k, len(rows))[0]) and all(rows): assert found[:n] == rows[0][:n]
+
+
+@given(st.integers(0, 50), st.integers(1, 20))
+def test_places_are_shared_out_whole(k, m):
+    shares = quotas(k, m)
+    assert sum(shares) == k and max(shares) - min(shares) <= 1 and shares == sorted(shares, reverse=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.tuples(st.integers(-1, 9), st.floats(.1, 9)), min_size=4, max_size=4), min_size=1,
+                max_size=5), st.integers(1, 12))
+def test_by_score_an_item_counts_by_its_best(rows, k):
+    hits, scores = (np.array([[x[j] for x in row] for row in rows]) for j in (0, 1))
+    best = {}
+    for i, s in zip(hits.ravel().tolist(), scores.ravel().tolist()):
+        if i >= 0: best[i] = max(s, best.get(i, 0))
+    found = merge_by_score(hits, scores, k)
+    assert len(found) == len({*found}) == min(k, len(best))
+    assert [best[i] for i in found] == sorted(best.values(), reverse=True)[:k]
+
+
+def test_what_was_seen_goes_before_places_are_counted_and_strings_that_find_nothing_leave_room():
+    index = BM25(['red hat', 'red scarf', 'blue hat', 'blue scarf'])
+    queries = [['red', 'nothing of this', 'blue']]
+    for merge in ('beam', 'score'):
+        all_ = items_of_queries(index, queries, 4, [[]], merge=merge)[0]
+        assert {*all_.tolist()} == {0, 1, 2, 3}
+        some = items_of_queries(index, queries, 2, [[all_[0]]], merge=merge)[0]
+        assert all_[0] not in some and (some >= 0).all()
+    assert items_of_queries(index, [[], ['x']], 2, [[], []]).tolist() == [[-1, -1]] * 2
+    with pytest.raises(ValueError, match="merge='sum'"): items_of_queries(index, queries, 2, [[]], merge='sum')
