@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from papers_lib.engine.train import IGNORE
 from papers_lib.rec.baselines import load_recommender, tune
-from papers_lib.rec.bert4rec import BERT4Rec, BERT4RecConfig, BERT4RecNet, ClozeBatches, cloze_loss, windows
+from papers_lib.rec.bert4rec import BERT4Rec, BERT4RecConfig, BERT4RecNet, ClozeBatches, cut_windows, hidden_items_loss
 from papers_lib.rec.interactions import interactions, leave_one_out
 
 N_ITEM = 30
@@ -45,20 +45,22 @@ def test_padding_on_either_side_is_not_seen_and_both_sides_are():
         other[0, place] = 20
         assert (net.scores(net(other)[:, 2]) - want).abs().max() > 1e-3
     assert net(torch.zeros(1, 4, dtype=torch.long)).isfinite().all()
-    with pytest.raises(ValueError, match='sequence of 9 items: at most ctx_len=8'): net(torch.ones(1, 9, dtype=torch.long))
+    with pytest.raises(ValueError, match='sequence of 9 items: at most ctx_len=8'):
+        net(torch.ones(1, 9, dtype=torch.long))
 
 
 def test_its_parameters_are_counted():
     d, n = 16, N_ITEM
     block = 4 * (d * d + d) + 8 * d * d + 5 * d + 4 * d
-    assert sum(p.numel() for p in made().parameters()) == (n + 2) * d + 8 * d + 2 * d + 2 * block + (d * d + d) + 2 * d + n
+    want = (n + 2) * d + 8 * d + 2 * d + 2 * block + (d * d + d) + 2 * d + n
+    assert sum(p.numel() for p in made().parameters()) == want
 
 
 @given(st.integers(1, 60), st.integers(2, 12), st.sampled_from([0., .1, .5, 1.]))
 @settings(max_examples=60, deadline=None)
 def test_windows_cover_the_history_and_end_at_its_last_item(n, ctx_len, back):
     h = list(range(n))
-    found = windows(h, ctx_len, back)
+    found = cut_windows(h, ctx_len, back)
     assert found[0] == h[-ctx_len:] and all(w == h[w[0]:w[0] + len(w)] and len(w) == min(n, ctx_len) for w in found)
     if back: assert {i for w in found for i in w} == {*h} and found[-1] == h[:ctx_len]
     else: assert len(found) == 1
@@ -93,7 +95,7 @@ def test_the_last_item_alone_is_asked_at_its_share(split):
 def test_a_pass_asks_every_window_once_and_goes_on_where_it_stopped(split):
     b = ClozeBatches(split.train, 4, 16, 0, back=.5)
     users = torch.cat([next(b)['user'] for _ in range(b.n_batch)]).tolist()
-    assert sorted(users) == sorted(u for u in range(40) for _ in windows(range(7), 4, .5)) and b.epoch == 1
+    assert sorted(users) == sorted(u for u in range(40) for _ in cut_windows(range(7), 4, .5)) and b.epoch == 1
     state, want = b.state(), next(b)
     again = ClozeBatches(split.train, 4, 16, 0, back=.5)
     again.load_state(state)
@@ -109,7 +111,7 @@ def test_the_loss_by_hand():
     for row, col in ((0, 2), (1, 0), (1, 2)):
         s = net.scores(net(batch['ids'])[row, col]).tolist()
         want += math.log(sum(map(math.exp, s))) - s[batch['targets'][row, col]]
-    assert cloze_loss(net, batch).item() == pytest.approx(want, rel=1e-5)
+    assert hidden_items_loss(net, batch).item() == pytest.approx(want, rel=1e-5)
 
 
 def test_training_is_a_function_of_its_seed_and_is_kept(split, tmp_path):
@@ -133,7 +135,7 @@ def test_the_validation_item_is_learnt_from_only_where_asked(split):
     (lambda: BERT4Rec(share=1.5), 'share=1.5: must lie in'), (lambda: BERT4Rec(last=-1.), 'last=-1.0'),
     (lambda: BERT4Rec(back=2.), 'back=2.0'), (lambda: BERT4Rec(ctx_len=1), 'an item and a blank'),
     (lambda: BERT4Rec(lr=0), 'BERT4Rec.lr=0: must be above 0'), (lambda: BERT4Rec(n_head=3), 'must divide d_model=64'),
-    (lambda: BERT4RecConfig(0), 'n_item=0'), (lambda: windows([1], 4, -1.), 'back=-1.0: must lie in'),
+    (lambda: BERT4RecConfig(0), 'n_item=0'), (lambda: cut_windows([1], 4, -1.), 'back=-1.0: must lie in'),
     (lambda: ClozeBatches(interactions([1, 2], [3, 4], [0, 1]), 4, 4, 0), 'nothing to hide')])
 def test_settings_that_cannot_be_are_named(make, words):
     with pytest.raises(ValueError, match=words): make()
