@@ -172,7 +172,7 @@ def test_bpr_learns_what_a_group_likes():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         split = leave_one_out(data)
-    model = BPRMF(d=4, n_epoch=60, lr=.02, batch_size=64).fit(split.train)
+    model = BPRMF(d=4, n_epoch=200).fit(split.train)
     own = model.recommend([[0, 1, 2], [8, 9, 10]], 4)[0]
     assert (own[0] < 8).all() and (own[1] >= 8).all()
 
@@ -207,3 +207,14 @@ def test_tuning_never_asks_the_test_queries(split):
     (dict(lam=[1.]), 0, 'budget=0')])
 def test_an_unfair_grid_is_refused(grid, budget, words, split):
     with pytest.raises(ValueError, match=words): tune(EASE(), grid, budget, split)
+
+
+def test_without_implicit_one_sentence_says_what_to_install_and_a_saved_model_is_scored(split, tmp_path, monkeypatch):
+    import sys
+    model = BPRMF(d=4, n_epoch=2).fit(split.train)
+    folder, want = model.save(tmp_path / 'm'), model.scores([[1, 2]])
+    monkeypatch.setitem(sys.modules, 'implicit', None)
+    monkeypatch.setitem(sys.modules, 'implicit.cpu.bpr', None)
+    assert torch.equal(load_recommender(folder).scores([[1, 2]]), want)
+    with pytest.raises(ImportError, match=r'BPRMF needs `implicit`, which comes with the extra `rec`: pip install'):
+        BPRMF(d=4).fit(split.train)

@@ -12,7 +12,6 @@ import numpy as np, torch
 from fastcore.basics import patch
 from scipy.sparse import csr_matrix
 from torch import Tensor
-from torch.nn import functional as F
 from jaxtyping import Float
 
 # %% auto #0
@@ -256,54 +255,40 @@ class EASE(Recommender):
 
     def _scores(self, histories): return history_matrix(histories, self.n_item) @ self._learned['B'].numpy()
 
-# %% ../../nbs/rec/04_baselines.ipynb #ef98862e
-def _unmet(users, met, n_item, generator)->Tensor:
-    "Draw an item for each user that he did not meet; `met` are the sorted codes user * n_item + item."
-    drawn = torch.randint(n_item, users.shape, generator=generator)
-    for _ in range(10):
-        codes = users * n_item + drawn
-        bad = met[torch.searchsorted(met, codes).clamp_(max=len(met) - 1)] == codes
-        if not bad.any(): break
-        drawn = torch.where(bad, torch.randint(n_item, users.shape, generator=generator), drawn)
-    return drawn
-
 # %% ../../nbs/rec/04_baselines.ipynb #18aebf09
 @dataclass
 class BPRMF(Recommender):
-    "Matrix factorisation by pairwise ranking (4), Adam."
+    "Matrix factorisation by pairwise ranking (4), trained by `implicit`."
     d:int = 64             # width of the vectors
-    lr:float = 5e-3        # rate of Adam
-    l2:float = 1e-5        # lambda
-    n_epoch:int = 30       # passes over the training events
-    batch_size:int = 4096  # events
+    lr:float = .02         # rate of the stochastic steps
+    l2:float = .01         # lambda
+    n_epoch:int = 100      # passes over the training events
     seed:int = 0
 
     def __post_init__(self):
-        for name in ('d', 'lr', 'n_epoch', 'batch_size'):
+        for name in ('d', 'lr', 'n_epoch'):
             if not getattr(self, name) > 0: raise ValueError(f'BPRMF.{name}={getattr(self, name)}: must be above 0')
+        if self.l2 < 0: raise ValueError(f'BPRMF.l2={self.l2}: must not be below 0')
+
+    def _fit(self, train):
+        X = history_matrix(train.histories(), train.n_item)
+        trained = _bpr(self.d, self.lr, self.l2, self.n_epoch, self.seed, X)
+        return dict(items=torch.from_numpy(trained[:, :-1].copy()), bias=torch.from_numpy(trained[:, -1].copy()))
 
     def _scores(self, histories):
         return self._vectors(histories) @ self._learned['items'].T + self._learned['bias']
 
-# %% ../../nbs/rec/04_baselines.ipynb #030c2585
-@patch
-def _fit(self:BPRMF, train):
-    draw = torch.Generator().manual_seed(self.seed)
-    P = (torch.randn(train.n_user, self.d, generator=draw) * .05).requires_grad_()
-    Q = (torch.randn(train.n_item, self.d, generator=draw) * .05).requires_grad_()
-    bias = torch.zeros(train.n_item, requires_grad=True)
-    user, item = (torch.from_numpy(x).long() for x in (train.user, train.item))
-    met, opt = (user * train.n_item + item).sort().values, torch.optim.Adam([P, Q, bias], self.lr)
-    for _ in range(self.n_epoch):
-        for rows in torch.randperm(len(user), generator=draw).split(self.batch_size):
-            u, i = user[rows], item[rows]
-            j = _unmet(u, met, train.n_item, draw)
-            p, q, r = P[u], Q[i], Q[j]
-            above = (p * (q - r)).sum(1) + bias[i] - bias[j]
-            size = p.pow(2).sum(1) + q.pow(2).sum(1) + r.pow(2).sum(1)
-            loss = (F.softplus(-above) + self.l2 * size).mean()                                             # (4)
-            opt.zero_grad(); loss.backward(); opt.step()
-    return dict(items=Q.detach(), bias=bias.detach())
+# %% ../../nbs/rec/04_baselines.ipynb #ef98862e
+def _bpr(d, lr, l2, n_epoch, seed, X:csr_matrix)->np.ndarray:   # (i, d + 1), the bias last
+    "Train item vectors by `implicit`."
+    try: from implicit.cpu.bpr import BayesianPersonalizedRanking
+    except ImportError:
+        raise ImportError("BPRMF needs `implicit`, which comes with the extra `rec`: pip install '.[rec]' in the "
+                          'repository') from None
+    model = BayesianPersonalizedRanking(d, learning_rate=lr, regularization=l2, iterations=n_epoch, num_threads=1,
+                                        random_state=seed)
+    model.fit(X, show_progress=False)
+    return model.item_factors
 
 # %% ../../nbs/rec/04_baselines.ipynb #122414f3
 @patch

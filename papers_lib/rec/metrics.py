@@ -25,9 +25,8 @@ def mean_ranks(
 )->Float[Tensor, 'b']:              # from 1; inf where the target is not admissible
     "Rank each row's target among the admissible items, mean rank among equals."
     t = scores.gather(1, targets[:, None])
-    above = (scores > t).sum(1)
-    alike = (scores == t).sum(1) - 1
-    return torch.where(t[:, 0] > -torch.inf, 1 + above + alike / 2, torch.inf)             # (1)
+    more = torch.sub(scores, t).sign_().sum(1)                    # those above less those below: 2 g + e + 1 - i
+    return torch.where(t[:, 0] > -torch.inf, (more + scores.shape[1] + 1) / 2, torch.inf)  # (1)
 
 # %% ../../nbs/rec/03_metrics.ipynb #069553f4
 def _hashed(n_item)->Tensor:   # (i,) from 0 to 1
@@ -41,9 +40,11 @@ def top_k(
     "List the k best items of each row; equals stand in the order of a hash of their numbers."
     if k < 1: raise ValueError(f'k={k}: must be at least 1')
     hashed, n = _hashed(scores.shape[1]), min(k, scores.shape[1])
-    values, ids = scores.topk(n)
+    values, ids = scores.topk(min(n + 1, scores.shape[1]))
+    next_one = values[:, n:]                                            # the best that is left out, if there is one
+    values, ids = values[:, :n], ids[:, :n]
     last = values[:, -1:]
-    unclear = torch.nonzero((scores >= last).sum(1) > n)[:, 0]          # equals inside and outside of the list
+    unclear = torch.nonzero((next_one == last).any(1))[:, 0]            # equals inside and outside of the list
     if len(unclear):
         S, t = scores[unclear], last[unclear]
         chosen = torch.where(S > t, 2., torch.where(S == t, hashed.expand_as(S), -1.)).topk(n).indices
@@ -71,7 +72,8 @@ def admissible(
     kept:Sequence=(),                 # items a row that a history does not forbid: the targets
 )->Float[Tensor, 'b i']:
     "Give what may not be recommended the score -inf."
-    if scores.isnan().any(): raise ValueError('a score is not a number: the model gives nan')
+    if scores.numel() and not (most := scores.amax().item()) < torch.inf:
+        raise ValueError(f'a score is not a number: the model gives {most}')
     at = _rows_of(kept), _flat(kept)
     known = scores[at]
     if filter_seen: scores[_rows_of(histories), _flat(histories)] = -torch.inf

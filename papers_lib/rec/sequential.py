@@ -18,7 +18,7 @@ __all__ = ['LOSSES', 'SASBlock', 'SASRecConfig', 'SASRecNet', 'GRUConfig', 'GRUN
 
 # %% ../../nbs/rec/05_sequential.ipynb #8a588a1d
 from ..engine.checkpoint import load_strict
-from ..engine.train import IGNORE, FitResult, TrainConfig, fit
+from ..engine.train import IGNORE, TrainConfig, adamw, fit
 from ..nn.attention import attend
 from ..nn.blocks import Drawn, check_sizes
 from ..nn.linear import Linear
@@ -192,7 +192,8 @@ def _others(self:NextItem, H, E, y, user, asked)->Float[Tensor, 'n k']:
             bad = met[torch.searchsorted(met, codes).clamp_(max=len(met) - 1)] == codes
             if not bad.any(): break
             drawn = torch.where(bad, torch.randint_like(drawn, len(E)), drawn)
-    scores = torch.einsum('nd,nkd->nk', H, E[drawn])
+    # of a small catalogue all scores cost less than looking up the rows of those that were drawn
+    scores = (H @ E.T).gather(1, drawn) if len(E) <= 16 * self.n_neg else torch.einsum('nd,nkd->nk', H, E[drawn])
     return scores.masked_fill(drawn == y[:, None], -torch.inf) if self.loss != 'bce' else scores
 
 # %% ../../nbs/rec/05_sequential.ipynb #382f07a8
@@ -232,25 +233,46 @@ class SequenceBatches:
 # %% ../../nbs/rec/05_sequential.ipynb #2faf783c
 class Neural(Recommender):
     "A network trained on sequences; a subclass is a dataclass of settings and says how the network is made."
+    _optimizer = staticmethod(adamw)
+
     def _fit(self, train):
         torch.manual_seed(self.seed)
-        net = self._net(train.n_item)
-        met = torch.from_numpy(np.unique(train.user * train.n_item + train.item))
-        batches = SequenceBatches(train, self.ctx_len, self.batch_size, self.seed)
-        cfg = TrainConfig(self.n_epoch * batches.n_batch, batches.batch_size, self.lr, seed=self.seed, beta2=.98,
-                          schedule='constant', weight_decay=0., clip=1e6, log_every=batches.n_batch)
-        self.result = fit(net, batches, cfg, loss_fn=NextItem(self.loss, self.n_neg, self.t, met), device=self.device)
+        net, batches = self._net(train.n_item), self._batches(train)
+        self.result = fit(net, batches, self._recipe(batches), loss_fn=self._loss(train), optimizer=self._optimizer,
+                          device=self.device)
         return {f'net.{k}': v.detach().cpu() for k, v in net.state_dict().items()}
 
-    @torch.no_grad()
-    def _scores(self, histories):
-        with torch.device('meta'): net = self._net(self.n_item)
-        weights = {k.removeprefix('net.'): v for k, v in self._learned.items() if k != 'n_item'}
-        net = load_strict(net, weights).eval()
-        ids = torch.zeros(len(histories), self.ctx_len, dtype=torch.long)
-        for row, h in zip(ids, histories):
-            if len(h): row[-len(h[-self.ctx_len:]):] = torch.from_numpy(h[-self.ctx_len:]) + 1
-        return torch.cat([net(part)[:, -1] @ net.items.T for part in ids.split(512)])
+    def _batches(self, train): return SequenceBatches(train, self.ctx_len, self.batch_size, self.seed)
+
+    def _loss(self, train):
+        met = torch.from_numpy(np.unique(train.user * train.n_item + train.item))
+        return NextItem(self.loss, self.n_neg, self.t, met)
+
+    def _recipe(self, batches):
+        return TrainConfig(self.n_epoch * batches.n_batch, batches.batch_size, self.lr, seed=self.seed, beta2=.98,
+                           schedule='constant', weight_decay=0., clip=1e6, log_every=batches.n_batch)
+
+# %% ../../nbs/rec/05_sequential.ipynb #058862f3
+@patch
+@torch.no_grad()
+def _scores(self:Neural, histories):
+    with torch.device('meta'): net = self._net(self.n_item)
+    weights = {k.removeprefix('net.'): v for k, v in self._learned.items() if k != 'n_item'}
+    net = load_strict(net, weights).eval()
+    return torch.cat([self._ask(net, part) for part in self._ids(histories).split(512)])
+
+@patch
+def _ids(self:Neural, histories)->Int[Tensor, 'u t']:
+    "Number the last items of each history from 1, padding on the left."
+    ids = torch.zeros(len(histories), self.ctx_len, dtype=torch.long)
+    for row, h in zip(ids, histories):
+        if len(h): row[-len(h[-self.ctx_len:]):] = torch.from_numpy(h[-self.ctx_len:]) + 1
+    return ids
+
+@patch
+def _ask(self:Neural, net, ids)->Float[Tensor, 'u i']:
+    "Score all items after the last place."
+    return net(ids)[:, -1] @ net.items.T
 
 # %% ../../nbs/rec/05_sequential.ipynb #138203fc
 def _check_neural(m):
