@@ -32,6 +32,8 @@ adapters:dict[str, Callable[[bytes], bytes]] = {   # what a source needs to beco
     'unix': lambda raw: raw.replace(b'\r', b''),   # lines of another system
     'latin1': lambda raw: raw.decode('latin-1').encode('utf-8'),
     'ml-100k': lambda raw: _ratings_100k(raw),
+    'amazon-reviews': lambda raw: _amazon_reviews(raw),
+    'clothing-reviews': lambda raw: _clothing_reviews(raw),
 }
 
 def _ratings_100k(raw:bytes)->bytes:
@@ -39,6 +41,23 @@ def _ratings_100k(raw:bytes)->bytes:
     raw = raw.replace(b'\r', b'')
     if raw.startswith(b'user_id'): raw = raw.partition(b'\n')[2]
     return raw.replace(b'\n89\t484\t5\t893266105\n', b'\n189\t484\t5\t893266105\n')
+
+def _json_lines(rows)->bytes: return ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows).encode()
+
+def _amazon_reviews(raw:bytes)->bytes:
+    "Keep who, what, stars, texts and time of each review; names of people are left behind."
+    told = map(json.loads, raw.decode('utf-8').splitlines())
+    return _json_lines(dict(user=r['reviewerID'], item=r['asin'], rating=int(r['overall']), headline=r.get('summary', ''),
+                            text=r.get('reviewText', ''), time=r['unixReviewTime']) for r in told)
+
+def _clothing_reviews(raw:bytes)->bytes:
+    "Read a package's Parquet table."
+    from pyarrow import BufferReader
+    from pyarrow.parquet import read_table
+    names = {'Clothing ID': 'item', 'Age': 'age', 'Title': 'headline', 'Review Text': 'text', 'Rating': 'rating',
+             'Recommended IND': 'recommended', 'Department Name': 'department', 'Class Name': 'group'}
+    rows = read_table(BufferReader(raw), columns=list(names)).to_pylist()
+    return _json_lines({ours: '' if row[theirs] is None else row[theirs] for theirs, ours in names.items()} for row in rows)
 
 # %% ../../nbs/lab/01_data.ipynb #7d496e09
 @dataclass(frozen=True)
