@@ -47,8 +47,9 @@ def _json_lines(rows)->bytes: return ''.join(json.dumps(row, ensure_ascii=False)
 def _amazon_reviews(raw:bytes)->bytes:
     "Keep who, what, stars, texts and time of each review; names of people are left behind."
     told = map(json.loads, raw.decode('utf-8').splitlines())
-    return _json_lines(dict(user=r['reviewerID'], item=r['asin'], rating=int(r['overall']), headline=r.get('summary', ''),
-                            text=r.get('reviewText', ''), time=r['unixReviewTime']) for r in told)
+    return _json_lines(dict(
+        user=r['reviewerID'], item=r['asin'], rating=int(r['overall']), headline=r.get('summary', ''),
+        text=r.get('reviewText', ''), time=r['unixReviewTime']) for r in told)
 
 def _clothing_reviews(raw:bytes)->bytes:
     "Read a package's Parquet table."
@@ -57,7 +58,8 @@ def _clothing_reviews(raw:bytes)->bytes:
     names = {'Clothing ID': 'item', 'Age': 'age', 'Title': 'headline', 'Review Text': 'text', 'Rating': 'rating',
              'Recommended IND': 'recommended', 'Department Name': 'department', 'Class Name': 'group'}
     rows = read_table(BufferReader(raw), columns=list(names)).to_pylist()
-    return _json_lines({ours: '' if row[theirs] is None else row[theirs] for theirs, ours in names.items()} for row in rows)
+    told = lambda value: '' if value is None else value
+    return _json_lines({ours: told(row[theirs]) for theirs, ours in names.items()} for row in rows)
 
 # %% ../../nbs/lab/01_data.ipynb #7d496e09
 @dataclass(frozen=True)
