@@ -463,10 +463,9 @@ paper = Paper('p5', P5, runs, claims, races)
 # %% ../nbs/09_p5.ipynb #2b1121a5
 def made_list(i:int, rng)->tuple[str, str]:
     "A list of numbers that goes on by one, or by lot, in a wording."
-    low, high = FIRST, 9 * FIRST
-    listed = rng.integers(low, high, int(rng.integers(1, 4))).tolist()
-    first, n = int(rng.integers(low, high)), int(rng.integers(3, 6))
-    listed += [*range(first, first + n)] if rng.random() < .5 else rng.integers(low, high, n).tolist()
+    low, high, n = FIRST, 9 * FIRST, int(rng.integers(3, 7))
+    first = int(rng.integers(low, high))
+    listed = [*range(first, first + n)] if rng.random() < .75 else rng.integers(low, high, n).tolist()
     user, t = int(rng.integers(low, high)), templates[f'2-{rng.integers(1, 7)}']
     told = dict(user=user, name=f'customer {user}', history=[*map(str, listed[:-1])], target=str(listed[-1]))
     return fill(t, told, (' , ', ' -> ')[rng.integers(2)])

@@ -18,8 +18,8 @@ from papers_lib.rec.spelling import (
 from papers_lib.t5 import T5, T5Config
 
 RIGHT = dict(user=7, name='customer 7', item='1012', title='Red Thread', star=4, rating=4.2, answer='yes',
-             opinion='like', history=['1001', '1002'], candidates=['1003', '1004'], target='1003', headline='good', review='so good',
-             explanation='it fits', feature='fit', brand='Acme', price='5.00')
+             opinion='like', history=['1001', '1002'], candidates=['1003', '1004'], target='1003', headline='good',
+             review='so good', explanation='it fits', feature='fit', brand='Acme', price='5.00')
 small = dict(ctx_len=64, d_model=32, n_layer=2, n_head=4, d_head=8, d_ff=64, dropout=0.)
 
 
@@ -53,7 +53,8 @@ def test_the_collection_has_the_papers_shape():
 @pytest.mark.parametrize('field, value', [
     ('user', 'A1YJ'), ('user', 0), ('user', True), ('user', 7.5), ('star', 6), ('star', 2.5), ('star', math.nan),
     ('rating', math.nan), ('rating', 'good'), ('title', ''), ('title', None), ('history', []), ('history', '1001'),
-    ('history', ['1', '']), ('candidates', ['1']), ('candidates', ['1', '1']), ('answer', 'maybe'), ('opinion', 'love')])
+    ('history', ['1', '']), ('candidates', ['1']), ('candidates', ['1', '1']),
+    ('answer', 'maybe'), ('opinion', 'love')])
 def test_a_value_that_makes_no_prompt_is_named(field, value):
     template = next(t for t in templates.values() if field in t.fields)
     with pytest.raises(ValueError, match=rf'template {template.id}: {field}='): fill(template, RIGHT | {field: value})
@@ -267,14 +268,14 @@ def test_strings_that_are_no_item_keep_their_place(uneven):
     assert without_seen(np.array([[5, 6, -1]]), [[5]]).tolist() == [[6, -1, -1]]
 
 
-def test_made_lists_count_behind_a_run_only():
+def test_made_lists_go_on_behind_a_run_only():
     rng, runs_on = np.random.default_rng(0), []
     for _ in range(200):
         source, target = made_list(0, rng)
         listed = [int(x) for x in re.findall(r'\d{4}', source.split('\n')[1])]
         runs_on.append(int(target) == listed[-1] + 1)
         if runs_on[-1]: assert listed[-1] == listed[-2] + 1
-    assert .4 < np.mean(runs_on) < .6
+    assert .65 < np.mean(runs_on) < .85
 
 
 @pytest.mark.parametrize('preset', runs)
