@@ -7,13 +7,13 @@ from hypothesis import given, settings, strategies as st
 from papers_lib.lab.data import available
 from papers_lib.lab.presets import plan
 from papers_lib.p5 import (
-    BINS, P5, P5Config, PublicBeams, RATIOS, Task, Template, fill, held_out, made_list, p5_batch, p5_batches, p5_loss,
-    paper, rating_target, read_rating, runs, sizes, templates, training_window, word_pieces)
+    BINS, P5, P5Config, PublicBeams, RATIOS, Task, Template, fill, UNSEEN, made_list, p5_batch, p5_batches, p5_loss,
+    paper, rating_target, read_rating, runs, sizes, templates, training_window, prompt_pieces)
 from papers_lib.rec.item_ids import FIRST, SCHEMES, item_names, redealt, residual_codes, spectral_codes, walked_numbers
 from papers_lib.rec.interactions import interactions, leave_one_out
 from papers_lib.rec.leaks import next_number_hits
 from papers_lib.rec.spelling import (
-    Catalogue, IdPieces, TaskBatches, catalogue_scores, ranks_in_lists, read_sources, search_items, whole_word_ids,
+    Catalogue, IdPieces, MixtureBatches, catalogue_scores, ranks_in_lists, read_sources, search_items, whole_word_ids,
     without_seen)
 from papers_lib.t5 import T5, T5Config
 
@@ -25,7 +25,7 @@ small = dict(ctx_len=64, d_model=32, n_layer=2, n_head=4, d_head=8, d_ff=64, dro
 
 def made(n_vocab=None, seed=0, **more):
     torch.manual_seed(seed)
-    return P5(P5Config(n_vocab=n_vocab or IdPieces(word_pieces(600)).n_vocab, **small | more)).eval()
+    return P5(P5Config(n_vocab=n_vocab or IdPieces(prompt_pieces(600)).n_vocab, **small | more)).eval()
 
 
 @pytest.mark.parametrize('id', templates)
@@ -43,7 +43,7 @@ def test_the_collection_has_the_papers_shape():
              '5-2': {'item', 'name', 'answer'},
              'Z-6': {'feature', 'star', 'user', 'title', 'brand', 'price', 'explanation'}}
     for id, fields in needs.items(): assert {*templates[id].fields} == fields, id
-    assert len(templates) == 54 and len(held_out) == 12
+    assert len(templates) == 54 and len(UNSEEN) == 12
     assert len({t.source for t in templates.values()}) == 54
     assert templates['5-8'].source == ('We want to make recommendation for user_{user} .  Select the best item from '
                                        'these candidates : \n {candidates}')
@@ -63,7 +63,7 @@ def test_a_value_that_makes_no_prompt_is_named(field, value):
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet=st.sampled_from('ab 19_,<>→é\n'), max_size=20))
 def test_any_text_is_read_and_a_piece_has_its_words_number(text):
-    tok = IdPieces(word_pieces(600), ['<a1>'])
+    tok = IdPieces(prompt_pieces(600), ['<a1>'])
     ids, words = tok.read(text)
     assert ids == tok.encode(text) and len(ids) == len(words)
     assert words == sorted(words) and {*words} <= {*range(1, len(text.split()) + 1)}
@@ -71,7 +71,7 @@ def test_any_text_is_read_and_a_piece_has_its_words_number(text):
 
 def test_words_numbers_are_those_of_the_marks():
     "The rule by SentencePiece's marks and the rule by words agree where no number is cut our way."
-    pieces = word_pieces(600)
+    pieces = prompt_pieces(600)
     text = 'Here is the purchase history list of customer : try to recommend next item'
     told = whole_word_ids(pieces._inner.encode(text, out_type=str))
     ids, words = IdPieces(pieces).read(text)
@@ -87,7 +87,7 @@ def test_a_model_has_the_papers_sizes():
 
 def test_words_are_told_to_the_encoder_in_training_and_in_a_search():
     net = made()
-    tok = IdPieces(word_pieces(600))
+    tok = IdPieces(prompt_pieces(600))
     inputs = read_sources(['user_12 has 1001 , 1002'], tok, 64)
     bare = {k: v for k, v in inputs.items() if k != 'whole_word'}
     assert (net.prefill(**inputs)[0] - net.prefill(**bare)[0]).abs().max() > .01
@@ -102,7 +102,7 @@ def test_words_are_told_to_the_encoder_in_training_and_in_a_search():
 
 
 def test_padding_changes_no_answer():
-    net, tok = made(), IdPieces(word_pieces(600))
+    net, tok = made(), IdPieces(prompt_pieces(600))
     one, two = 'user_12 has 1001 , 1002', 'user_13 has 1003 , 1004 , 1005 , 1006 , 1007'
     alone = net.prefill(**read_sources([one], tok, 64))[0]
     beside = net.prefill(**read_sources([one, two], tok, 64))[0][:1]
@@ -120,7 +120,7 @@ def test_a_t5_becomes_a_p5_and_back():
 
 
 def test_the_loss_weighs_examples_alike_and_does_not_depend_on_how_a_batch_is_cut():
-    net, tok = made(), IdPieces(word_pieces(600))
+    net, tok = made(), IdPieces(prompt_pieces(600))
     pairs = [('a', 'yes'), ('b', 'a much longer answer than the other one'), ('c', '4.2')]
     batch = p5_batch(pairs, tok, net.cfg)
     n = (batch['targets'] != -100).sum()
@@ -134,7 +134,7 @@ def test_the_loss_weighs_examples_alike_and_does_not_depend_on_how_a_batch_is_cu
 
 
 def test_a_model_learns_one_batch_by_heart():
-    net, tok = made(seed=3).train(), IdPieces(word_pieces(600))
+    net, tok = made(seed=3).train(), IdPieces(prompt_pieces(600))
     pairs = [(f'user_{i} has 100{i}', f'10{i}{i}') for i in range(8)]
     batch, opt = p5_batch(pairs, tok, net.cfg), torch.optim.Adam(net.parameters(), lr=3e-3)
     for _ in range(250):
@@ -160,7 +160,7 @@ def test_a_window_is_within_the_training_events(n, seed):
 
 
 def test_a_mixture_resumes_and_repeats():
-    tok, cfg = IdPieces(word_pieces(600)), made().cfg
+    tok, cfg = IdPieces(prompt_pieces(600)), made().cfg
     tasks = [Task(30, 2, lambda i, rng: (f'user_{i + 1}', str(rng.integers(1000, 9999))))]
     a, b = (p5_batches(tasks, 7, tok, cfg, seed=4) for _ in range(2))
     first = [next(a) for _ in range(12)]
@@ -170,7 +170,7 @@ def test_a_mixture_resumes_and_repeats():
     c.load_state(state)
     for want in first[5:]: assert torch.equal(next(c)['tgt'], want['tgt'])
     with pytest.raises(ValueError, match='differ'): p5_batches(tasks, 7, tok, cfg, seed=5).load_state(state)
-    with pytest.raises(ValueError, match='batch_size'): TaskBatches(tasks, 61, list)
+    with pytest.raises(ValueError, match='batch_size'): MixtureBatches(tasks, 61, list)
 
 
 def walkers(n_user=60, n_own=4):
@@ -203,7 +203,7 @@ def test_schemes_are_seeded_and_unique():
     for s in SCHEMES:
         names = item_names(s, data, split.train, 1, **told)
         assert len({*names}) == data.n_item and names == item_names(s, data, split.train, 1, **told)
-        Catalogue(names, word_pieces(600))
+        Catalogue(names, prompt_pieces(600))
     spelt = [{*item_names(s, data, split.train, 1, **told)} for s in ('semantic', 'dealt')]
     assert spelt[0] == spelt[1]
     for bad in (['x'] * 3, ['x'] * (data.n_item - 1) + [' ']):
@@ -215,14 +215,14 @@ def test_schemes_are_seeded_and_unique():
 
 
 def test_two_items_written_alike_are_refused():
-    with pytest.raises(ValueError, match='twice'): Catalogue(['the sea', 'the  sea'], word_pieces(600))
+    with pytest.raises(ValueError, match='twice'): Catalogue(['the sea', 'the  sea'], prompt_pieces(600))
 
 
 @pytest.fixture(scope='module')
 def uneven():
     "A catalogue of ids with one to four pieces that share inner pairs, and a model over it."
     names = [str(n) for n in [*range(1, 40), *range(130, 150), *range(3901, 3921), *range(103900, 103910)]]
-    catalogue = Catalogue(names + ['<a1>', '<a1><b2>', '<b2>'], word_pieces(600))
+    catalogue = Catalogue(names + ['<a1>', '<a1><b2>', '<b2>'], prompt_pieces(600))
     net = made(catalogue.tok.n_vocab, seed=2)
     with torch.no_grad():
         for p in net.parameters(): p.mul_(1.7)                  # sharper, so that lists differ between sources
