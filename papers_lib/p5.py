@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 # %% auto #0
 __all__ = ['FAMILIES', 'UNSEEN', 'templates', 'sizes', 'BINS', 'RATIOS', 'claims', 'runs', 'races', 'paper', 'Template', 'fill',
            'prompt_pieces', 'P5Config', 'P5', 'p5_batch', 'p5_loss', 'rating_target', 'read_rating', 'training_window',
-           'p5_batches', 'PublicBeams', 'Claims', 'Shop', 'made_list', 'count_start', 'counting']
+           'p5_batches', 'Claims', 'Shop', 'made_list', 'count_start', 'counting']
 
 # %% ../nbs/09_p5.ipynb #84ae3531
 from .nn.blocks import normal_of
@@ -38,7 +38,8 @@ from .lab.memo import remembered
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
 from .rec.item_ids import FIRST
-from .rec.spelling import Catalogue, IdPieces, Task, MixtureBatches, read_sources, search_items
+from .rec.spelling import (
+    Catalogue, IdPieces, MixtureBatches, PublicBeams, Task, read_sources, search_items)
 
 # %% ../nbs/09_p5.ipynb #21446f67
 _collection = r'''
@@ -122,6 +123,7 @@ class Template:
         parts = [*string.Formatter().parse(self.source), *string.Formatter().parse(self.target)]
         return tuple(dict.fromkeys(name for _, name, _, _ in parts if name))
 
+# %% ../nbs/09_p5.ipynb #cc7a0fe9
 FAMILIES = dict(zip('12345', ('rating', 'sequential', 'explanation', 'review', 'direct')))
 UNSEEN = {'1-10', '2-13', '3-12', '4-4', '5-8', *(f'Z-{i}' for i in range(1, 8))}
 _lines = [line.split(' | ') for line in _collection.replace('\\\n', '').strip().split('\n')]
@@ -142,6 +144,7 @@ _rules = {  # field: what it must be, in code and in words
 }
 _written = {'rating': '{:.1f}'.format, 'star': '{:.0f}'.format}
 
+# %% ../nbs/09_p5.ipynb #5cd480aa
 def fill(
     template:Template,
     told:dict,            # field -> its value; others may be there
@@ -246,6 +249,7 @@ def from_t5(cls:P5,
     model.load_state_dict(ours)
     return model.eval()
 
+# %% ../nbs/09_p5.ipynb #3f4a1906
 @patch
 def as_t5(self:P5)->T5:    # shares the weights
     "The same network without the table of words: for export, and for the public class."
@@ -270,6 +274,7 @@ def p5_batch(
         tgt=pad_right([[cfg.start, *y] for y in said], cfg.start),
         targets=pad_right([[*y, tok.eot] for y in said], IGNORE), weight=n.sum() / (len(n) * n))
 
+# %% ../nbs/09_p5.ipynb #d5672208
 def p5_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:
     "Loss of (2), times the number of the batch's target tokens."
     cache = model.read(batch['src'], batch['src_mask'], batch.get('whole_word'))
@@ -289,6 +294,7 @@ def rating_target(
     low, high = BINS[int(star) - 1]
     return float(np.clip(round(rng.normal((low + high) / 2, (high - low) / 4), 1), 1, 5))
 
+# %% ../nbs/09_p5.ipynb #7c0bda23
 def read_rating(said:str)->float|None:   # None for what is no rating
     "Read a written rating, clipped to 1 to 5."
     return min(max(float(said), 1.), 5.) if re.fullmatch(r'\d+(\.\d+)?', said.strip()) else None
@@ -319,36 +325,6 @@ def p5_batches(
     "Batches of a mixture."
     return MixtureBatches(tasks, batch_size, partial(p5_batch, tok=tok, cfg=cfg, whole=whole), seed)
 
-# %% ../nbs/09_p5.ipynb #e0e7cd2d
-class PublicBeams:
-    "The public T5 on a P5's weights, searching under a constraint."
-    def __init__(self, model:P5, catalogue:Catalogue):
-        self.model, self.catalogue, self.public = model, catalogue, model.as_t5().to_hf()
-
-    def encoded(self, inputs:dict):
-        "What the public encoder makes of our embeddings."
-        x = self.model.tok_emb(inputs['src'])
-        if 'whole_word' in inputs: x = x + self.model.word_emb(inputs['whole_word'])
-        return self.public.encoder(inputs_embeds=x, attention_mask=inputs['src_mask'].long())
-
-    @torch.no_grad()
-    def logits(self, inputs:dict, tgt:Int[Tensor, 'b t'])->Float[Tensor, 'b t v']:
-        "After each target token."
-        return self.public(encoder_outputs=self.encoded(inputs), attention_mask=inputs['src_mask'].long(),
-                           decoder_input_ids=tgt).logits
-
-    @torch.no_grad()
-    def search(self, inputs:dict, n_beam:int=20)->np.ndarray:   # (b, n_beam) items
-        "Recommend by `generate`, a Python callback a beam."
-        trie, eot, pad = self.catalogue.trie, self.catalogue.tok.eot, self.model.cfg.start
-        next_token = lambda row, ids: trie.next(ids[1:].tolist(), eot) or [pad]     # after the end only padding
-        out = self.public.generate(
-            encoder_outputs=self.encoded(inputs), attention_mask=inputs['src_mask'].long(), num_beams=n_beam,
-            num_return_sequences=n_beam, max_new_tokens=self.catalogue.max_tokens, length_penalty=1.,
-            early_stopping=True, do_sample=False, prefix_allowed_tokens_fn=next_token)
-        said = [tuple(t for t in row[1:] if t not in (eot, pad)) for row in out.tolist()]
-        return np.array([self.catalogue.item.get(t, -1) for t in said]).reshape(-1, n_beam)
-
 # %% ../nbs/09_p5.ipynb #f5ab8402
 @dataclass(frozen=True)
 class Claims:
@@ -364,6 +340,7 @@ class Claims:
 
 def _later(says, tests, rule='greater', margin=.005): return Claim(says, tests, rule, margin, needs=('later',))
 
+# %% ../nbs/09_p5.ipynb #1c2a7e0a
 _subset = "on the 5-core of 30 % of Beauty's users"
 claims = {  # fixed before anything is measured
     'C1': Claim('Not in the paper: items are numbered in a walk that meets the test items (released preprocessing); '
@@ -417,10 +394,12 @@ class Shop:
         if not 0 < self.share <= 1: raise ValueError(f'Shop.share={self.share}: must lie in (0, 1]')
         if self.n_vocab < 500: raise ValueError(f'Shop.n_vocab={self.n_vocab}: must be at least 500')
 
+# %% ../nbs/09_p5.ipynb #a7d87247
 _recipe = dict(schedule='linear', min_frac=0., weight_decay=.01, beta2=.999, eps=1e-6, clip=1.)    # section 5.1
 _toy = P5Config(n_vocab=820, ctx_len=128, d_model=64, n_layer=1, n_head=4, d_head=16, d_ff=256, dropout=0., n_word=128)
 _full = TrainConfig(n_step=10 * 3500, batch_size=128, lr=1e-3, n_warmup=1750, **_recipe)
 
+# %% ../nbs/09_p5.ipynb #84e7adb9
 runs = {
     'tiny': RunSpec(_toy, TrainConfig(n_step=80, batch_size=32, lr=3e-3, n_warmup=4, **_recipe), Shop(),
                     Claims(n_test=100, n_exact=20)),
@@ -444,7 +423,8 @@ def _race_lists(seed:int=0, n_item:int=12_000, n_beam:int=20, n_query:int=16)->I
     model = P5(P5Config(catalogue.tok.n_vocab, 128, 128, 2, n_head=4, d_head=32, d_ff=512, dropout=0.)).eval()
     histories = [[str(x) for x in names[10 * i:10 * i + 5 + i % 5]] for i in range(n_query)]
     sources = [fill(templates['2-3'], dict(user=i + 1, history=h, target='1'))[0] for i, h in enumerate(histories)]
-    public, inputs = PublicBeams(model, catalogue), read_sources(sources, catalogue.tok, model.cfg.ctx_len)
+    public = PublicBeams(model, catalogue, model.as_t5().to_hf())
+    inputs = read_sources(sources, catalogue.tok, model.cfg.ctx_len)
     theirs, mine = lambda: public.search(inputs, n_beam), lambda: search_items(model, sources, catalogue, n_beam=n_beam)
     if not (mine() == theirs()).all(): raise AssertionError('S.lists: the lists differ')
     says = 'An evaluation by 20 constrained beams is at least ten times as fast as transformers, with the same lists'
@@ -452,6 +432,7 @@ def _race_lists(seed:int=0, n_item:int=12_000, n_beam:int=20, n_query:int=16)->I
                dataset='random items',
                protocol=f'2 + 2 layers, d 128, {n_item:,} numbers of five digits, {n_query} prompts, {n_beam} beams')
 
+# %% ../nbs/09_p5.ipynb #7794e592
 races = {'S.lists': _race_lists}
 paper = Paper('p5', P5, runs, claims, races)
 
@@ -465,6 +446,7 @@ def made_list(i:int, rng)->tuple[str, str]:
     told = dict(user=user, name=f'customer {user}', history=[*map(str, listed[:-1])], target=str(listed[-1]))
     return fill(t, told, (' , ', ' -> ')[rng.integers(2)])
 
+# %% ../nbs/09_p5.ipynb #4b249f7e
 def count_start(model_cls:type, spec:RunSpec, seed:int, folder:Path)->None:
     "Train on made lists, and save."
     torch.manual_seed(seed)

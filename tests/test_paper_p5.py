@@ -7,14 +7,14 @@ from hypothesis import given, settings, strategies as st
 from papers_lib.lab.data import available
 from papers_lib.lab.presets import plan
 from papers_lib.p5 import (
-    BINS, P5, P5Config, PublicBeams, RATIOS, Task, Template, fill, UNSEEN, made_list, p5_batch, p5_batches, p5_loss,
+    BINS, P5, P5Config, RATIOS, Task, Template, fill, UNSEEN, made_list, p5_batch, p5_batches, p5_loss,
     paper, rating_target, read_rating, runs, sizes, templates, training_window, prompt_pieces)
 from papers_lib.rec.item_ids import FIRST, SCHEMES, item_names, redealt, residual_codes, spectral_codes, walked_numbers
 from papers_lib.rec.interactions import interactions, leave_one_out
 from papers_lib.rec.leaks import next_number_hits
 from papers_lib.rec.spelling import (
-    Catalogue, IdPieces, MixtureBatches, catalogue_scores, ranks_in_lists, read_sources, search_items, whole_word_ids,
-    without_seen)
+    Catalogue, IdPieces, MixtureBatches, PublicBeams, catalogue_scores, ranks_in_lists, read_sources, search_items,
+    whole_word_ids, without_seen)
 from papers_lib.t5 import T5, T5Config
 
 RIGHT = dict(user=7, name='customer 7', item='1012', title='Red Thread', star=4, rating=4.2, answer='yes',
@@ -233,7 +233,7 @@ def uneven():
 def test_constrained_beams_are_transformers_lists(uneven):
     catalogue, net, texts = uneven
     mine = search_items(net, texts, catalogue)
-    theirs = PublicBeams(net, catalogue).search(read_sources(texts, catalogue.tok, 64))
+    theirs = PublicBeams(net, catalogue, net.as_t5().to_hf()).search(read_sources(texts, catalogue.tok, 64))
     assert (mine == theirs).all() and (mine >= 0).all()
     assert len({tuple(r) for r in mine.tolist()}) > 1
 
@@ -299,3 +299,21 @@ def test_the_published_numbering_of_beauty_tells_the_answer():
             for s in ('published', 'training', 'random')]
     assert told[0] > .045 and max(told[1:]) < .01
     assert (walked_numbers(data, 0) != walked_numbers(split.train, 0)).any()
+
+
+def test_the_notebook_runs_at_a_size_that_teaches_nothing(tmp_path):
+    from shrunken import rows_of_a_small_run
+    rows = rows_of_a_small_run('p5', tmp_path, {
+        'data.name': 'ml-100k', 'data.share': .2, 'train.n_step': 4, 'train.n_warmup': 1, 'train.batch_size': 8,
+        'model.d_model': 16, 'model.d_head': 4, 'model.d_ff': 16, 'claims.n_count': 2, 'claims.n_test': 30,
+        'claims.n_exact': 3, 'claims.rates': [1e-3, 2e-3, 4e-3]})
+    assert rows['C1']['values'].keys() == {'whole sequences', 'training events'}
+    assert rows['C1.rule.published']['ours'] >= 0 and rows['C8.no_item']['ours'] >= 0
+    assert rows['P.logits']['verdict'] == 'holds'
+    assert {f'T.{arm}' for arm in ('random', 'popularity', 'markov', 'ease', 'largest_published')} <= rows.keys()
+
+
+def test_more_beams_than_items_give_what_there_is():
+    catalogue = Catalogue(['1001', '1002', '12'], prompt_pieces(600))
+    found = search_items(made(catalogue.tok.n_vocab), ['user_1 has 1001'], catalogue)
+    assert sorted(found[0, :3].tolist()) == [0, 1, 2] and (found[0, 3:] == -1).all()
