@@ -403,9 +403,9 @@ _full = TrainConfig(n_step=10 * 3500, batch_size=128, lr=1e-3, n_warmup=1750, **
 runs = {
     'tiny': RunSpec(_toy, TrainConfig(n_step=80, batch_size=32, lr=3e-3, n_warmup=4, **_recipe), Shop(),
                     Claims(n_test=100, n_exact=20)),
-    'cpu': RunSpec(_toy, TrainConfig(n_step=400, batch_size=32, lr=1e-3, n_warmup=20, **_recipe),
+    'cpu': RunSpec(_toy, TrainConfig(n_step=200, batch_size=32, lr=1e-3, n_warmup=10, **_recipe),
                    Shop('amazon_beauty', .3),
-                   Claims(numberings=('published', 'training', 'random'), n_count=1200), n_seeds=5),
+                   Claims(numberings=('published', 'training', 'random'), n_count=1200, n_test=1200), n_seeds=5),
     'gpu': RunSpec(replace(sizes['small'], n_vocab=5000), replace(_full, dtype='bfloat16'),
                    Shop('amazon_beauty', 1., 3500),
                    Claims(numberings=('published', 'training', 'random'), n_count=4000, n_test=22363, n_exact=500,
