@@ -34,6 +34,8 @@ adapters:dict[str, Callable[[bytes], bytes]] = {   # what a source needs to beco
     'ml-100k': lambda raw: _ratings_100k(raw),
     'films-100k': lambda raw: _films_100k(raw),
     'asins': lambda raw: _asins(raw),
+    'amazon-reviews': lambda raw: _amazon_reviews(raw),
+    'clothing-reviews': lambda raw: _clothing_reviews(raw),
 }
 
 def _ratings_100k(raw:bytes)->bytes:
@@ -64,6 +66,26 @@ def _asins(raw:bytes)->bytes:   # lines of number, catalogue number
     "Keep the items of a table of numberings; who the users are is not kept."
     told = json.loads(raw)['id2item']
     return ''.join(f'{i}\t{told[i]}\n' for i in sorted(told, key=int)).encode()
+
+def _json_lines(rows)->bytes: return ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows).encode()
+
+def _amazon_reviews(raw:bytes)->bytes:
+    "Keep who, what, stars, texts and time of each review; names of people are left behind."
+    told = map(json.loads, raw.decode('utf-8').splitlines())
+    return _json_lines(dict(
+        user=r['reviewerID'], item=r['asin'], rating=int(r['overall']), headline=r.get('summary', ''),
+        text=r.get('reviewText', ''), time=r['unixReviewTime']) for r in told)
+
+def _clothing_reviews(raw:bytes)->bytes:
+    "Read a package's Parquet table."
+    try: from pyarrow import BufferReader
+    except ImportError: raise ImportError("a Parquet table needs pyarrow, of the extra `rec`: pip install '.[rec]'") from None
+    from pyarrow.parquet import read_table
+    names = {'Clothing ID': 'item', 'Age': 'age', 'Title': 'headline', 'Review Text': 'text', 'Rating': 'rating',
+             'Recommended IND': 'recommended', 'Department Name': 'department', 'Class Name': 'group'}
+    rows = read_table(BufferReader(raw), columns=list(names)).to_pylist()
+    told = lambda value: '' if value is None else value
+    return _json_lines({ours: told(row[theirs]) for theirs, ours in names.items()} for row in rows)
 
 # %% ../../nbs/lab/01_data.ipynb #7d496e09
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ rated:dict[str, tuple[str, Callable]] = {   # set -> its file of events, and who
     'ml-100k': ('u.data', read_movielens),
     'ml-1m': ('ratings_users_1_2999.dat', read_movielens),
     'amazon_beauty': ('sequential_data.txt', read_sequences),
+    'amazon_sports': ('sequential_data.txt', read_sequences),
 }
 
 def events(

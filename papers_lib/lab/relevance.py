@@ -21,6 +21,7 @@ __all__ = ['relevance_sets', 'Judged', 'judged', 'relevance', 'candidates', 'sho
 from ..engine.distil import as_scores
 from .data import did_you_mean, get
 from .memo import remembered
+from .reviews import reviews
 from ..rec.metrics import of_ranks
 from ..text.search import BM25, words
 
@@ -67,10 +68,7 @@ def _by_hash(query:str)->str:   # train (3/4), tune (1/8) or test (1/8)
 def _lines(name, file): return get(name).path(file).read_text(encoding='utf-8').splitlines()
 
 def _reviews(name, split):
-    try: import pyarrow.parquet as pq
-    except ImportError: raise ImportError("Parquet needs pyarrow, of the extra `rec`: pip install '.[rec]'") from None
-    table = pq.read_table(get(name).path('reviews.parquet'), columns=['Title', 'Review Text']).to_pylist()
-    rows = [(r['Title'].strip(), ' '.join(r['Review Text'].split())) for r in table if r['Title'] and r['Review Text']]
+    rows = [(r.headline.strip(), ' '.join(r.text.split())) for r in reviews(name) if r.headline and r.text]
     return judged(name, [(t, d, 1) for t, d in rows if len(words(t)) > 1 and _by_hash(t) == split])
 
 def _wikiqa(name, split):
