@@ -32,6 +32,7 @@ adapters:dict[str, Callable[[bytes], bytes]] = {   # what a source needs to beco
     'unix': lambda raw: raw.replace(b'\r', b''),   # lines of another system
     'latin1': lambda raw: raw.decode('latin-1').encode('utf-8'),
     'ml-100k': lambda raw: _ratings_100k(raw),
+    'clothing-reviews': lambda raw: _clothing_lines(raw),
 }
 
 def _ratings_100k(raw:bytes)->bytes:
@@ -39,6 +40,17 @@ def _ratings_100k(raw:bytes)->bytes:
     raw = raw.replace(b'\r', b'')
     if raw.startswith(b'user_id'): raw = raw.partition(b'\n')[2]
     return raw.replace(b'\n89\t484\t5\t893266105\n', b'\n189\t484\t5\t893266105\n')
+
+_clothing = {'item': 'Clothing ID', 'age': 'Age', 'title': 'Title', 'text': 'Review Text', 'rating': 'Rating',
+             'recommended': 'Recommended IND', 'helpful': 'Positive Feedback Count', 'division': 'Division Name',
+             'department': 'Department Name', 'kind': 'Class Name'}
+
+def _clothing_lines(raw:bytes)->bytes:
+    "Write a table in parquet as lines of JSON."
+    try: from pyarrow import BufferReader, parquet
+    except ImportError: raise NotFound('this source is a parquet file, which pyarrow reads: install it') from None
+    table = parquet.read_table(BufferReader(raw), columns=[*_clothing.values()]).rename_columns([*_clothing])
+    return ''.join(json.dumps(row) + '\n' for row in table.to_pylist()).encode()
 
 # %% ../../nbs/lab/01_data.ipynb #7d496e09
 @dataclass(frozen=True)
