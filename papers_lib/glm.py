@@ -5,8 +5,8 @@
 # %% ../nbs/07_glm.ipynb #57319f51
 from __future__ import annotations
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ __all__ = ['sizes', 'Labelled', 'claims', 'runs', 'races', 'paper', 'GLMConfig',
            'GLM130B', 'Claims', 'train_glm', 'pretrained']
 
 # %% ../nbs/07_glm.ipynb #806d88dc
+from .nn.attention import attend
 from .nn.blocks import Block, check_sizes, deepnorm, deepnorm_init, residual_std
 from .nn.filling import BlankFiller, blank_mask, shrunk_gradient
 from .nn.linear import Linear
@@ -33,7 +34,9 @@ from .text.wordpiece import FastWordPiece
 from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, save_model
 from .engine.cloze import Cloze, cloze_batch, cloze_loss, cloze_scores
 from .engine.generate import generate
+from .engine.stats import Row
 from .engine.train import IGNORE, TrainConfig, fit
+from .lab.bench import race
 from .lab.data import sentence_corpus
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
@@ -440,5 +443,19 @@ def pretrained(
     "Train this preset's GLM, or find it in the user's cache; `BlankTokens.over` its tokenizer gives the other ids."
     return pretrained_folder(GLM, runs[preset], seed, _pretrain)
 
-races = {}
+def _race_mask(seed:int=0)->Iterator[Row]:
+    "Race the two forms in which attention takes the mask, and the plain formula."
+    g = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(8, 8, 384, 64, generator=g) for _ in range(3))
+    mask = blank_mask(torch.linspace(200, 330, 8).long()).dense(384, 384)
+    bias = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)[:, None]
+    told = dict(paper='glm', dataset='random numbers', protocol='forward; 8 texts of 384 tokens, of which 200 to 330 '
+                'are part A; 8 heads of 64')
+    bools = lambda: attend(q, k, v, mask)
+    yield race('S.mask.bias', 'The mask as booleans is at most 5 % slower than as a dense bias',
+               {'bias': lambda: attend(q, k, v, bias=bias), 'booleans': bools}, 0.95, n=15, **told)
+    yield race('S.mask.plain', 'The mask in the fused kernel is at most 5 % slower than the plain formula',
+               {'plain': lambda: attend(q, k, v, mask, impl='plain'), 'fused': bools}, 0.95, n=15, **told)
+
+races = {'S.mask': _race_mask}
 paper = Paper('glm', GLM, runs, claims, races)
