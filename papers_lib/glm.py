@@ -326,7 +326,10 @@ class Claims:
     text_rates:tuple = (1.5e-3, 4.5e-3, 1.35e-2) # C10, C11: peak rates of learning to write
     n_asked:int = 2000                 # C1 to C11: questions of each kind to learn from
     orders:tuple = ()                  # C2: one more arm that reads, its spans in the order of the text
-    later:tuple = ()                   # C7, C8, C12: not built yet
+    shots:tuple = ()                   # C12: solved examples before a question, 0 and 2 among them
+    lesson_steps:int = 600             # C12: optimizer steps of 32 lessons
+    lesson_rates:tuple = (1e-3, 3e-3, 9e-3)      # C12: peak rates that each arm chooses from
+    later:tuple = ()                   # C7, C8: not built yet
 
 # %% ../nbs/07_glm.ipynb #bc76aef0
 claims = {  # fixed before anything is measured
@@ -391,8 +394,10 @@ claims = {  # fixed before anything is measured
                  'less', 0.05, arms=('GLM', 'T5 of two whole stacks'), controls={'nothing read': 'nothing'},
                  n=5, expected=-0.05, spread=0.08, needs=('kinds',)),
     'C12': Claim('A model that reads in both directions can learn in context (GPT-3, section 5: left open)',
-                 'In-context tasks are solved more often with both directions than with a causal mask', 'greater', 0.01,
-                 needs=('later',)),
+                 'Behind two solved examples of one of four secret tasks the same weights, trained with either mask, '
+                 'answer a question right more often with the context read in both directions than in one', 'greater',
+                 0.03, arms=('both directions', 'one direction'), controls={'no example': 'nothing'},
+                 n=5, expected=0.08, spread=0.03, needs=('shots',)),
 }
 
 # %% ../nbs/07_glm.ipynb #2cbc0486
@@ -405,13 +410,15 @@ runs = {
     'tiny': RunSpec(model=_little, train=TrainConfig(n_step=100, batch_size=32, lr=3e-3, n_warmup=10, **_recipe),
                     data=DataConfig('books', 1000), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=_little, train=TrainConfig(n_step=600, batch_size=32, lr=3e-3, n_warmup=30, **_recipe),
-                   data=DataConfig('books', 1000), claims=Claims(lengths=(1, 2, 3, 4, 5), kinds=_readers), n_seeds=5),
+                   data=DataConfig('books', 1000), n_seeds=5,
+                   claims=Claims(lengths=(1, 2, 3, 4, 5), kinds=_readers, shots=(0, 1, 2, 4, 7))),
     'gpu': RunSpec(model=GLMConfig(n_vocab=8000, ctx_len=256, d_model=384, n_layer=6, n_head=6),
                    train=TrainConfig(n_step=5000, batch_size=128, lr=5e-4, n_warmup=250, dtype='bfloat16', **_recipe),
                    data=DataConfig('books', 8000), n_seeds=5,
                    claims=Claims(lengths=(1, 2, 3, 4, 5), steps=3000, kinds=_readers, orders=('GLM, text order',),
                                  read_steps=3000, read_rates=(2e-4, 6e-4, 1.8e-3), ask_steps=500,
-                                 word_rates=(3e-5, 1e-4, 3e-4), text_rates=(1e-4, 3e-4, 9e-4))),
+                                 word_rates=(3e-5, 1e-4, 3e-4), text_rates=(1e-4, 3e-4, 9e-4),
+                                 shots=(0, 1, 2, 4, 7), lesson_steps=2000, lesson_rates=(1e-4, 3e-4, 9e-4))),
     'paper': RunSpec(model=sizes['large'],
                      train=TrainConfig(n_step=200_000, batch_size=1024, lr=2e-4, n_warmup=10_000, **_recipe),
                      data=DataConfig('bookscorpus-wikipedia', 30522), claims=Claims(), n_seeds=1),
