@@ -5,8 +5,8 @@
 # %% ../nbs/07_glm.ipynb #57319f51
 from __future__ import annotations
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ __all__ = ['sizes', 'Labelled', 'claims', 'runs', 'races', 'paper', 'GLMConfig',
            'GLM130B', 'Claims', 'train_glm', 'pretrained']
 
 # %% ../nbs/07_glm.ipynb #806d88dc
+from .nn.attention import attend
 from .nn.blocks import Block, check_sizes, deepnorm, deepnorm_init, residual_std
 from .nn.filling import BlankFiller, blank_mask, shrunk_gradient
 from .nn.linear import Linear
@@ -33,7 +34,9 @@ from .text.wordpiece import FastWordPiece
 from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, save_model
 from .engine.cloze import Cloze, cloze_batch, cloze_loss, cloze_scores
 from .engine.generate import generate
+from .engine.stats import Row
 from .engine.train import IGNORE, TrainConfig, fit
+from .lab.bench import race
 from .lab.data import sentence_corpus
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
@@ -314,18 +317,35 @@ class Claims:
     lengths:tuple = ()                 # C3, C4: letters of the span that is filled, from 1 on
     steps:int = 400                    # C3, C4: optimizer steps
     rates:tuple = (1.5e-3, 3e-3, 6e-3, 1.2e-2)   # C3, C4: peak rates that each arm chooses from
-    n_test:int = 400                   # C3, C4: spans of each length
-    later:tuple = ()                   # the other claims: not built yet
+    n_test:int = 400                   # C3, C4: spans of each length; the others: questions of each kind
+    kinds:tuple = ()                   # C1, C2, C5, C6, C9, C10, C11: arms that read reviews
+    read_steps:int = 300               # C1 to C11: optimizer steps of reading, 16 reviews each
+    read_rates:tuple = (1.3e-3, 4e-3, 1.2e-2)    # C1 to C11: peak rates of reading that each arm chooses from
+    ask_steps:int = 100                # C1 to C11: optimizer steps of learning a kind of question
+    # C1 to C11: peak rates of learning to fill a word in, and to write; from the fourth on added at the edges
+    word_rates:tuple = (5e-4, 1.5e-3, 4.5e-3, 1.7e-4, 1.35e-2)
+    text_rates:tuple = (1.5e-3, 4.5e-3, 1.35e-2, 5e-4, 4e-2)
+    n_asked:int = 2000                 # C1 to C11: questions of each kind to learn from
+    orders:tuple = ()                  # C2: one more arm that reads, its spans in the order of the text
+    shots:tuple = ()                   # C12: solved examples before a question, 0 and 2 among them
+    lesson_steps:int = 600             # C12: optimizer steps of 32 lessons
+    lesson_rates:tuple = (1e-3, 3e-3, 9e-3)      # C12: peak rates that each arm chooses from
+    later:tuple = ()                   # C7, C8: not built yet
 
 # %% ../nbs/07_glm.ipynb #bc76aef0
-def _later(says, tests, rule='greater', margin=0.01):
-    return Claim(says, tests, rule, margin, needs=('later',))
-
 claims = {  # fixed before anything is measured
-    'C1': _later('Blanks and cloze fine-tuning beat BERT (table 1: 4.6 points of SuperGLUE for Base, 5.0 for Large)',
-                 'Fine-tuned tasks score higher by blanks and cloze than by hidden words and a classifier, same size'),
-    'C2': _later('Spans must be shuffled (table 6: 77.0 against 68.5 without)',
-                 'Texts with several blanks are filled exactly more often after training with shuffled spans'),
+    'C1': Claim('Blanks and cloze fine-tuning beat BERT (table 1: 4.6 points of SuperGLUE for Base, 5.0 for Large)',
+                'Whether a review recommends its piece is told right more often by a network trained on blanks that '
+                'fills a word in than by the same network trained on hidden tokens with a new layer on [CLS], after '
+                'the same reviews, each at its own best rates', 'greater', 0.02,
+                arms=('blanks and a word', 'hidden tokens and a layer'),
+                controls={'answers of other reviews': 'nothing', 'a new layer over chance': 'floor'},
+                n=5, expected=0.046, spread=0.015, needs=('kinds',)),
+    'C2': Claim('Spans must be shuffled (table 6: 77.0 against 68.5 without)',
+                'After reading with short blanks in random order the word that a review asks for is filled in right '
+                'more often than after the same with blanks in the order of the text', 'greater', 0.02,
+                arms=('random order', 'text order'), controls={'over nothing read': 'effect'},
+                n=5, expected=0.085, spread=0.03, needs=('kinds', 'orders')),
     'C3': Claim('Two positions hide how long a blank is, and help (section 2.3; no figure). GLM-130B drops the second',
                 'A span of 1 to 5 letters of an unseen word and its end piece cost a network with both positions fewer '
                 'nats than the same network whose second positions are all 0, each at its own best rate of four; that '
@@ -342,39 +362,68 @@ claims = {  # fixed before anything is measured
                 controls={'single letters': 'nothing', 'same weights, one by one': 'effect',
                           'frequencies over all at once': 'floor'},
                 n=5, expected=0.2, spread=0.03, needs=('lengths',)),
-    'C5': _later('One model understands and generates (table 2: GLM-Doc 75.7 against 77.0 for spans only)',
-                 'A model trained half on long blanks loses little on cloze tasks and continues texts as a causal '
-                 'model with a quarter more parameters does'),
-    'C6': _later('Context read in both directions helps to say the last word (LAMBADA 80.2 against 75.3)',
-                 'The same weights give the last word of unseen passages more probability with part A in both '
-                 'directions than with a causal mask'),
-    'C7': _later('Rotations beat ALiBi and learned positions, a gate adds (GLM-130B, table 8: 24.58 to 22.31)',
-                 'Held-out loss falls from learned positions over ALiBi to rotations, and with a gated MLP', 'trend'),
-    'C8': _later('DeepNorm and a shrunk embedding gradient keep training stable (GLM-130B, section 2)',
-                 'Fewer deep Post-LN runs at high rates diverge with DeepNorm and a shrunk gradient'),
-    'C9': _later('Weights of 8 or 4 bits cost almost nothing (GLM-130B: LAMBADA 80.21 and 79.47 against 80.21)',
-                 'Held-out loss rises little when weights are rounded to 8 and to 4 bits', 'less'),
-    'C10': _later('Best of all at understanding, conditional and free generation (tables 1 to 4)',
-                  'With equal parameters and tokens GLM is within the margin of the best specialist in all three'),
-    'C11': _later('One shared stack spares the second stack of an encoder-decoder (section 2)',
-                  'A target token costs GLM fewer FLOPs than T5 at the same quality', 'less'),
-    'C12': _later('A model that reads in both directions can learn in context (GPT-3, section 5: left open)',
-                  'In-context tasks are solved more often with both directions than with a causal mask'),
+    'C5': Claim('One model understands and generates (table 2: GLM-Doc 75.7 against 77.0 for spans only)',
+                'Where half of what was read was long stretches, the word that a review asks for is filled in right at '
+                'most five points less often than where all of it was short blanks; that a larger GLM continues texts '
+                'as a causal model does is not tested', 'greater', -0.05, arms=('half long', 'short blanks'),
+                controls={'gain over nothing read, less 5 points': 'floor'}, n=5, expected=0., spread=0.02,
+                needs=('kinds',)),
+    'C6': Claim('Context read in both directions helps to say the last word (LAMBADA 80.2 against 75.3)',
+                'The last piece of what is read of an unseen review costs the same weights more with a causal mask '
+                'over its context than with a context read in both directions', 'greater', 0.05,
+                arms=('one direction', 'both directions'), controls={'weights never trained': 'nothing'},
+                n=5, expected=0.2, spread=0.1, needs=('kinds',)),
+    'C7': Claim('Rotations beat ALiBi and learned positions, a gate adds (GLM-130B, table 8: 24.58 to 22.31)',
+                'Held-out loss falls from learned positions over ALiBi to rotations, and with a gated MLP', 'trend',
+                0.01, needs=('later',)),
+    'C8': Claim('DeepNorm and a shrunk embedding gradient keep training stable (GLM-130B, section 2)',
+                'Fewer deep Post-LN runs at high rates diverge with DeepNorm and a shrunk gradient', 'greater', 0.01,
+                needs=('later',)),
+    'C9': Claim('Weights of 8 or 4 bits cost almost nothing (GLM-130B: LAMBADA 80.21 and 79.47 against 80.21)',
+                'A hidden piece of an unseen review costs at most 0.05 nats more when the matrices of a small GLM, but '
+                'not its embedding, are rounded to 4 bits, a scale a row', 'greater', -0.05, arms=('32 bits', '4 bits'),
+                controls={'cost of 2 bits, less 0.05 nats': 'floor'}, n=5, expected=0., spread=0.01,
+                needs=('kinds',)),
+    'C10': Claim('Best of all at understanding, conditional and free generation (tables 1 to 4)',
+                 'With as many parameters and the same reviews read, each at its own best rates, GLM is '
+                 'behind the best of BERT, T5, T5 with one stack and a causal decoder in at most one of three kinds: '
+                 'by more than 3 points of words filled in right, 0.05 nats a piece of a title, 0.02 nats a byte of a '
+                 'continuation', 'greater', -1., arms=('middle lead of three, in margins',),
+                 controls={'lead over nothing read, less a margin': 'floor',
+                           'lead over answers of other reviews, less a margin': 'floor'},
+                 n=5, expected=0., spread=0.8, needs=('kinds',)),
+    'C11': Claim('One shared stack spares the second stack of an encoder-decoder (section 2)',
+                 'A title costs GLM at most 0.05 nats a piece more than it costs a T5 of two whole stacks, which has '
+                 'more weights and spends at least as much work on a target; weights and work are counted beside',
+                 'greater', -0.05, arms=('T5 of two whole stacks', 'GLM'),
+                 controls={'gain over nothing read, less 0.05 nats': 'floor'}, n=5, expected=0.02, spread=0.06,
+                 needs=('kinds',)),
+    'C12': Claim('A model that reads in both directions can learn in context (GPT-3, section 5: left open)',
+                 'Behind two solved examples of one of four secret tasks the same weights, trained with either mask, '
+                 'answer a question right more often with the context read in both directions than in one', 'greater',
+                 0.03, arms=('both directions', 'one direction'), controls={'no example': 'nothing'},
+                 n=5, expected=0.08, spread=0.03, needs=('shots',)),
 }
 
 # %% ../nbs/07_glm.ipynb #2cbc0486
 _recipe = dict(schedule='cosine', min_frac=0.05, beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.1, clip=1.)
+_readers = ('GLM', 'BERT', 'causal', 'T5', 'T5, one stack', 'T5, two whole stacks', 'GLM, short blanks',
+            'GLM, nothing read')
 _little = GLMConfig(n_vocab=1000, ctx_len=64, d_model=64, n_layer=2, n_head=2, dropout=0., init_std=0.07)
 
 runs = {
     'tiny': RunSpec(model=_little, train=TrainConfig(n_step=100, batch_size=32, lr=3e-3, n_warmup=10, **_recipe),
                     data=DataConfig('books', 1000), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=_little, train=TrainConfig(n_step=600, batch_size=32, lr=3e-3, n_warmup=30, **_recipe),
-                   data=DataConfig('books', 1000), claims=Claims(lengths=(1, 2, 3, 4, 5)), n_seeds=5),
+                   data=DataConfig('books', 1000), n_seeds=5,
+                   claims=Claims(lengths=(1, 2, 3, 4, 5), kinds=_readers, shots=(0, 1, 2, 4, 7))),
     'gpu': RunSpec(model=GLMConfig(n_vocab=8000, ctx_len=256, d_model=384, n_layer=6, n_head=6),
                    train=TrainConfig(n_step=5000, batch_size=128, lr=5e-4, n_warmup=250, dtype='bfloat16', **_recipe),
-                   data=DataConfig('books', 8000), claims=Claims(lengths=(1, 2, 3, 4, 5), steps=3000, n_test=2000),
-                   n_seeds=5),
+                   data=DataConfig('books', 8000), n_seeds=5,
+                   claims=Claims(lengths=(1, 2, 3, 4, 5), steps=3000, kinds=_readers, orders=('GLM, text order',),
+                                 read_steps=3000, read_rates=(2e-4, 6e-4, 1.8e-3), ask_steps=500,
+                                 word_rates=(3e-5, 1e-4, 3e-4), text_rates=(1e-4, 3e-4, 9e-4),
+                                 shots=(0, 1, 2, 4, 7), lesson_steps=2000, lesson_rates=(1e-4, 3e-4, 9e-4))),
     'paper': RunSpec(model=sizes['large'],
                      train=TrainConfig(n_step=200_000, batch_size=1024, lr=2e-4, n_warmup=10_000, **_recipe),
                      data=DataConfig('bookscorpus-wikipedia', 30522), claims=Claims(), n_seeds=1),
@@ -407,5 +456,19 @@ def pretrained(
     "Train this preset's GLM, or find it in the user's cache; `BlankTokens.over` its tokenizer gives the other ids."
     return pretrained_folder(GLM, runs[preset], seed, _pretrain)
 
-races = {}
+def _race_mask(seed:int=0)->Iterator[Row]:
+    "Race the two forms in which attention takes the mask, and the plain formula."
+    g = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(8, 8, 384, 64, generator=g) for _ in range(3))
+    mask = blank_mask(torch.linspace(200, 330, 8).long()).dense(384, 384)
+    bias = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)[:, None]
+    told = dict(paper='glm', dataset='random numbers', protocol='forward; 8 texts of 384 tokens, of which 200 to 330 '
+                'are part A; 8 heads of 64')
+    bools = lambda: attend(q, k, v, mask)
+    yield race('S.mask.bias', 'The mask as booleans is at most 5 % slower than as a dense bias',
+               {'bias': lambda: attend(q, k, v, bias=bias), 'booleans': bools}, 0.95, n=15, **told)
+    yield race('S.mask.plain', 'The mask in the fused kernel is at most 5 % slower than the plain formula',
+               {'plain': lambda: attend(q, k, v, mask, impl='plain'), 'fused': bools}, 0.95, n=15, **told)
+
+races = {'S.mask': _race_mask}
 paper = Paper('glm', GLM, runs, claims, races)

@@ -165,6 +165,19 @@ def test_lines_of_another_system_are_adapted(place, monkeypatch):
     assert data.get('toy').path('train.txt').read_bytes() == TEXT
 
 
+def test_a_table_of_reviews_becomes_lines():
+    pa, pq = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+    names = ('Clothing ID', 'Age', 'Title', 'Review Text', 'Rating', 'Recommended IND', 'Positive Feedback Count',
+             'Division Name', 'Department Name', 'Class Name')
+    rows = [(767, 33, None, 'Silky.', 4, 1, 0, 'Initmates', 'Intimate', 'Intimates'),
+            (5, 60, 'A "dress"', 'Née\nné', 3, 0, 2, None, None, None)]
+    table = pa.table({n: list(column) for n, column in zip(names, zip(*rows))} | {'__index_level_0__': [0, 1]})
+    pq.write_table(table, sink := pa.BufferOutputStream(), compression='brotli')
+    lines = [json.loads(x) for x in data.adapters['clothing-reviews'](sink.getvalue().to_pybytes()).splitlines()]
+    keys = ('item', 'age', 'title', 'text', 'rating', 'recommended', 'helpful', 'division', 'department', 'kind')
+    assert lines == [dict(zip(keys, row)) for row in rows]
+
+
 def test_a_relative_mirror_is_refused(place, monkeypatch):
     mirror(place)
     monkeypatch.chdir(place)

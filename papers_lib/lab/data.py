@@ -79,7 +79,8 @@ def _amazon_reviews(raw:bytes)->bytes:
 def _clothing_reviews(raw:bytes)->bytes:
     "Read a package's Parquet table."
     try: from pyarrow import BufferReader
-    except ImportError: raise ImportError("a Parquet table needs pyarrow, of the extra `rec`: pip install '.[rec]'") from None
+    except ImportError:
+        raise ImportError("a Parquet table needs pyarrow, of the extra `rec`: pip install '.[rec]'") from None
     from pyarrow.parquet import read_table
     names = {'Clothing ID': 'item', 'Age': 'age', 'Title': 'headline', 'Review Text': 'text', 'Rating': 'rating',
              'Recommended IND': 'recommended', 'Department Name': 'department', 'Class Name': 'group'}

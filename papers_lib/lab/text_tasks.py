@@ -4,16 +4,19 @@
 
 # %% ../../nbs/lab/17_text_tasks.ipynb #98a63e85
 from __future__ import annotations
-import re
+import hashlib, re
 from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
+from jaxtyping import Float
 
 # %% auto #0
-__all__ = ['text_tasks', 'TextTask', 'text_pairs', 'task_mixture']
+__all__ = ['text_tasks', 'TextTask', 'text_pairs', 'task_mixture', 'titled_reviews', 'rouge_l']
 
 # %% ../../nbs/lab/17_text_tasks.ipynb #b1787475
 from .data import did_you_mean, get
+from .memo import remembered
+from .reviews import Review, reviews
 from .tasks import examples
 
 # %% ../../nbs/lab/17_text_tasks.ipynb #e7aa04f7
@@ -76,3 +79,25 @@ def task_mixture(
     sizes = np.array([min(len(t), limit) for t in tasks])
     drawn = rng.choice(len(tasks), n, p=sizes / sizes.sum())                                        # (1)
     return [tasks[m][rng.integers(len(tasks[m]))] for m in drawn]
+
+# %% ../../nbs/lab/17_text_tasks.ipynb #3520861d
+_tenths = dict(tune=(0,), valid=(1,), train=range(2, 10))
+
+@remembered
+def titled_reviews(
+    split:str,           # train, tune (judges nothing) or valid
+)->list[Review]:         # `headline` is the title
+    "Read the reviews that have a text and a title."
+    if split not in _tenths: raise ValueError(f'split={split!r}: must be one of {", ".join(_tenths)}')
+    part = lambda text: int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10
+    return [r for r in reviews('clothing-reviews') if r.headline and r.text and part(r.text) in _tenths[split]]
+
+# %% ../../nbs/lab/17_text_tasks.ipynb #52f9d164
+def rouge_l(
+    said:Sequence[str],
+    right:Sequence[str],
+)->Float[np.ndarray, 'n']:   # of each, from 0 to 1
+    "Score texts by ROUGE-L."
+    from rouge_score.rouge_scorer import RougeScorer
+    scorer = RougeScorer(['rougeL'], use_stemmer=True)
+    return np.array([scorer.score(r, s)['rougeL'].fmeasure for s, r in zip(said, right, strict=True)])
