@@ -184,6 +184,18 @@ def test_a_run_of_chosen_claims_renews_these_and_nothing_else(repo, tmp_path):
     assert len(runs_of(read_results(first)[1])) == 2
 
 
+def test_a_claim_that_nobody_measured_yet_is_as_it_is_declared_now(repo):
+    later = Row(paper='toy', kind='claim', id='C2', says='Section 2', tests='B < C', metric='gain', rule='greater',
+                margin=0., why='no data')
+    path = publish(repo)
+    rows, prov = read_results(path)
+    write_results(path, [*rows, later], prov)
+    later.tests, later.why = 'told in other words', 'not selected'
+    found, _ = renewed(path, [*rows, later], prov | dict(claims='C1'))
+    mine = next(r for r in found if r.id == 'C2')
+    assert (mine.tests, mine.why) == ('told in other words', 'no data')
+
+
 def test_chosen_claims_without_a_number_and_older_files_are_not_renewed(repo):
     path = publish(repo)
     rows, prov = read_results(path)
