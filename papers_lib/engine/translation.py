@@ -78,6 +78,7 @@ def bleu(
     metric = BLEU()
     return metric.corpus_score(list(said), [list(right)]).score, str(metric.get_signature())
 
+# %% ../../nbs/engine/13_translation.ipynb #5958d766
 def bleu_values(
     said:Sequence[str],
     right:Sequence[str],

@@ -5,6 +5,7 @@
 # %% ../../nbs/nn/08_stack.ipynb #8c87ba0c
 from __future__ import annotations
 from dataclasses import dataclass, replace
+from fastcore.basics import patch
 import torch
 from torch import Tensor, nn
 from jaxtyping import Float, Int
@@ -118,20 +119,6 @@ class Stack(Decoder):
         if parts.residual_init == 'deepnorm':
             for block in self.blocks: deepnorm_init(block, deepnorm('decoder', sizes.n_layer)[1])
 
-    def _build(self, c, parts):
-        d_ff = c.d_ff or (gated_width(c.d_model) if parts.act in gates else 4 * c.d_model)
-        self.tok_emb = nn.Embedding(c.n_vocab, c.d_model)
-        self.positions = position_kinds[parts.positions](c.ctx_len, c.d_model, c.n_head, parts.rope_base, c.n_layer)
-        self.drop = nn.Dropout(c.dropout)
-        alpha = deepnorm('decoder', c.n_layer)[0] if parts.placement == 'deepnorm' else None
-        self.blocks = nn.ModuleList(
-            Block(c.d_model, c.n_head, d_ff, parts.act, parts.placement, c.dropout, c.eps, parts.norm, parts.bias,
-                  c.n_kv_head, alpha) for _ in range(c.n_layer))
-        last = parts.placement in ('pre', 'sandwich')                           # the others end with a norm anyway
-        self.norm_f = norms[parts.norm](c.d_model, c.eps) if last else nn.Identity()
-        self.output = None if parts.tied else Linear(c.d_model, c.n_vocab, bias=False)
-        if parts.windows: self.windows = tuple(parts.windows[i % len(parts.windows)] for i in range(c.n_layer))
-
     def embed(self, ids:Int[Tensor, 'b t'], positions:Int[Tensor, '*b t'])->Float[Tensor, 'b t d']:
         "Look up the tokens, add what the positions have to add, drop some of it."
         return self.drop(super().embed(ids, positions))
@@ -139,6 +126,22 @@ class Stack(Decoder):
     @property
     def head_weight(self)->Float[Tensor, 'v d']:
         return self.tok_emb.weight if self.output is None else self.output.weight
+
+# %% ../../nbs/nn/08_stack.ipynb #c6ef735a
+@patch
+def _build(self:Stack, c, parts):
+    d_ff = c.d_ff or (gated_width(c.d_model) if parts.act in gates else 4 * c.d_model)
+    self.tok_emb = nn.Embedding(c.n_vocab, c.d_model)
+    self.positions = position_kinds[parts.positions](c.ctx_len, c.d_model, c.n_head, parts.rope_base, c.n_layer)
+    self.drop = nn.Dropout(c.dropout)
+    alpha = deepnorm('decoder', c.n_layer)[0] if parts.placement == 'deepnorm' else None
+    self.blocks = nn.ModuleList(
+        Block(c.d_model, c.n_head, d_ff, parts.act, parts.placement, c.dropout, c.eps, parts.norm, parts.bias,
+              c.n_kv_head, alpha) for _ in range(c.n_layer))
+    last = parts.placement in ('pre', 'sandwich')                           # the others end with a norm anyway
+    self.norm_f = norms[parts.norm](c.d_model, c.eps) if last else nn.Identity()
+    self.output = None if parts.tied else Linear(c.d_model, c.n_vocab, bias=False)
+    if parts.windows: self.windows = tuple(parts.windows[i % len(parts.windows)] for i in range(c.n_layer))
 
 # %% ../../nbs/nn/08_stack.ipynb #6a6a181e
 def _count_params(sizes, parts):

@@ -283,6 +283,7 @@ def add(self:BloomFilter, hashes:np.ndarray)->None:
     for p in self.places(hashes):
         np.bitwise_or.at(self.bits, p >> np.uint64(3), (1 << (p & np.uint64(7))).astype(np.uint8))
 
+# %% ../../nbs/text/02_corpora.ipynb #7c71a907
 @patch
 def seen(self:BloomFilter, hashes:np.ndarray)->np.ndarray:   # (n,) bool
     "Tell which hashes are in the set."

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib, json
 from collections.abc import Sequence
 from functools import cached_property
+from fastcore.basics import patch
 import numpy as np, torch
 from torch import Tensor
 from jaxtyping import Bool, Int
@@ -72,18 +73,6 @@ class PairBatches:
         "Name the pairs."
         plain = [[[*map(int, part)] for part in pair] for pair in self.pairs]
         return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
-
-    def order(self, epoch:int)->Int[np.ndarray, 'n b']:
-        "Which pairs stand in each batch of an epoch."
-        if self._order[0] == epoch: return self._order[1]
-        rng = np.random.default_rng([self.seed, epoch])
-        shuffled = rng.permutation(len(self.pairs))[:self.n_batch * self.batch_size]
-        length = np.array([len(y) * 1000 + len(x) for x, y in self.pairs])
-        pools = np.split(shuffled, range(self.pool * self.batch_size, len(shuffled), self.pool * self.batch_size))
-        batches = [p[np.argsort(length[p], kind='stable')].reshape(-1, self.batch_size) for p in pools]
-        self._order = epoch, np.concatenate([rng.permutation(b) for b in batches])
-        return self._order[1]
-
     def __iter__(self): return self
 
     def __next__(self)->dict[str, Tensor]:
@@ -98,6 +87,19 @@ class PairBatches:
     def load_state(self, state:dict)->None:
         "Go to a saved position in the same data."
         self.given = given_of(state, self.state())
+
+# %% ../../nbs/text/04_pairs.ipynb #1e41892a
+@patch
+def order(self:PairBatches, epoch:int)->Int[np.ndarray, 'n b']:
+    "Which pairs stand in each batch of an epoch."
+    if self._order[0] == epoch: return self._order[1]
+    rng = np.random.default_rng([self.seed, epoch])
+    shuffled = rng.permutation(len(self.pairs))[:self.n_batch * self.batch_size]
+    length = np.array([len(y) * 1000 + len(x) for x, y in self.pairs])
+    pools = np.split(shuffled, range(self.pool * self.batch_size, len(shuffled), self.pool * self.batch_size))
+    batches = [p[np.argsort(length[p], kind='stable')].reshape(-1, self.batch_size) for p in pools]
+    self._order = epoch, np.concatenate([rng.permutation(b) for b in batches])
+    return self._order[1]
 
 # %% ../../nbs/text/04_pairs.ipynb #29a3cc63
 transductions = dict(copy=list, reverse=lambda x: x[::-1], sort=sorted)   # what is done to the source

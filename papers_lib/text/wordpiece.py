@@ -48,6 +48,7 @@ def bert_words(
     if lower: text = ''.join(c.lower() for c in text)
     return [w for word in text.split(' ') for w in _apart(word)]
 
+# %% ../../nbs/text/04_wordpiece.ipynb #013057cf
 def _apart(word)->Iterator[str]:
     "Split off every punctuation mark."
     begun = ''
@@ -199,6 +200,7 @@ def _joined(pieces, pair, new):
         i += 2 if both else 1
     return out
 
+# %% ../../nbs/text/04_wordpiece.ipynb #3cb22a15
 def _count(words, w, n, pairs, parts, where):
     "Count a word's pairs and pieces in, or out with a negative n."
     for piece in words[w]: parts[piece] += n
