@@ -193,7 +193,7 @@ def test_a_claim_that_nobody_measured_yet_is_as_it_is_declared_now(repo):
     later.tests, later.why = 'told in other words', 'not selected'
     found, _ = renewed(path, [*rows, later], prov | dict(claims='C1'))
     mine = next(r for r in found if r.id == 'C2')
-    assert (mine.tests, mine.why) == ('told in other words', 'no data')
+    assert (mine.tests, mine.why) == ('told in other words', 'not measured yet')
 
 
 def test_chosen_claims_without_a_number_and_older_files_are_not_renewed(repo):
