@@ -535,7 +535,7 @@ def renewed(
     if empty := [id for id, mine in fresh.items() if not any(r.kind == 'claim' and r.ours is not None for r in mine)]:
         raise ValueError(f'this run has no number for {", ".join(empty)}')
     declared = {r.id: r for r in rows if r.kind == 'claim'}                # a claim without a number is as declared now
-    waits = lambda r: replace(r, why='not measured yet') if r.why == 'not selected' else r
+    waits = lambda r: replace(r, why='not measured yet') if r.why.startswith(('not selected', 'not measured')) else r
     kept = [waits(declared[r.id]) if r.verdict == 'not attempted' and r.id in declared else r
             for r in before if _claim_of(r.id) not in chosen]
     runs = [{k: v for k, v in p.items() if k not in ('seal', 'earlier')} for p in runs_of(earlier)]
