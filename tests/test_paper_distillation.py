@@ -239,7 +239,8 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     if not available('wikiqa'): pytest.skip('needs wikiqa')
     rows = rows_of_a_small_run('distillation', tmp_path, {
         'data.n_list': 60, 'data.n_test': 30, 'data.n_tune': 20, 'data.layers': 1, 'data.n_taught': 32,
-        'data.n_doc': 12, 'train.n_step': 5, 'model.d_emb': 8, 'model.n_map': 4, 'model.hidden': 8})
+        'data.n_doc': 12, 'train.n_step': 5, 'model.d_emb': 8, 'model.n_map': 4, 'model.hidden': 8,
+        'claims.exchanged': .3, 'claims.n_word': 300, 'claims.blocks': 1})
     measured = [id for id, c in claims.items() if c.needs != ('later',)]
     assert all(rows[id]['ours'] is not None for id in measured), {id: rows[id]['why'] for id in measured}
     assert len(rows['C1']['values']['hard alone']) == 2 and 'T.cost.textcnn.100' in rows
