@@ -4,13 +4,19 @@
 
 # %% ../nbs/16_sequential_baselines.ipynb #d629cf13
 from __future__ import annotations
+from collections.abc import Iterator
 from dataclasses import dataclass
+import numpy as np, torch
 
 # %% auto #0
-__all__ = ['claims', 'runs', 'paper', 'Claims', 'Passes', 'Ratings']
+__all__ = ['claims', 'runs', 'races', 'paper', 'Claims', 'Passes', 'Ratings', 'race_metrics']
 
 # %% ../nbs/16_sequential_baselines.ipynb #5bd4be94
+from .engine.stats import Row, median_interval
+from .rec.interactions import Queries
+from .rec.metrics import METRICS, rank_queries
 from .rec.sequential import SASRecConfig, SASRecNet
+from .lab.bench import timed
 from .lab.presets import Claim, Paper, RunSpec
 
 # %% ../nbs/16_sequential_baselines.ipynb #38f94922
@@ -21,7 +27,8 @@ class Claims:
     ties:str = ''                 # C5: set of events with times
     orders:str = ''               # C3, C6: set of events with times
     closed:tuple = ()             # C7: sets
-    losses:tuple = ()             # C4, C8, C9, and C1: arms of SASRec
+    network:tuple = ()            # C4, C9: loss of the SASRec beside the neighbours
+    negatives:tuple = ()          # C8, C1: losses of SASRec that are compared
     rivals:tuple = ()             # C1: arms beside SASRec's
     passes:tuple = ()             # C2: passes of BERT4Rec
     recurrent:tuple = ()          # C10: arms
@@ -35,7 +42,7 @@ claims = {  # fixed before anything is measured
     'C1': Claim('The loss explains more than the architecture (Klenitskiy & Vasilev: NDCG@10 .182, .154, .134)',
                 f'NDCG@10 of BERT4Rec is above that of SASRec with BCE and one negative {_few}', 'greater', .005,
                 arms=('BERT4Rec', 'SASRec bce'), controls={'SASRec ce over SASRec bce': 'effect'}, expected=.013,
-                needs=('losses', 'rivals'), **_films),
+                needs=('negatives', 'rivals'), **_films),
     'C2': Claim('BERT4Rec is trained too briefly by default (Petrov & Macdonald, abstract: up to 30 times longer)',
                 'NDCG@10 of BERT4Rec on MovieLens-100K rises with the logarithm of its passes, from once to ten times',
                 'trend', .003, controls={'the passes in a random order': 'nothing'}, needs=('passes',)),
@@ -47,7 +54,7 @@ claims = {  # fixed before anything is measured
     'C4': Claim('Neighbours without training are strong (no single source)',
                 f"NDCG@10 of the last item's neighbours equals that of SASRec with cross-entropy to within 0.02 {_few}",
                 'equal', .02, arms=('last-item neighbours', 'SASRec ce'),
-                controls={'popularity against SASRec ce': 'nothing'}, needs=('losses',), n=943, over='units'),
+                controls={'popularity against SASRec ce': 'nothing'}, needs=('network',), n=943, over='units'),
     'C5': Claim('Sorting equal times by item id inflates NDCG by about 20 % on MovieLens-1M (LRURec, issue 1)',
                 "NDCG@10 of a first-order Markov chain on the first 2,999 users of MovieLens-1M is higher with equal "
                 "times in the order of the items' numbers than in an order of each user's own",
@@ -63,16 +70,17 @@ claims = {  # fixed before anything is measured
     'C7': Claim('A closed form is enough for much of it (Steck, 2019)',
                 'EASE is above item neighbours in NDCG@10, mean of MovieLens-100K and Beauty, three configurations '
                 'each',
-                'greater', .001, arms=('EASE', 'item neighbours'), controls={'item neighbours over popularity': 'effect'},
+                'greater', .001, arms=('EASE', 'item neighbours'),
+                controls={'item neighbours over popularity': 'effect'},
                 n=943, expected=.016, spread=.18, needs=('closed',), over='units'),
     'C8': Claim('Many negatives, calibrated, are as good as all (Petrov & Macdonald, 2023: NDCG@10 .126 to .173)',
                 f'NDCG@10 of SASRec with gBCE of 256 negatives is above BCE with one {_few}', 'greater', .005,
                 arms=('SASRec gbce', 'SASRec bce'), controls={'SASRec bce, other seeds': 'nothing'}, expected=.03,
-                needs=('losses',), **_films),
+                needs=('negatives',), **_films),
     'C9': Claim('Accuracy is gained together with popularity (no single source)',
                 "The popularity lift of SASRec with cross-entropy is above that of the last item's neighbours on "
                 'MovieLens-100K', 'greater', .05, arms=('SASRec ce', 'last-item neighbours'),
-                controls={'the neighbours, one half of the users against the other': 'nothing'}, needs=('losses',)),
+                controls={'the neighbours, one half of the users against the other': 'nothing'}, needs=('network',)),
     'C10': Claim('Third-party versions of GRU4Rec lose accuracy (Hidasi & Czapp, 2023)',
                  f'NDCG@10 of GRU4Rec as published is above a GRU with cross-entropy {_few}', 'greater', .005,
                  arms=('GRU4Rec', 'GRU ce'), controls={'GRU ce, other seeds': 'nothing'}, expected=.015,
@@ -100,19 +108,41 @@ class Ratings:
     "Which set of events SASRec is trained on."
     name:str = 'ml-100k'
 
+# %% ../nbs/16_sequential_baselines.ipynb #90cbf4eb
+def race_metrics(
+    seed:int=0,   # of the histories and the vectors
+    n_user:int=22363, n_item:int=12101,
+)->Iterator[Row]:
+    "Time ranks, lists and metrics of all users over all items, scores included."
+    draw = torch.Generator().manual_seed(seed)
+    V, met = torch.randn(n_item, 64, generator=draw), torch.randint(n_item, (n_user, 9), generator=draw).numpy()
+    asked = Queries(np.arange(n_user), list(met[:, :8]), list(met[:, 8:]), None)
+    def measured():
+        ranked = rank_queries(lambda h: V[np.stack(h)].mean(1) @ V.T, asked, n_item)
+        return [ranked.each(m, k).mean() for m in METRICS for k in (5, 10, 20)]
+    measured()
+    told = median_interval([timed(measured) for _ in range(5)], 'ours').facts()
+    yield Row('sequential_baselines', 'speed', 'S.metrics', metric='seconds', unit='s', rule='at_most', bound=5.,
+              tests=f'Metrics of {n_user:,} users over {n_item:,} items take at most 5 seconds',
+              dataset='random vectors', n=5,
+              protocol='scores by a product of width 64, ranks, lists of ten, four metrics at three k; 2 cores',
+              **told)
+
 # %% ../nbs/16_sequential_baselines.ipynb #b7af3330
 _published = dict(d_model=50, n_layer=2, n_head=1)
 
 runs = {
     'tiny': RunSpec(SASRecConfig(1682, ctx_len=20, d_model=32, n_layer=1), Passes(6, lr=3e-3), Ratings(), Claims()),
     'cpu': RunSpec(SASRecConfig(1682, ctx_len=20, d_model=32, n_layer=1), Passes(30, lr=3e-3), Ratings(),
-                   Claims(tables=('ml-100k', 'amazon_beauty'), ties='ml-1m', orders='ml-1m',
-                          closed=('ml-100k', 'amazon_beauty'), losses=('bce', 'gbce', 'ce')), n_seeds=5),
+                   Claims(tables=('ml-100k', 'amazon_beauty'), ties='ml-1m', orders='ml-1m'), n_seeds=5),
     'gpu': RunSpec(SASRecConfig(12101, d_model=128), Passes(50, n_user=22363, lr=5e-4), Ratings('amazon_beauty'),
                    Claims(tables=('ml-100k', 'amazon_beauty'), ties='ml-1m', orders='ml-1m',
-                          closed=('ml-100k', 'amazon_beauty'), losses=('bce', 'gbce', 'sampled-ce', 'ce'),
+                          closed=('ml-100k', 'amazon_beauty'), network=('ce',),
+                          negatives=('bce', 'gbce', 'sampled-ce', 'ce'),
                           rivals=('BERT4Rec',), passes=(20, 60, 200), recurrent=('GRU4Rec', 'GRU ce')), n_seeds=5),
     'paper': RunSpec(SASRecConfig(12101, dropout=.5, **_published), Passes(200, n_user=22363), Ratings('amazon_beauty'),
                      Claims(tables=('amazon_beauty',))),
 }
-paper = Paper('sequential_baselines', SASRecNet, runs, claims)
+
+races = {'S.metrics': race_metrics}     # beginning of the rows' ids: race
+paper = Paper('sequential_baselines', SASRecNet, runs, claims, races)

@@ -52,12 +52,14 @@ def test_published_tables_hold_the_trivial_rows():
 def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     if not available('ml-100k'): pytest.skip('needs ml-100k')
     rows = rows_of_a_small_run('sequential_baselines', tmp_path, {
-        'train.n_epoch': 1, 'model.d_model': 8, 'model.ctx_len': 5, 'claims.ties': 'ml-100k', 'claims.orders': 'ml-100k',
-        'claims.tables': ['ml-100k'], 'claims.closed': ['ml-100k', 'ml-100k'], 'claims.rivals': ['BERT4Rec'],
+        'train.n_epoch': 1, 'model.d_model': 8, 'model.ctx_len': 5, 'claims.ties': 'ml-100k',
+        'claims.orders': 'ml-100k', 'claims.tables': ['ml-100k'], 'claims.closed': ['ml-100k', 'ml-100k'],
+        'claims.rivals': ['BERT4Rec'],
         'claims.passes': [1, 2, 3], 'claims.recurrent': ['GRU4Rec', 'GRU ce'], 'train.batch_size': 943})
     for id, c in claims.items():
         controls = {x['name']: x['ours'] for x in rows[id]['controls']}
         assert set(controls) == set(c.controls) and None not in controls.values(), id
         assert json.dumps(rows[id]['values']), id
     assert len(rows['C5']['values']['by item number']) == 943 and len(rows['C8']['values']['SASRec bce']) == 2
-    assert {'T.ml-100k.ease', 'T.ml-100k.sasrec-ce', 'C5.by-item-number', 'C3.100.ease', 'C6.by-time.markov'} <= set(rows)
+    assert {'T.ml-100k.ease', 'T.ml-100k.sasrec-ce', 'C5.by-item-number', 'C3.100.ease',
+            'C6.by-time.markov'} <= set(rows)
