@@ -420,7 +420,7 @@ def _race_lists(seed:int=0, n_item:int=12_000, n_beam:int=20, n_query:int=16)->I
     names = np.random.default_rng(seed).permutation(n_item) + 10 * FIRST
     catalogue = Catalogue([str(x) for x in names], prompt_pieces(600))
     torch.manual_seed(seed)
-    model = P5(P5Config(catalogue.tok.n_vocab, 128, 128, 2, n_head=4, d_head=32, d_ff=512, dropout=0.)).eval()
+    model = P5(P5Config(32100, 128, 128, 2, n_head=4, d_head=32, d_ff=512, dropout=0.)).eval()
     histories = [[str(x) for x in names[10 * i:10 * i + 5 + i % 5]] for i in range(n_query)]
     sources = [fill(templates['2-3'], dict(user=i + 1, history=h, target='1'))[0] for i, h in enumerate(histories)]
     public = PublicBeams(model, catalogue, model.as_t5().to_hf())
@@ -430,7 +430,7 @@ def _race_lists(seed:int=0, n_item:int=12_000, n_beam:int=20, n_query:int=16)->I
     says = 'An evaluation by 20 constrained beams is at least ten times as fast as transformers, with the same lists'
     yield race('S.lists', says, dict(transformers=theirs, papers_lib=mine), 10., n=5, paper='p5',
                dataset='random items',
-               protocol=f'2 + 2 layers, d 128, {n_item:,} numbers of five digits, {n_query} prompts, {n_beam} beams')
+               protocol=f'2 + 2 layers, d 128, 32,100 pieces, {n_item:,} numbers of five digits, {n_query} prompts, {n_beam} beams')
 
 # %% ../nbs/09_p5.ipynb #7794e592
 races = {'S.lists': _race_lists}
