@@ -409,8 +409,8 @@ runs = {
                    Claims(numberings=('published', 'training', 'random'), n_count=1200, n_test=1200), n_seeds=5),
     'gpu': RunSpec(replace(sizes['small'], n_vocab=5000), replace(_full, dtype='bfloat16'),
                    Shop('amazon_beauty', 1., 3500),
-                   Claims(numberings=('published', 'training', 'random'), n_count=4000, n_test=22363, n_exact=500, sasrec=50,
-                          ratings='amazon_musical_instruments', rating_steps=3000), n_seeds=3),
+                   Claims(numberings=('published', 'training', 'random'), n_count=4000, n_test=22363, n_exact=500,
+                          sasrec=50, ratings='amazon_musical_instruments', rating_steps=3000), n_seeds=3),
     'paper': RunSpec(sizes['small'], replace(_full, n_step=10 * 62_000), Shop('amazon_beauty', 1., 31780),
                      Claims(n_test=22363)),
 }
