@@ -330,7 +330,7 @@ def p5_batches(
 class Claims:
     "How the paper's claims are measured at a preset; an empty grid leaves a claim out."
     numberings:tuple = ()      # C1, C3, C5, C8: schemes of item ids that are trained
-    rates:tuple = (3e-4, 1e-3, 3e-3, 1e-2)   # peak rates that each arm chooses from
+    rates:tuple = (3e-4, 1e-3, 3e-3)   # peak rates that each arm chooses from
     n_count:int = 0            # steps on made lists of numbers before the first item; 0 begins from nothing
     n_test:int = 2000          # test users, at most
     n_exact:int = 100          # C8: test users whose items are all scored
