@@ -391,7 +391,7 @@ def _race_constrained(seed:int=0, n_item:int=12_000, n_beam:int=20, n_source:int
                 f'strings of 4 tokens, {n_source} sources, {n_beam} beams')
     yield race('S.constrained', 'Beams among 12,000 items are at least ten times as fast as transformers, with the '
                'same list', dict(transformers=public, papers_lib=mine), 10., n=5, **told)
-    yield race('S.constraint', 'The constraint costs at most a tenth of a search',
+    yield race('S.constrained.cost', 'The constraint costs at most a tenth of a search',
                {'without': anything, 'with': mine}, 0.9, n=15, **told)
 
 # %% ../nbs/05_t5.ipynb #69796c6f
