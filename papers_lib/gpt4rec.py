@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 
 # %% auto #0
 __all__ = ['BEFORE', 'AFTER', 'claims', 'sizes', 'runs', 'races', 'paper', 'title_key', 'readable', 'TitlePrompts',
-           'QueryBatches', 'query_batch', 'query_loss', 'write_queries', 'distinct', 'GPT4Rec', 'Purchases', 'Shop',
-           'open_shop', 'asked_users', 'title_tokenizer', 'read_titles', 'backbone', 'PublicTokens', 'teach_queries',
-           'answer_nats', 'Claims']
+           'QueryBatches', 'query_batch', 'query_loss', 'write_queries', 'distinct', 'GPT4Rec', 'Purchases',
+           'TitledShop', 'open_shop', 'asked_users', 'title_tokenizer', 'read_titles', 'backbone', 'PublicTokens',
+           'teach_queries', 'answer_nats', 'Claims']
 
 # %% ../nbs/14_gpt4rec.ipynb #3ef57000
 from .text.corpora import TokenBatches
@@ -229,7 +229,7 @@ class Purchases:
 
 # %% ../nbs/14_gpt4rec.ipynb #46618b5f
 @dataclass(frozen=True)
-class Shop:
+class TitledShop:
     "Purchases, split, with what is said of the items."
     titles:list[str]
     labels:csr_matrix        # (i, l) genres or attributes
@@ -252,7 +252,7 @@ def _most_met(data, n)->Interactions:
 @remembered
 def open_shop(
     purchases:Purchases,
-)->Shop:
+)->TitledShop:
     "Read, clean and split a set of purchases."
     if purchases.name == 'made': whole, told = made_shop()
     else: told = described(purchases.name, whole := events(purchases.name))
@@ -260,12 +260,12 @@ def open_shop(
     rows = np.searchsorted(whole.items, data.items)
     split = by_user(data, purchases.valid, purchases.test)
     new = scramble(np.arange(data.n_item), 11) / 2.**64 < purchases.cold
-    return Shop([told.titles[i] for i in rows], told.labels[rows], data, split,
+    return TitledShop([told.titles[i] for i in rows], told.labels[rows], data, split,
                 split.train.keep(~new[split.train.item]), sum(not title_key(t) for t in told.titles))
 
 # %% ../nbs/14_gpt4rec.ipynb #412a2be0
 def asked_users(
-    shop:Shop,
+    shop:TitledShop,
     n:int,              # users whose target training holds
     n_cold:int=0,       # users whose target is new
     part:str='test',    # or 'valid'
@@ -279,7 +279,7 @@ def asked_users(
 
 # %% ../nbs/14_gpt4rec.ipynb #277fe327
 def title_tokenizer(
-    shop:Shop,
+    shop:TitledShop,
     n_vocab:int,
 )->FastBPE:
     "Learn pieces of the titles that training holds, and of the words around them."
@@ -288,7 +288,7 @@ def title_tokenizer(
 
 # %% ../nbs/14_gpt4rec.ipynb #3aa3f993
 def read_titles(
-    shop:Shop,
+    shop:TitledShop,
     tok:FastBPE,
     cfg:GPT2Config,
     train:TrainConfig,
@@ -338,7 +338,7 @@ class PublicTokens:
 def teach_queries(
     model:GPT2,                 # is changed
     tok,
-    shop:Shop,
+    shop:TitledShop,
     train:TrainConfig,
     n_query:int,                # longest answer, tokens; the prompt has the rest of the context
     seed:int,                   # of order and cuts
