@@ -108,7 +108,7 @@ class Ratings:
     "Which set of events SASRec is trained on."
     name:str = 'ml-100k'
 
-# %% ../nbs/16_sequential_baselines.ipynb #90cbf4eb
+# %% ../nbs/16_sequential_baselines.ipynb #bf8837ce
 def race_metrics(
     seed:int=0,   # of the histories and the vectors
     n_user:int=22363, n_item:int=12101,
