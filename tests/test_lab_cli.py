@@ -11,7 +11,7 @@ import papers_lib
 from papers_lib.engine.stats import Row
 from papers_lib.engine.train import TrainConfig
 from papers_lib.lab.data import registry
-from papers_lib.lab.cli import app, machine_lines, main, next_step
+from papers_lib.lab.cli import _raced, app, machine_lines, main, next_step
 from papers_lib.lab.presets import Claim, DataConfig, Paper, RunSpec
 from papers_lib.lab.results import provenance, write_results
 from papers_lib.nn.stack import Sizes, Stack
@@ -171,6 +171,12 @@ def test_a_benchmark_runs_what_was_asked_for(toy, only, ids):
     written = json.loads(next((toy / 'runs/toy/bench').rglob('results.json')).read_text())
     assert sorted(r['id'] for r in written['rows']) == sorted(ids) and {r['ours'] for r in written['rows']} == {3.}
     assert written['provenance']['claims'] == (only or 'all') and written['provenance']['machine']['cpu']
+
+
+def test_a_number_without_an_interval_is_told(monkeypatch, capsys):
+    monkeypatch.setattr('papers_lib.lab.bench.run_races', lambda *a: iter([speed(ours=2., ci95=None, verdict='holds')]))
+    assert len(_raced(None, None, 0, None)) == 1
+    assert re.search(r'S\.step +2 +bound 1 +holds', capsys.readouterr().out)
 
 
 # a file of something else

@@ -450,7 +450,7 @@ def _raced(declared, only, seed, peer)->list:   # rows
     rows = []
     for row in run_races(declared, only, seed, peer):
         rows.append(row)
-        interval = f'[{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]'
+        interval = f'[{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]' if row.ci95 else ''     # a number that is exact has none
         print(as_text(f'{row.id:24} {row.ours:.3g} {interval}  bound {row.bound:.3g}  {row.verdict}'), flush=True)
     return rows
 
