@@ -388,7 +388,8 @@ claims = {  # fixed before anything is measured
                  'With as many parameters and the same reviews read, each at its own best rates, GLM is '
                  'behind the best of BERT, T5, T5 with one stack and a causal decoder in at most one of three kinds: '
                  'by more than 3 points of words filled in right, 0.05 nats a piece of a title, 0.02 nats a byte of a '
-                 'continuation', 'greater', -1., arms=('middle lead of three, in margins',),
+                 'continuation', 'greater', -1.,
+                 arms=('middle lead of three, in margins, over the best by the tuning seed',),
                  controls={'lead over nothing read, less a margin': 'floor',
                            'lead over answers of other reviews, less a margin': 'floor'},
                  n=5, expected=0., spread=0.8, needs=('kinds',)),
