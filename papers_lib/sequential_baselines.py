@@ -133,8 +133,10 @@ _published = dict(d_model=50, n_layer=2, n_head=1)
 
 runs = {
     'tiny': RunSpec(SASRecConfig(1682, ctx_len=20, d_model=32, n_layer=1), Passes(6, lr=3e-3), Ratings(), Claims()),
-    'cpu': RunSpec(SASRecConfig(1682, ctx_len=20, d_model=32, n_layer=1), Passes(30, lr=3e-3), Ratings(),
-                   Claims(tables=('ml-100k', 'amazon_beauty'), ties='ml-1m', orders='ml-1m'), n_seeds=5),
+    'cpu': RunSpec(SASRecConfig(1682, ctx_len=20, d_model=32, n_layer=1), Passes(60, lr=3e-3), Ratings(),
+                   Claims(tables=('ml-100k', 'amazon_beauty'), ties='ml-1m', orders='ml-1m',
+                          closed=('ml-100k', 'amazon_beauty'), network=('ce',), negatives=('bce', 'gbce', 'ce'),
+                          rivals=('BERT4Rec',), passes=(20, 60, 200), recurrent=('GRU4Rec', 'GRU ce')), n_seeds=5),
     'gpu': RunSpec(SASRecConfig(12101, d_model=128), Passes(50, n_user=22363, lr=5e-4), Ratings('amazon_beauty'),
                    Claims(tables=('ml-100k', 'amazon_beauty'), ties='ml-1m', orders='ml-1m',
                           closed=('ml-100k', 'amazon_beauty'), network=('ce',),
