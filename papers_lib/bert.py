@@ -341,7 +341,7 @@ class Claims:
 
 # %% ../nbs/03_bert.ipynb #ce78e92d
 _made = '; made sentences of a hidden Markov chain, 2 layers, each arm at its own best rates'
-_study, _dealt = dict(needs=('rates_of_study',)), dict(controls={'shuffled tags': 'nothing'})
+_study, _dealt = dict(needs=('rates_of_study', 'tag_rates')), dict(controls={'shuffled tags': 'nothing'})
 
 claims = {  # fixed before anything is measured
     'C1': Claim('Pre-training that looks both ways beats left-to-right (table 5: MRPC 9.0, SQuAD 10.1 points)',
@@ -352,14 +352,15 @@ claims = {  # fixed before anything is measured
                 'Fine-tuned pairs are told better after the pair loss than without', 'greater', 0.01, needs=('later',)),
     'C3': Claim('Hiding 80/10/10 costs least where the encoder is frozen (table 8: NER 94.9 against 94.0)',
                 'Tags read off the frozen last block are more accurate after 80/10/10 than after [MASK] alone' + _made,
-                'greater', 0.005, ('80/10/10', '100/0/0'), expected=0.02, spread=0.01, **_study, **_dealt),
+                'greater', 0.005, ('80/10/10', '100/0/0'), expected=0.02, spread=0.01,
+                needs=('rates_of_study', 'frozen_rates'), **_dealt),
     'C4': Claim('Masked training learns more slowly a step, and soon overtakes (appendix C.1)',
                 'Fine-tuned tags are better left-to-right after an eighth of pre-training and better by hidden words '
                 'at its end: the smaller of both leads' + _made, 'greater', 0.005, ('smaller of both leads',),
                 {'shuffled tags, mean of both leads': 'nothing'}, expected=0.04, spread=0.02, **_study),
     'C5': Claim('Larger models help even tasks of 3,600 examples (table 6: MRPC 79.8 to 87.8, L3 H768 to L24 H1024)',
                 'Fine-tuned tags, 600 tagged words, get more accurate with each doubling of the width, 32 to 96'
-                + _made, 'trend', 0.005, expected=0.02, spread=0.01, needs=('rates_of_study', 'widths'), **_dealt),
+                + _made, 'trend', 0.005, expected=0.02, spread=0.01, needs=(*_study['needs'], 'widths'), **_dealt),
     'C6': Claim('More steps of pre-training help (appendix C.1: 1.0 points of MNLI from 500 k to 1 M)',
                 'Fine-tuned tags are more accurate at the end of pre-training than half-way' + _made, 'greater', 0.002,
                 ('all steps', 'half the steps'), expected=0.01, spread=0.006, **_study, **_dealt),
@@ -367,7 +368,7 @@ claims = {  # fixed before anything is measured
                 'Tags of UD-EWT are more accurate by fine-tuning a public BERT encoder (all-MiniLM-L6-v2) on 200 '
                 'sentences than by one linear layer on its last four blocks, frozen, each at its own best rate',
                 'greater', 0.001, ('fine-tuned', 'last four, frozen'), {'last four, frozen, over always NOUN': 'floor'},
-                expected=0.003, spread=0.01, needs=('public_rates',)),
+                expected=0.003, spread=0.01, needs=('public_rates', 'layer_rates')),
     'C8': Claim('Hidden words are guessed as if independent of each other (no number in the paper; premise of GLM)',
                 'In strings of a Markov chain the nats of a gap grow faster with its length, 1 to 5, for BERT than for '
                 'a twin of its size that sees both sides and writes one symbol after the other', 'trend', 0.2,
@@ -378,7 +379,7 @@ claims = {  # fixed before anything is measured
                 'rate of five; nothing is fine-tuned, nothing pre-trained here, right context is not tested',
                 'greater', 0.05, arms=('public weights', 'random weights'),
                 controls={'other random weights': 'nothing', 'random weights over always NOUN': 'floor'},
-                n=5, expected=0.2, spread=0.02, needs=('tags',)),
+                n=5, expected=0.2, spread=0.02, needs=('tags', 'rates')),
 }
 
 # %% ../nbs/03_bert.ipynb #95fd34b6
@@ -425,9 +426,8 @@ def race_pretraining(
     ours, theirs = (m.train() for m in pair_of(BERT, cfg, seed))
     batch = _random_batch(cfg, batch_size, seed)
     mean = lambda model, b: pretraining_loss(model, b) / (b['targets'] != IGNORE).sum()
-    public = lambda model, b: model(
-        input_ids=b['ids'], token_type_ids=b['segments'], attention_mask=b['pad'].long(), labels=b['targets'],
-        next_sentence_label=b['labels']).loss
+    public = lambda model, b: model(input_ids=b['ids'], token_type_ids=b['segments'], attention_mask=b['pad'].long(),
+                                    labels=b['targets'], next_sentence_label=b['labels']).loss
     yield race('S.train', 'A step of pre-training is at least as fast as that of BertForPreTraining', {
         'transformers': train_step(theirs, batch, public), 'papers_lib': train_step(ours, batch, mean)}, 1., n=n,
         paper='bert', dataset='random pieces', protocol='forward, backward, fused AdamW in both arms; '

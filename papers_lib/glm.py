@@ -333,6 +333,7 @@ class Claims:
     later:tuple = ()                   # C7, C8: not built yet
 
 # %% ../nbs/07_glm.ipynb #bc76aef0
+_kinds = ('kinds', 'read_steps', 'read_rates', 'ask_steps', 'word_rates', 'text_rates', 'n_asked')
 claims = {  # fixed before anything is measured
     'C1': Claim('Blanks and cloze fine-tuning beat BERT (table 1: 4.6 points of SuperGLUE for Base, 5.0 for Large)',
                 'Whether a review recommends its piece is told right more often by a network trained on blanks that '
@@ -340,19 +341,19 @@ claims = {  # fixed before anything is measured
                 'the same reviews, each at its own best rates', 'greater', 0.02,
                 arms=('blanks and a word', 'hidden tokens and a layer'),
                 controls={'answers of other reviews': 'nothing', 'a new layer over chance': 'floor'},
-                n=5, expected=0.046, spread=0.015, needs=('kinds',)),
+                n=5, expected=0.046, spread=0.015, needs=_kinds),
     'C2': Claim('Spans must be shuffled (table 6: 77.0 against 68.5 without)',
                 'After reading with short blanks in random order the word that a review asks for is filled in right '
                 'more often than after the same with blanks in the order of the text', 'greater', 0.02,
                 arms=('random order', 'text order'), controls={'over nothing read': 'effect'},
-                n=5, expected=0.085, spread=0.03, needs=('kinds', 'orders')),
+                n=5, expected=0.085, spread=0.03, needs=(*_kinds, 'orders')),
     'C3': Claim('Two positions hide how long a blank is, and help (section 2.3; no figure). GLM-130B drops the second',
                 'A span of 1 to 5 letters of an unseen word and its end piece cost a network with both positions fewer '
                 'nats than the same network whose second positions are all 0, each at its own best rate of four; that '
                 'the length is hidden is not tested',
                 'greater', 0.1, arms=('place alone', 'both positions'),
                 controls={'first letters': 'nothing', 'frequencies over place alone': 'floor'},
-                n=5, expected=0.3, spread=0.08, needs=('lengths',)),
+                n=5, expected=0.3, spread=0.08, needs=('lengths', 'steps', 'rates')),
     'C4': Claim('Masked models guess neighbouring hidden tokens independently, GLM does not (section 1; table 5: fills '
                 'texts better than BLM at every share)',
                 'Each further letter of a span of 1 to 5 that is taken out of an unseen word costs a network that '
@@ -361,18 +362,18 @@ claims = {  # fixed before anything is measured
                 'greater', 0.1, arms=('all at once', 'one by one'),
                 controls={'single letters': 'nothing', 'same weights, one by one': 'effect',
                           'frequencies over all at once': 'floor'},
-                n=5, expected=0.2, spread=0.03, needs=('lengths',)),
+                n=5, expected=0.2, spread=0.03, needs=('lengths', 'steps', 'rates')),
     'C5': Claim('One model understands and generates (table 2: GLM-Doc 75.7 against 77.0 for spans only)',
                 'Where half of what was read was long stretches, the word that a review asks for is filled in right at '
                 'most five points less often than where all of it was short blanks; that a larger GLM continues texts '
                 'as a causal model does is not tested', 'greater', -0.05, arms=('half long', 'short blanks'),
                 controls={'gain over nothing read, less 5 points': 'floor'}, n=5, expected=0., spread=0.02,
-                needs=('kinds',)),
+                needs=_kinds),
     'C6': Claim('Context read in both directions helps to say the last word (LAMBADA 80.2 against 75.3)',
                 'The last piece of what is read of an unseen review costs the same weights more with a causal mask '
                 'over its context than with a context read in both directions', 'greater', 0.05,
                 arms=('one direction', 'both directions'), controls={'weights never trained': 'nothing'},
-                n=5, expected=0.2, spread=0.1, needs=('kinds',)),
+                n=5, expected=0.2, spread=0.1, needs=_kinds),
     'C7': Claim('Rotations beat ALiBi and learned positions, a gate adds (GLM-130B, table 8: 24.58 to 22.31)',
                 'Held-out loss falls from learned positions over ALiBi to rotations, and with a gated MLP', 'trend',
                 0.01, needs=('later',)),
@@ -383,7 +384,7 @@ claims = {  # fixed before anything is measured
                 'A hidden piece of an unseen review costs at most 0.05 nats more when the matrices of a small GLM, but '
                 'not its embedding, are rounded to 4 bits, a scale a row', 'greater', -0.05, arms=('32 bits', '4 bits'),
                 controls={'cost of 2 bits, less 0.05 nats': 'floor'}, n=5, expected=0., spread=0.01,
-                needs=('kinds',)),
+                needs=_kinds),
     'C10': Claim('Best of all at understanding, conditional and free generation (tables 1 to 4)',
                  'With as many parameters and the same reviews read, each at its own best rates, GLM is '
                  'behind the best of BERT, T5, T5 with one stack and a causal decoder in at most one of three kinds: '
@@ -392,18 +393,18 @@ claims = {  # fixed before anything is measured
                  arms=('middle lead of three, in margins, over the best by the tuning seed',),
                  controls={'lead over nothing read, less a margin': 'floor',
                            'lead over answers of other reviews, less a margin': 'floor'},
-                 n=5, expected=0., spread=0.8, needs=('kinds',)),
+                 n=5, expected=0., spread=0.8, needs=_kinds),
     'C11': Claim('One shared stack spares the second stack of an encoder-decoder (section 2)',
                  'A title costs GLM at most 0.05 nats a piece more than it costs a T5 of two whole stacks, which has '
                  'more weights and spends at least as much work on a target; weights and work are counted beside',
                  'greater', -0.05, arms=('T5 of two whole stacks', 'GLM'),
                  controls={'gain over nothing read, less 0.05 nats': 'floor'}, n=5, expected=0.02, spread=0.06,
-                 needs=('kinds',)),
+                 needs=_kinds),
     'C12': Claim('A model that reads in both directions can learn in context (GPT-3, section 5: left open)',
                  'Behind two solved examples of one of four secret tasks the same weights, trained with either mask, '
                  'answer a question right more often with the context read in both directions than in one', 'greater',
                  0.03, arms=('both directions', 'one direction'), controls={'no example': 'nothing'},
-                 n=5, expected=0.08, spread=0.03, needs=('shots',)),
+                 n=5, expected=0.08, spread=0.03, needs=('shots', 'lesson_rates')),
 }
 
 # %% ../nbs/07_glm.ipynb #2cbc0486

@@ -384,21 +384,21 @@ claims = {
                 f'After fine-tuning on 500 TREC questions, {_size} gives the right answer a higher log-probability '
                 f'than the same network with those weights shuffled tensor by tensor, {_tuned}', 'greater', 0.02,
                 arms=('read books', 'entries shuffled'), controls={'random weights': 'nothing'}, expected=0.06,
-                spread=0.04, needs=('tasks',)),
+                spread=0.04, needs=('tasks', 'rates')),
     'C2': Claim('The auxiliary language-model loss helps on larger sets and not on smaller ones (section 5, table 5)',
                 'On TREC, what the auxiliary loss gains in log-probability of the right answer grows with the '
                 f'logarithm of the number of labels, {_tuned}', 'trend', 0.01, controls={'misled': 'nothing'},
-                expected=0.02, spread=0.03, needs=('sizes',)),
+                expected=0.02, spread=0.03, needs=('sizes', 'rates')),
     'C3': Claim('Each transferred block adds to the score, up to 9 points on MultiNLI (figure 2 left)',
                 'On TREC, the log-probability of the right answer after fine-tuning rises with the number of blocks '
                 f'that are kept beside the embeddings, the others being shuffled, {_tuned}', 'trend', 0.01,
-                controls={'fresh blocks': 'nothing'}, expected=0.04, spread=0.03, needs=('tasks', 'blocks')),
+                controls={'fresh blocks': 'nothing'}, expected=0.04, spread=0.03, needs=('tasks', 'blocks', 'rates')),
     'C4': Claim('The Transformer transfers better than an LSTM: 74.7 against 69.1 (table 5)',
                 f'After fine-tuning on 500 TREC questions, {_size} gives the right answer a higher log-probability '
                 f'than an LSTM with as many parameters that read the same, each at its own best rate of reading, '
                 f'{_tuned}', 'greater', 0.02, arms=('Transformer', 'LSTM'),
                 controls={'entries shuffled': 'nothing'}, expected=0.05, spread=0.04,
-                needs=('tasks', 'read_rates', 'lstm_rates')),
+                needs=('tasks', 'rates', 'read_rates', 'lstm_rates')),
     'C5': Claim('Without fine-tuning, tasks are solved better the longer pre-training lasts (figure 2 right)',
                 'The mean zero-shot score on the same 400 questions each of CoLA, SST-2, ARC-Easy and WinoGrande, 0 at '
                 'chance and 1 at perfect, rises with the logarithm of the optimizer steps of pre-training', 'trend',
@@ -408,7 +408,7 @@ claims = {
                 '(section 3.3)',
                 'On 500 pairs of STS-B, reading both orders of a pair gives its grade a higher log-probability than '
                 f'reading one, {_tuned}', 'greater', 0.005, arms=('both orders', 'one order'),
-                controls={'one order twice': 'nothing'}, expected=0.01, spread=0.01, needs=('n_pair',)),
+                controls={'one order twice': 'nothing'}, expected=0.01, spread=0.01, needs=('n_pair', 'low_rates')),
     'C7': Claim('Long contiguous text is what pre-training needs (section 4.1)',
                 'After reading books as they stand, tokens of held-out pages that have half a window before them are '
                 'more likely than after reading the same tokens with their sentences in random order', 'greater', 0.01,
@@ -418,12 +418,12 @@ claims = {
                 'BoolQ is answered with a higher log-probability with its own passage, cut to the window, than with '
                 f'the passage of another question, {_tuned}', 'greater', 0.005,
                 arms=('its document', "another's document"), controls={'no document': 'nothing'}, expected=0.005,
-                spread=0.01, needs=('n_document',)),
+                spread=0.01, needs=('n_document', 'low_rates')),
     'C9': Claim('The auxiliary loss speeds up convergence (section 3.2)',
                 'On 500 TREC questions, fine-tuning with the auxiliary loss reaches a score fixed beforehand in fewer '
                 f'optimizer steps than without, as a share of the run, {_tuned}', 'greater', 0.05,
                 arms=('without', 'with'), controls={'misled': 'nothing'}, expected=0.1, spread=0.1,
-                needs=('tasks', 'n_watch')),
+                needs=('tasks', 'n_watch', 'rates')),
 }
 
 # %% ../nbs/02_gpt1.ipynb #927fd188

@@ -6,17 +6,19 @@
 from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 import numpy as np, torch
 
 # %% auto #0
-__all__ = ['claims', 'runs', 'races', 'paper', 'Claims', 'Passes', 'Ratings', 'race_metrics']
+__all__ = ['claims', 'runs', 'races', 'paper', 'Claims', 'Passes', 'Ratings', 'race_metrics', 'public_sasrec', 'race_sasrec']
 
 # %% ../nbs/16_sequential_baselines.ipynb #5bd4be94
 from .engine.stats import Row, median_interval
 from .rec.interactions import Queries
 from .rec.metrics import METRICS, rank_queries
-from .rec.sequential import SASRecConfig, SASRecNet
-from .lab.bench import timed
+from .engine.train import IGNORE
+from .rec.sequential import NextItem, SASRecConfig, SASRecNet
+from .lab.bench import race, timed, train_step
 from .lab.presets import Claim, Paper, RunSpec
 
 # %% ../nbs/16_sequential_baselines.ipynb #38f94922
@@ -42,10 +44,10 @@ claims = {  # fixed before anything is measured
     'C1': Claim('The loss explains more than the architecture (Klenitskiy & Vasilev: NDCG@10 .182, .154, .134)',
                 f'NDCG@10 of BERT4Rec is above that of SASRec with BCE and one negative {_few}', 'greater', .005,
                 arms=('BERT4Rec', 'SASRec bce'), controls={'SASRec ce over SASRec bce': 'effect'}, expected=.013,
-                needs=('negatives', 'rivals'), **_films),
+                needs=('negatives', 'rivals', 'rates'), **_films),
     'C2': Claim('BERT4Rec is trained too briefly by default (Petrov & Macdonald, abstract: up to 30 times longer)',
                 'NDCG@10 of BERT4Rec on MovieLens-100K rises with the logarithm of its passes, from once to ten times',
-                'trend', .003, controls={'the passes in a random order': 'nothing'}, needs=('passes',)),
+                'trend', .003, controls={'the passes in a random order': 'nothing'}, needs=('passes', 'rates')),
     'C3': Claim('Sampled metrics change the ranking of models (Krichene & Rendle, 2020)',
                 "EASE is above the last item's neighbours in NDCG@10 among 100 sampled items, and below among all, on "
                 "the first 2,999 users of MovieLens-1M, three configurations each", 'greater', .001,
@@ -54,7 +56,7 @@ claims = {  # fixed before anything is measured
     'C4': Claim('Neighbours without training are strong (no single source)',
                 f"NDCG@10 of the last item's neighbours equals that of SASRec with cross-entropy to within 0.02 {_few}",
                 'equal', .02, arms=('last-item neighbours', 'SASRec ce'),
-                controls={'popularity against SASRec ce': 'nothing'}, needs=('network',), n=943, over='units'),
+                controls={'popularity against SASRec ce': 'nothing'}, needs=('network', 'rates'), n=943, over='units'),
     'C5': Claim('Sorting equal times by item id inflates NDCG by about 20 % on MovieLens-1M (LRURec, issue 1)',
                 "NDCG@10 of a first-order Markov chain on the first 2,999 users of MovieLens-1M is higher with equal "
                 "times in the order of the items' numbers than in an order of each user's own",
@@ -76,15 +78,16 @@ claims = {  # fixed before anything is measured
     'C8': Claim('Many negatives, calibrated, are as good as all (Petrov & Macdonald, 2023: NDCG@10 .126 to .173)',
                 f'NDCG@10 of SASRec with gBCE of 256 negatives is above BCE with one {_few}', 'greater', .005,
                 arms=('SASRec gbce', 'SASRec bce'), controls={'SASRec bce, other seeds': 'nothing'}, expected=.03,
-                needs=('negatives',), **_films),
+                needs=('negatives', 'rates'), **_films),
     'C9': Claim('Accuracy is gained together with popularity (no single source)',
                 "The popularity lift of SASRec with cross-entropy is above that of the last item's neighbours on "
                 'MovieLens-100K', 'greater', .05, arms=('SASRec ce', 'last-item neighbours'),
-                controls={'the neighbours, one half of the users against the other': 'nothing'}, needs=('network',)),
+                controls={'the neighbours, one half of the users against the other': 'nothing'},
+                needs=('network', 'rates')),
     'C10': Claim('Third-party versions of GRU4Rec lose accuracy (Hidasi & Czapp, 2023)',
                  f'NDCG@10 of GRU4Rec as published is above a GRU with cross-entropy {_few}', 'greater', .005,
                  arms=('GRU4Rec', 'GRU ce'), controls={'GRU ce, other seeds': 'nothing'}, expected=.015,
-                 needs=('recurrent',), **_films),
+                 needs=('recurrent', 'rates'), **_films),
 }
 
 # %% ../nbs/16_sequential_baselines.ipynb #0163d801
@@ -128,15 +131,58 @@ def race_metrics(
               protocol='scores by a product of width 64, ranks, lists of ten, four metrics at three k; 2 cores',
               **told)
 
+# %% ../nbs/16_sequential_baselines.ipynb #df9cdbd0
+def public_sasrec(
+    cfg:SASRecConfig,
+)->torch.nn.Module:   # takes item_list (b, t) from 1 on, length and item (b,); `calculate_loss`
+    "Make RecBole's SASRec of these sizes, cross-entropy over all items; ImportError where RecBole is not installed."
+    from recbole.model.sequential_recommender import SASRec
+    told = dict(USER_ID_FIELD='user', ITEM_ID_FIELD='item', LIST_SUFFIX='_list', ITEM_LIST_LENGTH_FIELD='length',
+                NEG_PREFIX='neg_', MAX_ITEM_LIST_LENGTH=cfg.ctx_len, device=torch.device('cpu'), loss_type='CE',
+                n_layers=cfg.n_layer, n_heads=cfg.n_head, hidden_size=cfg.d_model, inner_size=cfg.d_model,
+                hidden_dropout_prob=cfg.dropout, attn_dropout_prob=cfg.dropout, hidden_act='relu',
+                layer_norm_eps=1e-8, initializer_range=.02)
+    return SASRec(told, SimpleNamespace(num=lambda field: cfg.n_item + 1)).train()
+
+# %% ../nbs/16_sequential_baselines.ipynb #ba49d591
+def race_sasrec(
+    seed:int=0,                 # of weights and histories
+    cfg:SASRecConfig=SASRecConfig(12101),
+    n:int=7,                    # rounds
+)->Iterator[Row]:
+    "Race SASRec's training against RecBole's."
+    torch.manual_seed(seed)
+    ids = torch.randint(1, cfg.n_item + 1, (128, cfg.ctx_len))
+    targets = torch.randint(cfg.n_item, ids.shape)
+    last = torch.where(torch.arange(cfg.ctx_len) == cfg.ctx_len - 1, targets, IGNORE)
+    try: theirs = public_sasrec(cfg)
+    except ImportError:
+        why = 'RecBole is not installed: pip install recbole==1.2.1, then papers bench again'
+        yield Row('sequential_baselines', 'speed', 'S.sasrec', why=why)
+        return
+    asked = dict(item_list=ids, length=torch.full((128,), cfg.ctx_len), item=targets[:, -1] + 1)
+    step = train_step(theirs, asked, lambda net, b: net.calculate_loss(b))
+    loss = NextItem('ce', 0, 0., torch.zeros(1, dtype=torch.long))
+    ours = lambda ids, targets: train_step(SASRecNet(cfg).train(), dict(ids=ids, targets=targets),
+                                           lambda net, b: loss(net, b) / (b['targets'] != IGNORE).sum())
+    k = -(-5 * 128 // cfg.ctx_len)                               # histories with as many places as five steps there
+    fixed = dict(n=n, paper='sequential_baselines', dataset='random histories')
+    sizes = f'{cfg.n_item:,} items, {cfg.ctx_len} places, d {cfg.d_model}, {cfg.n_layer} blocks, cross-entropy over all'
+    yield race('S.sasrec.step', 'A step that learns the last places is at most 5 % slower than that of RecBole',
+               dict(recbole=step, papers_lib=ours(ids, last)), .95, protocol=f'128 histories, {sizes}', **fixed)
+    yield race('S.sasrec.places', 'RecBole takes at least twice as long to learn as many places',
+               dict(recbole=lambda: [step() for _ in range(5)], papers_lib=ours(ids[:k], targets[:k])), 2.,
+               protocol=f'640 places, there five steps of 128 histories, here one step of {k}; {sizes}', **fixed)
+
 # %% ../nbs/16_sequential_baselines.ipynb #b7af3330
 _published = dict(d_model=50, n_layer=2, n_head=1)
 
 runs = {
     'tiny': RunSpec(SASRecConfig(1682, ctx_len=20, d_model=32, n_layer=1), Passes(6, lr=3e-3), Ratings(), Claims()),
-    'cpu': RunSpec(SASRecConfig(1682, ctx_len=20, d_model=32, n_layer=1), Passes(60, lr=3e-3), Ratings(),
+    'cpu': RunSpec(SASRecConfig(1682, ctx_len=20, d_model=32, n_layer=1), Passes(30, lr=3e-3), Ratings(),
                    Claims(tables=('ml-100k', 'amazon_beauty'), ties='ml-1m', orders='ml-1m',
                           closed=('ml-100k', 'amazon_beauty'), network=('ce',), negatives=('bce', 'gbce', 'ce'),
-                          rivals=('BERT4Rec',), passes=(20, 60, 200), recurrent=('GRU4Rec', 'GRU ce')), n_seeds=5),
+                          rivals=('BERT4Rec',), passes=(10, 30, 100), recurrent=('GRU4Rec', 'GRU ce')), n_seeds=5),
     'gpu': RunSpec(SASRecConfig(12101, d_model=128), Passes(50, n_user=22363, lr=5e-4), Ratings('amazon_beauty'),
                    Claims(tables=('ml-100k', 'amazon_beauty'), ties='ml-1m', orders='ml-1m',
                           closed=('ml-100k', 'amazon_beauty'), network=('ce',),
@@ -146,5 +192,5 @@ runs = {
                      Claims(tables=('amazon_beauty',))),
 }
 
-races = {'S.metrics': race_metrics}     # beginning of the rows' ids: race
+races = {'S.metrics': race_metrics, 'S.sasrec': race_sasrec}     # beginning of the rows' ids: race
 paper = Paper('sequential_baselines', SASRecNet, runs, claims, races)

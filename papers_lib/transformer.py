@@ -290,67 +290,70 @@ _translator = {  # claims on the encoder-decoder, fixed before anything is measu
                 'is higher, in the mean over strings copied, turned round and sorted and captions of at most ten words '
                 'translated, each model at its own best rate', 'greater', 0.05, arms=('LSTM', 'Transformer'),
                 controls={'Transformer, other seeds': 'nothing'}, n=6,
-                needs=('tasks',)),
+                needs=('tasks', 'made_rates', 'text_rates', 'recurrent')),
     'C2': Claim('One head is 0.9 BLEU worse than the best setting, too many heads are worse too: perplexity 5.29, 4.92 '
                 'and 5.01 with 1, 8 and 32 heads (table 3, row A)',
                 'With one head the held-out loss on captions of Multi30k of at most ten words is higher than with '
                 'four, in small models at equal width after 400 steps, each at its own best rate', 'greater', 0.02,
                 arms=('one head', 'several heads'),
                 controls={'several heads, other seeds': 'nothing', 'sources exchanged': 'effect'}, n=6,
-                expected=0.073, spread=0.03, needs=('text',)),
+                expected=0.073, spread=0.03, needs=('text', 'text_rates')),
     'C3': Claim('Smaller keys hurt quality: perplexity 4.92, 5.01 and 5.16 with keys of 64, 32 and 16 (table 3, row B)',
                 'With keys and queries of a quarter of the width, and values as wide as before, the held-out loss on '
                 'captions of Multi30k of at most ten words is higher, in small models after 400 steps, each at its own '
                 'best rate', 'greater', 0.01, arms=('narrow keys', 'full keys'),
                 controls={'full keys, other seeds': 'nothing', 'sources exchanged': 'effect'}, n=6,
-                expected=0.048, spread=0.03, needs=('text',)),
+                expected=0.048, spread=0.03, needs=('text', 'text_rates')),
     'C4': Claim('Unscaled scores of wide keys push the softmax where its gradients are small (section 3.2.1)',
                 'On strings to be turned round, with one head whose keys have width 256, the held-out loss is higher '
                 'without the division by the root of the width, each at its own best rate', 'greater', 0.02,
-                arms=('unscaled', 'scaled'), controls={'scaled, other seeds': 'nothing'}, n=6, needs=('wide',)),
+                arms=('unscaled', 'scaled'), controls={'scaled, other seeds': 'nothing'}, n=6,
+                needs=('wide', 'wide_rates')),
     'C5': Claim('Learned positions give nearly identical results: 25.7 against 25.8 BLEU, perplexity 4.92 with both '
                 '(section 3.5, table 3, row E)',
                 'On strings to be turned round, seen once each, the held-out loss with learned positions is that with '
                 'sinusoids to within 0.1 nats a token, each at its own best rate of three', 'equal', 0.1,
                 arms=('learned', 'sinusoidal'),
                 controls={'no positions': 'nothing', 'sinusoidal, other seeds': 'effect'}, n=6,
-                needs=('positions',)),
+                needs=('positions', 'rates')),
     'C6': Claim('Dropout is essential: without it perplexity rises from 4.92 to 5.77 and BLEU falls by 1.2; label '
                 'smoothing of 0.1 raises perplexity and BLEU (section 5.4, table 3, row D)',
                 'On pairs of Multi30k that are read twenty times or more the held-out loss is higher without dropout, '
                 'each at its own best rate; smoothing is not judged', 'greater', 0.02, arms=('no dropout', 'dropout'),
-                controls={'dropout, other seeds': 'nothing'}, n=6, expected=0.159, spread=0.03, needs=('noise',)),
+                controls={'dropout, other seeds': 'nothing'}, n=6, expected=0.159, spread=0.03,
+                needs=('noise', 'text_rates')),
     'C12': Claim('Attention alone translates better than recurrent models, sooner (abstract, table 2)',
                  'BLEU on test_2016_flickr is higher than that of an LSTM with attention of as many parameters trained '
                  'for the same seconds, each at its own best rate', 'greater', 0.5, arms=('Transformer', 'LSTM'),
                  controls={'sources exchanged': 'nothing', 'LSTM over the nearest training pair': 'floor'}, n=6,
-                 needs=('spoken',)),
+                 needs=('spoken', 'text_rates', 'recurrent')),
 }
 
 # %% ../nbs/01_transformer.ipynb #661957fd
+_deep = ('depths', 'warmups', 'deep_rates')
 _components = {  # claims on the parts that models are made of, each in a small decoder of bytes
     'C7': Claim('The rate is raised over 4000 steps (section 5.3); Post-LN is said to need it, Pre-LN not (Xiong 2020)',
                 'Twelve blocks, 200 steps: what warm-up takes off the held-out loss, each placement at its best rate '
                 'without it and with it, is more for Post-LN than for Pre-LN', 'greater', 0.05, arms=('post', 'pre'),
-                controls={'two steps of warm-up': 'nothing'}, n=6, expected=0.1, spread=0.01, needs=('depths',)),
+                controls={'two steps of warm-up': 'nothing'}, n=6, expected=0.1, spread=0.01, needs=_deep),
     'C8': Claim('Gated layers and rotations improve on ReLU and sinusoids (Shazeer 2020; Su 2021; Press 2022)',
                 'Two Post-LN blocks, 240 steps: with rotations in the place of sinusoids, each at its own best rate of '
                 'three, the held-out loss at the training length is lower', 'greater', 0.03,
                 arms=('sinusoids', 'rotations'), controls={'no positions': 'nothing', 'sines first': 'nothing'}, n=6,
-                expected=0.069, spread=0.03, needs=('parts',)),
+                expected=0.069, spread=0.03, needs=('parts', 'zoo_rates')),
     'C9': Claim('Sub-words keep frequent words whole and split rare ones (section 5.1; Sennrich 2016)',
                 'Among words of equal length the pieces of a word, by byte-level BPE of 2,048 tokens, fall from each '
                 'tenth by frequency to the next', 'trend', 0.08,
                 controls={'random cuts': 'nothing', 'shuffled counts': 'nothing'}, n=6, expected=0.13, spread=0.005,
-                needs=('vocabularies',)),
+                needs=('vocabularies', 'zoo_rates')),
     'C10': Claim('Pre-LN converges easily and ends worse than Post-LN (said of the field, not by this paper)',
                  'Twelve blocks, 200 steps: the final held-out loss, each placement at its best of twelve trials, is '
                  'higher with Pre-LN', 'greater', 0.02, arms=('pre', 'post'),
-                 controls={'pre, other seeds': 'nothing'}, n=6, expected=0.05, spread=0.012, needs=('depths',)),
+                 controls={'pre, other seeds': 'nothing'}, n=6, expected=0.05, spread=0.012, needs=_deep),
     'C11': Claim('Pre-LN makes a deep net shallow and wide (said of the field, not by this paper)',
                  'Of the rises of the held-out loss when one block of twelve is silenced, the upper six have a larger '
                  'share in Post-LN nets than in Pre-LN nets', 'greater', 0.1, arms=('post', 'pre'),
-                 controls={'pre, other seeds': 'nothing'}, n=6, expected=0.3, spread=0.1, needs=('depths',)),
+                 controls={'pre, other seeds': 'nothing'}, n=6, expected=0.3, spread=0.1, needs=_deep),
 }
 
 claims = dict(sorted((_translator | _components).items(), key=lambda c: int(c[0][1:])))

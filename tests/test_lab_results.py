@@ -1,6 +1,7 @@
 "Rows in files: what is written, what is read with suspicion, what may be published."
 import json, subprocess, sys
-from dataclasses import fields, replace
+from pathlib import Path
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
@@ -242,7 +243,8 @@ def told(repo, declared):
     "A published file whose claim has a recorded design."
     declare(declared, 'as first declared')
     row = claim(design=declared.claims['C1'].design)
-    write_results(repo / 'results.json', [row, speed()], read_results(repo / 'results.json')[1])
+    prov = read_results(repo / 'results.json')[1] | dict(grid=declared.runs['cpu'].grid_hash)
+    write_results(repo / 'results.json', [row, speed()], prov)
     return publish(repo, declared)
 
 
@@ -307,6 +309,75 @@ def test_a_design_that_changes_without_a_line_is_found_and_not_published(told, r
     with pytest.raises(ValueError, match='C1 was measured under an earlier design'): publish(repo, other)
 
 
+@dataclass(frozen=True)
+class Tried:
+    "Grids of a toy paper."
+    rates:tuple = (1e-3, 3e-3)
+    widths:tuple = ()
+    steps:int = 30
+
+
+def designs_file(): return Path('results/designs.jsonl')
+
+
+def with_grids(declared, **changed):
+    "The toy paper with a grid that its claim reads and one that it does not."
+    spec, one = declared.runs['cpu'], replace(declared.claims['C1'], needs=('rates',))
+    both = dict(C1=one, C2=replace(one, tests='Another', needs=('widths',)))
+    return replace(declared, runs=dict(cpu=replace(spec, claims=Tried(**changed))), claims=both)
+
+
+def published_with(repo, paper, ids):
+    "Publish a run of the toy paper that measured some of its claims."
+    rows = [claim(id=id, tests=c.tests, design=c.design) if id in ids else
+            Row('toy', 'claim', id, rule=c.rule, margin=c.margin, tests=c.tests, design=c.design, why='no data')
+            for id, c in paper.claims.items()]
+    prov = read_results(repo / 'results.json')[1] | dict(grid=paper.runs['cpu'].grid_hash)
+    write_results(repo / 'results.json', rows, prov)
+    return publish(repo, paper)
+
+
+def test_a_grid_that_is_widened_after_a_verdict_leaves_a_line_and_marks_the_claims_that_read_it(repo, declared):
+    before, after = with_grids(declared), with_grids(declared, rates=(1e-3, 3e-3, 1e-2))
+    assert declare(before, 'first') == ['C1', 'C2', 'cpu'] and redesigned('toy', 'C1', 'cpu') == ''
+    published_with(repo, before, ['C1', 'C2'])
+    assert 'the design of cpu has no line' in verify(dict(toy=after))[0]
+    with pytest.raises(ValueError, match='the design of cpu has no line'): publish(repo, after)
+    assert declare(after, 'the best lay at the edge') == ['cpu'] and declare(after, 'again') == []
+    told = redesigned('toy', 'C1', 'cpu')
+    assert told.startswith('grid changed ') and told.endswith(
+        ': claims.rates was 0.001, 0.003, is 0.001, 0.003, 0.01; the best lay at the edge')
+    assert redesigned('toy', 'C2', 'cpu') == redesigned('toy', 'C1', 'gpu') == redesigned('toy', 'C1') == ''
+
+
+def test_a_grid_that_changes_before_a_verdict_has_a_line_and_no_mark(repo, declared):
+    declare(with_grids(declared), 'first')
+    assert declare(with_grids(declared, rates=(1e-3, 3e-3, 1e-2)), 'wider') == ['cpu']
+    assert redesigned('toy', 'C1', 'cpu') == '' and '"why": "claims.rates was' in designs_file().read_text()
+
+
+def test_a_number_that_no_claim_names_concerns_all_that_were_judged_and_a_new_one_none(repo, declared):
+    declare(with_grids(declared), 'first')
+    published_with(repo, with_grids(declared), ['C2'])
+    declare(with_grids(declared, steps=60), 'longer')
+    assert 'steps was 30, is 60; longer' in redesigned('toy', 'C2', 'cpu') and redesigned('toy', 'C1', 'cpu') == ''
+    declare(with_grids(declared, steps=60, widths=(8,)), 'a claim more')
+    assert 'a claim more' not in redesigned('toy', 'C2', 'cpu')
+
+
+def test_a_run_with_other_grids_is_not_published(repo, declared):
+    declare(declared, 'as first declared')
+    row = claim(design=declared.claims['C1'].design)
+    for grid in ({}, dict(grid='0' * 16)):
+        write_results(repo / 'results.json', [row, speed()], read_results(repo / 'results.json')[1] | grid)
+        with pytest.raises(ValueError, match='other grids than preset cpu has now: run again'): publish(repo, declared)
+
+
+def test_a_published_file_of_unknown_grids_is_found(told, declared):
+    change(told, lambda d: d['provenance'].update(grid='0' * 16))
+    assert 'measured with grids that results/designs.jsonl does not know' in verify(dict(toy=declared))[0]
+
+
 def test_words_that_cite_change_no_design(declared):
     one = declared.claims['C1']
     assert replace(one, says='Section 2', flaw='no control', free=True, expected=1., spread=1.).design == one.design
@@ -315,7 +386,7 @@ def test_words_that_cite_change_no_design(declared):
 @pytest.mark.parametrize('text', ['{', '[]', '{"paper": "toy"}', '3'])
 def test_a_broken_line_of_designs_is_named(told, declared, tmp_path, text):
     with open(tmp_path / 'results/designs.jsonl', 'a') as f: f.write(text + '\n')
-    assert 'designs.jsonl: line 2: ' in verify(dict(toy=declared))[0]
+    assert 'designs.jsonl: line 3: ' in verify(dict(toy=declared))[0]      # after the claim's and the preset's
 
 
 def test_a_row_without_values_must_stand_in_the_list_of_an_older_file(told, declared):

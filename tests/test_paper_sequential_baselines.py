@@ -1,14 +1,16 @@
 "Sequential baselines: what is declared, the rows of the published file, every cell of the claims in small."
 import json
+import sys
 
 import pytest
 import torch
 
+from papers_lib import sequential_baselines
 from papers_lib.lab.data import available
 from papers_lib.lab.presets import apply_overrides, plan
 from papers_lib.lab.results import published
-from papers_lib.rec.sequential import SASRecNet
-from papers_lib.sequential_baselines import Passes, claims, paper, runs
+from papers_lib.rec.sequential import SASRecConfig, SASRecNet
+from papers_lib.sequential_baselines import Passes, claims, paper, race_sasrec, runs
 from shrunken import rows_of_a_small_run
 
 
@@ -36,6 +38,31 @@ def test_a_training_that_is_none_is_named(field, value):
 def test_overrides_reach_the_training():
     spec = apply_overrides(runs['tiny'], {'train.n_epoch': 2, 'model.d_model': 16})
     assert spec.train.n_step == 16 and spec.model.d_model == 16
+
+
+def test_without_recbole_its_race_says_so_and_has_no_number(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'recbole.model.sequential_recommender', None)      # an import of it fails
+    row, = race_sasrec(cfg=SASRecConfig(20, ctx_len=5, d_model=8))
+    assert row.ours is None and 'pip install recbole' in row.why and row.id == 'S.sasrec'
+
+
+def test_both_arms_of_the_race_learn_as_many_places(monkeypatch):
+    learnt = []
+    class Public(torch.nn.Module):
+        "A stand-in that counts the places it is asked to learn."
+        def __init__(self): super().__init__(); self.w = torch.nn.Parameter(torch.zeros(20))
+        def calculate_loss(self, b):
+            learnt.append(len(b['item']))
+            return torch.nn.functional.cross_entropy(self.w.expand(len(b['item']), 20), b['item'] - 1)
+    monkeypatch.setattr(sequential_baselines, 'public_sasrec', lambda cfg: Public())
+    seen, loss = [], sequential_baselines.NextItem.__call__
+    def counted(self, net, batch):
+        seen.append(int((batch['targets'] != -100).sum()))
+        return loss(self, net, batch)
+    monkeypatch.setattr(sequential_baselines.NextItem, '__call__', counted)
+    step, places = race_sasrec(cfg=SASRecConfig(20, ctx_len=5, d_model=8), n=3)
+    assert {*learnt} == {128} and {*seen} == {128, 640}
+    assert step.bound == .95 and places.bound == 2. and step.ours > 0 < places.ours
 
 
 def test_published_tables_hold_the_trivial_rows():

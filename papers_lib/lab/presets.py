@@ -6,7 +6,7 @@
 from __future__ import annotations
 import hashlib, importlib, json, math, types, typing
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 # %% auto #0
@@ -30,6 +30,11 @@ class DataConfig:
         if self.n_vocab < 257:
             raise ValueError(f'DataConfig.n_vocab={self.n_vocab}: must be at least 257 (256 bytes + end of text)')
 
+# %% ../../nbs/lab/03_presets.ipynb #c41d7a90
+_parts = ('model', 'train', 'data', 'claims')
+
+def _fields(part)->dict: return asdict(part) if is_dataclass(part) and not isinstance(part, type) else {}
+
 # %% ../../nbs/lab/03_presets.ipynb #f961d3f2
 @dataclass(frozen=True)
 class RunSpec:
@@ -46,6 +51,15 @@ class RunSpec:
     def configs(self)->dict:
         "Flat configuration for a tracker: {'model.n_layer': 2, ...}."
         return {f'{part}.{k}': v for part in ('model', 'train', 'data') for k, v in asdict(getattr(self, part)).items()}
+
+    @property
+    def grid(self)->dict:
+        "All numbers a measurement depends on, flat, as JSON gives them back; what is empty is left out."
+        told = {f'{part}.{k}': v for part in _parts for k, v in _fields(getattr(self, part)).items() if v}
+        return json.loads(json.dumps(told | dict(n_seeds=self.n_seeds), sort_keys=True))
+
+    @property
+    def grid_hash(self)->str: return hashlib.sha256(json.dumps(self.grid).encode()).hexdigest()[:16]
 
 # %% ../../nbs/lab/03_presets.ipynb #89dd0e11
 def finite(
@@ -70,7 +84,7 @@ class Claim:
     expected:float|None = None   # the paper's effect at this size, in natural units
     spread:float|None = None   # standard deviation of one value a seed or unit, from tuning seeds
     bound:float|None = None  # the number to meet, for rule 'exact'
-    needs:tuple = ()         # fields of the paper's grids that must not be empty, such as ('widths',)
+    needs:tuple = ()         # fields of the paper's grids that it reads and that must not be empty, such as ('widths',)
     over:str = 'seeds'       # what its interval is taken over: 'seeds', or 'units' (documents, questions, strings)
     free:bool = False        # costs nothing, so that every preset judges it, `tiny` included
     flaw:str = ''            # what the design cannot tell; while it stands, the claim is *not identified*
@@ -178,7 +192,6 @@ def in_words(
     return names.get(kind, getattr(kind, '__name__', str(kind)))
 
 # %% ../../nbs/lab/03_presets.ipynb #23a8d976
-_parts = ('model', 'train', 'data', 'claims')
 _decided = {'model.n_vocab': 'the corpus decides: set data.n_vocab', 'train.seed': 'the run decides: set seed'}
 
 # %% ../../nbs/lab/03_presets.ipynb #d8c8eaa6

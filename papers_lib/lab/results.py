@@ -324,7 +324,16 @@ class Table:
 
 # %% ../../nbs/lab/08_results.ipynb #e0e9be6a
 _design_fields = {'paper', 'id', 'design', 'date', 'commit', 'why'}
+_grid_fields = _design_fields | {'ids', 'values'}
+_gridded = ('cpu', 'gpu')               # presets that judge claims
 
+def _is_line(d)->bool:
+    "Tell whether an object out of JSON is a line of designs."
+    if not isinstance(d, dict) or not all(isinstance(d.get(k), str) for k in _design_fields): return False
+    if d['id'] not in _gridded: return set(d) == _design_fields
+    return set(d) == _grid_fields and isinstance(d['ids'], list) and isinstance(d['values'], dict)
+
+# %% ../../nbs/lab/08_results.ipynb #423e1362
 def designs()->list[dict]:   # in order
     "Read the lines of results/designs.jsonl."
     path = results_dir() / 'designs.jsonl'
@@ -333,35 +342,70 @@ def designs()->list[dict]:   # in order
     for n, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
         try: d = json.loads(line)
         except ValueError as e: raise ValueError(f'designs.jsonl: line {n}: not JSON ({e})') from None
-        if not isinstance(d, dict) or set(d) != _design_fields or not all(isinstance(x, str) for x in d.values()):
-            raise ValueError(f'designs.jsonl: line {n}: must have {", ".join(sorted(_design_fields))}, all text')
+        if not _is_line(d):
+            raise ValueError(f'designs.jsonl: line {n}: must have {", ".join(sorted(_design_fields))}, all text, '
+                             f'and for a preset ids and values')
         found.append(d)
     return found
 
 def designs_of(paper:str, id:str)->list[dict]:   # oldest first
-    "List the designs that a claim had."
+    "List the designs that a claim had, or the grids that a preset had."
     return [d for d in designs() if (d['paper'], d['id']) == (paper, id)]
 
-def redesigned(paper:str, id:str)->str:   # '' if it has its first design
-    "Say when and why a claim's design changed."
-    return '; '.join(f"changed {d['date']}: {d['why']}" for d in designs_of(paper, id)[1:])
+# %% ../../nbs/lab/08_results.ipynb #4f1e0223
+def redesigned(
+    paper:str,
+    id:str,           # of a claim
+    preset:str='',    # whose grids count as well
+)->str:               # '' if it has its first design
+    "Say when and why a claim's design, or a grid that it reads, changed."
+    told = [f"changed {d['date']}: {d['why']}" for d in designs_of(paper, id)[1:]]
+    grids = designs_of(paper, preset) if preset in _gridded else []
+    return '; '.join(told + [f"grid changed {d['date']}: {d['why']}" for d in grids if id in d['ids']])
+
+# %% ../../nbs/lab/08_results.ipynb #581b8c2b
+def _changes(old:dict, new:dict)->dict[str, str]:   # field -> was and is
+    "Say what changed in the numbers of a preset; a field that comes or goes is no change."
+    say = lambda v: ', '.join(map(str, v)) if isinstance(v, list) else str(v)
+    return {k: f'{k} was {say(v)}, is {say(new[k])}' for k, v in old.items() if k in new and new[k] != v}
+
+def _concerned(claims:dict, changed)->list[str]:   # ids
+    "List the claims that changed numbers of a preset concern."
+    readers = {f'claims.{name}': [id for id, c in claims.items() if name in c.needs]
+               for c in claims.values() for name in c.needs}
+    return [id for id in claims if any(id in readers.get(k, [id]) for k in changed)]
+
+def _judged(paper:str, preset:str)->set:   # ids
+    "Find the claims that have a published number."
+    path = results_dir() / f'{paper}.{preset}.json'
+    rows = read_results(path)[0] if path.exists() else []
+    return {r.id for r in rows if r.kind == 'claim' and r.ours is not None}
 
 # %% ../../nbs/lab/08_results.ipynb #7a6461c4
-def undeclared(paper:Paper)->list[str]:   # ids
-    "List the claims whose design is not the newest line that is recorded of them."
-    return [id for id, claim in paper.claims.items()
-            if [d['design'] for d in designs_of(paper.name, id)][-1:] != [claim.design]]
+def undeclared(paper:Paper)->list[str]:   # ids of claims, and presets
+    "List the claims and presets whose design or grids are not the newest line that is recorded of them."
+    now = {id: claim.design for id, claim in paper.claims.items()}
+    now |= {preset: spec.grid_hash for preset, spec in paper.runs.items() if preset in _gridded}
+    return [id for id, design in now.items() if [d['design'] for d in designs_of(paper.name, id)][-1:] != [design]]
 
+def _grid_line(paper, preset, why)->dict:
+    spec, before = paper.runs[preset], designs_of(paper.name, preset)
+    changed = _changes(before[-1]['values'], spec.grid) if before else {}
+    late = _judged(paper.name, preset)
+    return dict(design=spec.grid_hash, why='; '.join([*changed.values(), why]), values=spec.grid,
+                ids=[id for id in _concerned(paper.claims, changed) if id in late])
+
+# %% ../../nbs/lab/08_results.ipynb #603675c1
 def declare(
     paper:Paper,
     why:str,         # the design is what it is, or is no longer what it was
-)->list[str]:        # ids of the claims that got a line
-    "Record the designs of a paper's claims that are new or have changed."
+)->list[str]:        # ids of the claims, and the presets, that got a line
+    "Record the designs of a paper's claims, and the grids of its presets, that are new or have changed."
     if not why.strip(): raise ValueError('why: a design is recorded with its reason')
     ids, path = undeclared(paper), results_dir() / 'designs.jsonl'
     told = dict(date=datetime.date.today().isoformat(), commit=current_commit(), why=why)
-    lines = [json.dumps(dict(paper=paper.name, id=id, design=paper.claims[id].design) | told, ensure_ascii=False)
-             for id in ids]
+    line = lambda id: _grid_line(paper, id, why) if id in _gridded else dict(design=paper.claims[id].design)
+    lines = [json.dumps(dict(paper=paper.name, id=id) | told | line(id), ensure_ascii=False) for id in ids]
     before = path.read_text(encoding='utf-8') if path.exists() else ''
     if lines: atomic_write(path, before + '\n'.join(lines) + '\n')
     return ids
@@ -438,7 +482,8 @@ class Card:
                 ('among all claims', self.corrected()),
                 ('controls', '; '.join(_of_controls(row))), ('one new seed', number_range(one)),
                 ('from', f"{self.where}: preset {prov.get('preset', '?')}, {seeds}" if row.ours is not None else ''),
-                ('carried', carried(prov)), ('design', redesigned(row.paper, row.id))]
+                ('carried', carried(prov)),
+                ('design', redesigned(row.paper, row.id, prov.get('preset', '')))]
         return [(what, text) for what, text in told if text]
 
     def corrected(self)->str:
@@ -506,11 +551,14 @@ def _check_notebook(folder, paper, prov):
         raise ValueError(f'{path} as it ran is not the one that is committed ({commit}): commit, run again, publish')
 
 # %% ../../nbs/lab/08_results.ipynb #d0a7facb
-def _check_designs(paper, rows):
-    "Refuse claims whose design is not the newest that was recorded."
+def _check_designs(paper, rows, prov):
+    "Refuse claims whose design, and a preset whose grids, are not the newest that were recorded."
     if changed := undeclared(paper):
         raise ValueError(f'{paper.name}: the design of {", ".join(changed)} has no line in results/designs.jsonl: '
                          f"record it with `papers verify --why '...'`, commit, run again, publish")
+    preset = prov['preset']
+    if preset in _gridded and preset in paper.runs and prov.get('grid') != paper.runs[preset].grid_hash:
+        raise ValueError(f'{paper.name}: this run had other grids than preset {preset} has now: run again')
     for r in rows:
         if r.kind == 'claim' and r.design != paper.claims[r.id].design:
             raise ValueError(f'{paper.name} {r.id} was measured under an earlier design: run again')
@@ -572,7 +620,7 @@ def publish(
         raise ValueError('the commit is unknown, because git is not installed or this folder is not the top of a '
                          'repository: run and publish in a clone')
     _check_notebook(folder, status['paper'], prov)
-    if paper is not None: _check_designs(paper, rows)
+    if paper is not None: _check_designs(paper, rows, prov)
     path = results_dir() / f"{status['paper']}.{prov['preset']}.json"
     if prov['claims'] != 'all': return write_results(path, *renewed(path, rows, prov))
     return atomic_write(path, (folder / 'results.json').read_text(encoding='utf-8'))
@@ -596,6 +644,9 @@ def _file_problems(path, papers)->list[str]:
         found.append(f'{path.name}: row(s) {", ".join(wrong)} are of another paper')
     paper = papers.get(name)
     if paper is None: return [*found, f'{path.name}: no paper {name} is declared']
+    known = {d['design'] for d in designs_of(name, prov['preset'])}
+    if any(p['grid'] not in known for p in runs_of(prov) if 'grid' in p):
+        found.append(f'{path.name}: was measured with grids that results/designs.jsonl does not know')
     return found + (_claim_problems(path.name, paper, rows) if prov['preset'] != 'bench' else [])
 
 def _claim_problems(name, paper, rows)->list[str]:

@@ -235,7 +235,7 @@ class Run:
         self.rows.sort(key=lambda r: (order[r.kind], r.id))
         data = {name: hash for m in self.variants for name, hash in m.reads.items()}
         told = provenance(self.preset, self.seeds, self.started, self.overrides, self.selected, _running(self), data)
-        told |= dict(variants=_origins(self.variants))
+        told |= dict(variants=_origins(self.variants), grid=self.spec.grid_hash)
         write_results(self.out / 'results.json', self.rows, told)
         atomic_write(self.out / 'provenance.json', json.dumps(told, indent=1))
         for t in self.trackers: t.finish()

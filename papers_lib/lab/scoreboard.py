@@ -194,7 +194,7 @@ def _claims_table(files)->str:
     return _table(['claim', 'what we test', 'preset', 'effect [95 %]', 'verdict'], lines)
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #e30ecf97
-_peers = ('transformers', 'nanoGPT')
+_peers = ('transformers', 'nanoGPT', 'recbole')
 
 def _speed_table(files)->str:
     "List the published races against other libraries."
@@ -206,12 +206,13 @@ def _speed_table(files)->str:
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #39574516
 def _caveat(files)->str:
-    "Say how many published claims have no control, and how many lack the values of their arms."
-    claims = [(r, p.get('migrated') or {}) for _, rows, p in files for r in rows if r.kind == 'claim']
+    "Say how many measured claims have no control, and how many lack the values of their arms."
+    claims = [(r, p.get('migrated') or {}) for _, rows, p in files for r in rows
+              if r.kind == 'claim' and r.verdict != 'not attempted']
     lost = sum(r.id in [*moved.get('no_arms', []), *moved.get('not_checked', [])] for r, moved in claims)
     lacks = {'have no control': sum(not r.controls for r, _ in claims), 'do not keep the values of both arms': lost}
     told = ', '.join(f'{n} {what}' for what, n in lacks.items() if n)
-    return f'Of {len(claims)} published claims, {told}.\n\n' if told else ''
+    return f'Of {len(claims)} measured claims, {told}.\n\n' if told else ''
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #e911cbad
 PICTURE = 'nbs/_static/claims.svg'   # in README
@@ -344,9 +345,9 @@ def _tags(f:FoundRow)->dict[str, str]:   # a word for the line -> a sentence
     return told
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #8824eec8
-def _marks(pub, loc, paper:str, id:str)->dict[str, str]:   # as in `_tags`
+def _marks(pub, loc, paper:str, id:str, preset:str)->dict[str, str]:   # as in `_tags`
     "The marks of a claim's line, of both its sides."
-    changed, mine, here = redesigned(paper, id), *(_tags(f) if f else {} for f in (pub, loc))
+    changed, mine, here = redesigned(paper, id, preset), *(_tags(f) if f else {} for f in (pub, loc))
     told = {'redesigned': f'the design {changed}'} if changed else {}
     return told | mine | {f'here {word}' if pub else word: text for word, text in here.items()}
 
@@ -421,7 +422,7 @@ def _claim_line(key:tuple, found:dict, below:list, page:Path)->dict:
     at = _scale(tried) if tried else None
     sides = [f and _side(f, at, _run_links(f, paper, page)) for f in (pub, loc)]
     return dict(paper=paper, id=id, preset=preset, published=sides[0], here=sides[1], tests=both[0].row.tests,
-                verdicts='|'.join(f.row.verdict for f in both), marks=_marks(pub, loc, paper, id),
+                verdicts='|'.join(f.row.verdict for f in both), marks=_marks(pub, loc, paper, id, preset),
                 rank=_rank(both[0].row.verdict, _by_meaning),
                 rank_here=_rank(loc.row.verdict, _by_meaning) if loc else len(_by_meaning),
                 reasons=_reasons(pub, loc), facts=_claim_facts(both[0]), summary=_told(both, below),
