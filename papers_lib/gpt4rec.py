@@ -449,7 +449,7 @@ runs = {
     'cpu': RunSpec(GPT2Config(n_vocab=4096, ctx_len=128, d_model=96, n_layer=2, n_head=4),
                    TrainConfig(220, 32, 4e-3, n_warmup=11, **_adam),
                    Purchases('amazon_beauty', n_item=500, n_vocab=4096),
-                   Claims(True, '', (1, 2, 5, 10), _some, n_tune=60, n_user=320,
+                   Claims(True, 'ml-100k', (1, 2, 5, 10), _some, n_tune=60, n_user=320,
                           n_cold=100, n_read=320), n_seeds=5),
     'gpu': RunSpec(GPT2Config(n_vocab=8192, ctx_len=384, d_model=512, n_layer=8, n_head=8, dropout=.1),
                    TrainConfig(6000, 64, 5e-4, n_warmup=500, dtype='bfloat16', **_adam),

@@ -227,3 +227,12 @@ def test_a_set_that_nobody_has_is_said_and_planned():
     openwebtext = replace(spec, data=DataConfig('openwebtext'))
     assert 'openwebtext' in missing_data(openwebtext) and missing_data(openwebtext) == plan(toy, openwebtext)['data']
     assert not missing_data(spec) and not missing_data(replace(spec, data=Grids()))
+
+
+def test_the_grid_of_a_run_names_every_number_and_leaves_empty_grids_out():
+    assert spec.grid['claims.n_step_sums'] == 0 and spec.grid['train.n_step'] == 10 and spec.grid['n_seeds'] == 1
+    assert 'claims.widths' not in spec.grid and 'model.name' not in spec.grid and spec.grid['claims.shares'] == [.5]
+    assert spec.grid_hash == replace(spec, claims=replace(spec.claims, widths=())).grid_hash
+    for part, change in (('claims', dict(n_step_sums=1)), ('train', dict(lr=0.)), ('model', dict(d_model=8))):
+        other = replace(spec, **{part: replace(getattr(spec, part), **change)})
+        assert other.grid_hash != spec.grid_hash, change

@@ -54,8 +54,9 @@ class RunSpec:
 
     @property
     def grid(self)->dict:
-        "All numbers a measurement depends on, flat, as JSON gives them back; what is empty is left out."
-        told = {f'{part}.{k}': v for part in _parts for k, v in _fields(getattr(self, part)).items() if v}
+        "All numbers a measurement depends on, flat, as JSON gives them back; an empty grid is left out."
+        told = {f'{part}.{k}': v for part in _parts for k, v in _fields(getattr(self, part)).items()
+                if v not in (None, '', ())}
         return json.loads(json.dumps(told | dict(n_seeds=self.n_seeds), sort_keys=True))
 
     @property
