@@ -218,3 +218,7 @@ def test_without_implicit_one_sentence_says_what_to_install_and_a_saved_model_is
     assert torch.equal(load_recommender(folder).scores([[1, 2]]), want)
     with pytest.raises(ImportError, match=r'BPRMF needs `implicit`, which comes with the extra `rec`: pip install'):
         BPRMF(d=4).fit(split.train)
+
+
+def test_the_matrix_of_ease_lies_by_rows_so_that_no_block_of_users_copies_it():
+    assert EASE().fit(made())._learned['B'].numpy().flags['C_CONTIGUOUS']

@@ -251,7 +251,7 @@ class EASE(Recommender):
         P = torch.cholesky_inverse(torch.linalg.cholesky(G))
         B = P.div_(-P.diagonal().clone())                                                                       # (3)
         B.fill_diagonal_(0.)
-        return dict(B=B)
+        return dict(B=B.contiguous())      # it comes by columns, and SciPy would copy it for every block of users
 
     def _scores(self, histories): return history_matrix(histories, self.n_item) @ self._learned['B'].numpy()
 
