@@ -155,16 +155,6 @@ class CrossCache:
     @property
     def length(self)->int: return self.past.length      # target tokens held
 
-# %% ../../nbs/nn/09_seq2seq.ipynb #4c759ded
-@patch
-def expand(self:CrossCache,
-    n:int,   # copies of each row
-)->CrossCache:
-    "Give a new cache with every row repeated `n` times, copies side by side; the source's part is shared."
-    new = CrossCache(self.read, self.src_mask, self.past.expand(n))
-    new.each = self.each * n
-    return new
-
 # %% ../../nbs/nn/09_seq2seq.ipynb #541207ea
 @patch
 def reorder(self:CrossCache,
@@ -178,6 +168,16 @@ def reorder(self:CrossCache,
     if source.equal(torch.arange(len(self.read[0][0]), device=rows.device)): return
     pick = lambda x: None if x is None else x.index_select(0, source)
     self.read, self.src_mask = [(pick(k), pick(v)) for k, v in self.read], pick(self.src_mask)
+
+# %% ../../nbs/nn/09_seq2seq.ipynb #4c759ded
+@patch
+def expand(self:CrossCache,
+    n:int,   # copies of each row
+)->CrossCache:
+    "Give a new cache with every row repeated `n` times, copies side by side; the source's part is shared."
+    new = CrossCache(self.read, self.src_mask, self.past.expand(n))
+    new.each = self.each * n
+    return new
 
 # %% ../../nbs/nn/09_seq2seq.ipynb #e2138161
 class Seq2Seq(Drawn):
