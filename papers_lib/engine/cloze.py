@@ -68,6 +68,7 @@ def cloze_batch(
     batch = blank_batch(rows, cloze.marks.pad)
     return batch | dict(answers=batch['targets'], targets=torch.tensor(labels))
 
+# %% ../../nbs/engine/15_cloze.ipynb #5925d613
 def cloze_scores(
     model:BlankFiller,
     batch:dict[str, Tensor],      # of `cloze_batch`
@@ -79,6 +80,7 @@ def cloze_scores(
     row, part = wanted.nonzero()[:, 0], batch['parts'][wanted] - 1
     return logp.new_zeros(len(h), int(batch['parts'].max())).index_put((row, part), logp, accumulate=True)
 
+# %% ../../nbs/engine/15_cloze.ipynb #249dc5d5
 def cloze_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:   # summed over the examples, nats
     "Loss of fine-tuning by a blank."
     return F.cross_entropy(cloze_scores(model, batch), batch['targets'], reduction='sum')          # (1)

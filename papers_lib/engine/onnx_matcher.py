@@ -19,6 +19,7 @@ def _needs(name):
     try: return __import__(name)
     except ImportError: raise ImportError(f"this needs {name}, of the extra `onnx`: pip install '.[onnx]'") from None
 
+# %% ../../nbs/engine/17_onnx_matcher.ipynb #537b5efe
 def export_onnx(
     net:nn.Module,         # (q (b, t), d (b, n, s)) -> scores (b, n)
     path:str|Path,
@@ -59,8 +60,10 @@ class OnnxMatcher:
         "Score each query's documents."
         return self.session.run(None, dict(q=np.asarray(q, np.int64), d=np.asarray(d, np.int64)))[0]
 
+# %% ../../nbs/engine/17_onnx_matcher.ipynb #3bcec49a
 odd_sizes = ((1, 5, 1, 1), (3, 7, 2, 9), (16, 40, 3, 33), (1, 1, 100, 30))   # rows, length, documents, their length
 
+# %% ../../nbs/engine/17_onnx_matcher.ipynb #cd9bd4b2
 def onnx_gap(
     net:nn.Module,
     matcher:OnnxMatcher,
@@ -78,6 +81,7 @@ def onnx_gap(
         gap = max(gap, float(np.abs(ours - theirs).max()))
     return gap
 
+# %% ../../nbs/engine/17_onnx_matcher.ipynb #f7251efa
 def eight_bits(
     path:str|Path,        # a float32 export
     out:str|Path,

@@ -125,6 +125,7 @@ def our_loss(model:nn.Module, batch:dict)->Tensor:
     "Mean loss of a model of ours, nats a token."
     return lm_loss(model, batch) / batch['targets'].numel()
 
+# %% ../../nbs/lab/10_bench.ipynb #a03a0c9f
 def hf_loss(model:nn.Module, batch:dict)->Tensor:
     "Mean loss of a model of `transformers`, nats a token."
     return model(input_ids=batch['ids'], labels=batch['ids']).loss
@@ -232,6 +233,10 @@ def fresh_process(
     "Call a function in a process that did nothing before; what kills that process is an error here."
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool: return pool.submit(fn, *args).result()
 
+# %% ../../nbs/lab/10_bench.ipynb #6dd015a3
+def _resident()->int:   # bytes
+    return int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1]) * 4096
+
 # %% ../../nbs/lab/10_bench.ipynb #00145040
 def training_peak(
     model:type, cfg,         # as in `TrainRace`
@@ -249,10 +254,6 @@ def training_peak(
     before = _resident()
     for _ in range(n_step): step()
     return high_water() - before
-
-# %% ../../nbs/lab/10_bench.ipynb #6dd015a3
-def _resident()->int:   # bytes
-    return int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1]) * 4096
 
 # %% ../../nbs/lab/10_bench.ipynb #6d9f45ca
 @dataclass(frozen=True)
@@ -295,6 +296,13 @@ def training_races(
              MemoryRace(paper, model, bench_cfg), MemoryRace(paper, model, bench_cfg, compiled=True)]
     return {r.id: r for r in races} | {'S.train.bf16.loss': partial(bfloat16_loss, paper=paper, make=model, spec=spec)}
 
+# %% ../../nbs/lab/10_bench.ipynb #fbb809c6
+def _hf_greedy(model, ids, n_new):
+    "Decode by `transformers`."
+    written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new, min_new_tokens=n_new,
+                             do_sample=False, pad_token_id=0)
+    return written[:, ids.shape[1]:].tolist()
+
 # %% ../../nbs/lab/10_bench.ipynb #e823ebf6
 @dataclass(frozen=True)
 class DecodeRace:
@@ -330,13 +338,6 @@ class DecodeRace:
         "Say what is held against the bound."
         return f'Greedy decoding, {self.what}, batch {self.batch_size}, identical tokens'
 
-# %% ../../nbs/lab/10_bench.ipynb #fbb809c6
-def _hf_greedy(model, ids, n_new):
-    "Decode by `transformers`."
-    written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new, min_new_tokens=n_new,
-                             do_sample=False, pad_token_id=0)
-    return written[:, ids.shape[1]:].tolist()
-
 # %% ../../nbs/lab/10_bench.ipynb #9922a0e4
 @torch.inference_mode()
 def full_text_score(
@@ -365,6 +366,7 @@ def _ordinary(llm)->np.ndarray:
     "Token ids that stand for text."
     return np.array(sorted({*range(llm.tokenizer.n_vocab)} - {*llm.ends}))
 
+# %% ../../nbs/lab/10_bench.ipynb #8dc8653d
 def _prompt(llm, seed, n=32):
     "Draw a prompt of ordinary tokens: (1, n)."
     ids = torch.from_numpy(_ordinary(llm))

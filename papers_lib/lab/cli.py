@@ -22,6 +22,7 @@ app = typer.Typer(help='Reproduce papers: run their notebooks, publish and show 
                   add_completion=False, pretty_exceptions_enable=False)
 _Json = Annotated[bool, typer.Option('--json', help='print JSON')]
 
+# %% ../../nbs/lab/14_cli.ipynb #d3bdc009
 def _stop(message, code:int=2):
     "End with one line."
     print(f'papers: {as_line(message)}', file=sys.stderr)
@@ -104,6 +105,10 @@ def _set_of_name()->dict[str, str]:   # a name that stands in a row -> the set o
     from papers_lib.lab.questions import question_sets
     return {n: n for n in registry} | {n: q.dataset for n, q in question_sets.items()}
 
+# %% ../../nbs/lab/14_cli.ipynb #c0f73ca3
+def _unique(ids)->list[str]:   # C2 before C10
+    return sorted(set(ids), key=lambda i: (not i.startswith('C'), len(i), i))
+
 # %% ../../nbs/lab/14_cli.ipynb #2dfe688a
 def _used_by()->dict[str, dict[str, list[str]]]:   # data set -> paper -> claims, and 'tables'
     "Read out of the published results what was measured on which sets."
@@ -123,10 +128,7 @@ def _used_by()->dict[str, dict[str, list[str]]]:   # data set -> paper -> claims
                 mine.append(claim[0] if claim else 'tables')
     return {name: {paper: _unique(ids) for paper, ids in papers.items()} for name, papers in found.items()}
 
-# %% ../../nbs/lab/14_cli.ipynb #c0f73ca3
-def _unique(ids)->list[str]:   # C2 before C10
-    return sorted(set(ids), key=lambda i: (not i.startswith('C'), len(i), i))
-
+# %% ../../nbs/lab/14_cli.ipynb #a9d389cb
 def _spans(ids)->str:
     "Write claims briefly: C1-C3, C5."
     out = []
@@ -136,17 +138,12 @@ def _spans(ids)->str:
         else: out.append([n, n, id])
     return ', '.join(id if first == last else f'C{first}-C{last}' for first, last, id in out)
 
-# %% ../../nbs/lab/14_cli.ipynb #c4d8747e
-def _print_sets(rows:list[dict])->None:   # of `data_table`, each with `used_by`
-    "Print a table of data sets, and how those that are not at hand are had."
-    if not rows: return
-    tell = lambda r: [f'{paper} {_spans(ids)}' for paper, ids in r['used_by'].items() if ids]
-    here = lambda r: 'at hand' if r['at_hand'] else 'missing'
-    print_table(['set', 'size', 'here', 'licence', 'needed by'],
-                [[r['name'], megabytes(r['bytes']), here(r), r['licence'], tell(r)] for r in rows], right=['size'])
-    absent = [r for r in rows if not r['at_hand']]
-    if absent: print('\nTo get what is missing:')
-    for r in absent: print(f"  {r['name']}: {_how(r)}")
+# %% ../../nbs/lab/14_cli.ipynb #c6969de5
+def _pipeline(name)->bool:
+    "Tell whether the repository can build a set."
+    from papers_lib.lab.results import repo_root
+    try: return (repo_root() / f'data_prep/{name}.py').exists()
+    except FileNotFoundError: return False
 
 # %% ../../nbs/lab/14_cli.ipynb #2d0bd084
 def _how(row:dict)->str:
@@ -159,12 +156,17 @@ def _how(row:dict)->str:
     other = f' and {len(more)} more' if more else ''
     return f'nobody offers it for download: PAPERS_MIRROR must name a folder with {name}/{first}{other}'
 
-# %% ../../nbs/lab/14_cli.ipynb #c6969de5
-def _pipeline(name)->bool:
-    "Tell whether the repository can build a set."
-    from papers_lib.lab.results import repo_root
-    try: return (repo_root() / f'data_prep/{name}.py').exists()
-    except FileNotFoundError: return False
+# %% ../../nbs/lab/14_cli.ipynb #c4d8747e
+def _print_sets(rows:list[dict])->None:   # of `data_table`, each with `used_by`
+    "Print a table of data sets, and how those that are not at hand are had."
+    if not rows: return
+    tell = lambda r: [f'{paper} {_spans(ids)}' for paper, ids in r['used_by'].items() if ids]
+    here = lambda r: 'at hand' if r['at_hand'] else 'missing'
+    print_table(['set', 'size', 'here', 'licence', 'needed by'],
+                [[r['name'], megabytes(r['bytes']), here(r), r['licence'], tell(r)] for r in rows], right=['size'])
+    absent = [r for r in rows if not r['at_hand']]
+    if absent: print('\nTo get what is missing:')
+    for r in absent: print(f"  {r['name']}: {_how(r)}")
 
 # %% ../../nbs/lab/14_cli.ipynb #5f91d1f7
 def _plan(name, preset, parameters, used)->dict:
@@ -246,6 +248,7 @@ def _run(
 # %% ../../nbs/lab/14_cli.ipynb #6a30133f
 _first = ('fails', 'not identified', 'inconclusive', 'holds', 'not attempted')
 
+# %% ../../nbs/lab/14_cli.ipynb #9f420d9d
 def _told_by(rows)->list[str]:   # lines
     "Sum rows up: the claims of each verdict, then how many other rows have which."
     from collections import Counter
@@ -272,6 +275,7 @@ def _short(path)->str:
     path = Path(path)
     return as_text(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
+# %% ../../nbs/lab/14_cli.ipynb #1401e653
 def _page(status)->Path:
     "The page of a run; its log where it has none."
     folder = Path(status['folder'])

@@ -38,12 +38,14 @@ adapters:dict[str, Callable[[bytes], bytes]] = {   # what a source needs to beco
     'clothing-reviews': lambda raw: _clothing_reviews(raw),
 }
 
+# %% ../../nbs/lab/01_data.ipynb #85fb6611
 def _ratings_100k(raw:bytes)->bytes:
     "Drop a package's line of column names; give user 189 back the digit that one copy lost."
     raw = raw.replace(b'\r', b'')
     if raw.startswith(b'user_id'): raw = raw.partition(b'\n')[2]
     return raw.replace(b'\n89\t484\t5\t893266105\n', b'\n189\t484\t5\t893266105\n')
 
+# %% ../../nbs/lab/01_data.ipynb #b87fb49e
 def _films_100k(raw:bytes)->bytes:   # lines of number, title, year, genres
     "Read GroupLens's table of films with its 19 flags, or a package's copy, which lost one year and one letter."
     if raw.startswith(b'item_id'):
@@ -59,16 +61,20 @@ def _films_100k(raw:bytes)->bytes:   # lines of number, title, year, genres
         out.append('\t'.join((number, *named.groups(), genres)))
     return ('\n'.join(out) + '\n').encode()
 
+# %% ../../nbs/lab/01_data.ipynb #c1917ab9
 _genres = ("unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror "
            'Musical Mystery Romance Sci-Fi Thriller War Western').split()
 
+# %% ../../nbs/lab/01_data.ipynb #cd284710
 def _asins(raw:bytes)->bytes:   # lines of number, catalogue number
     "Keep the items of a table of numberings; who the users are is not kept."
     told = json.loads(raw)['id2item']
     return ''.join(f'{i}\t{told[i]}\n' for i in sorted(told, key=int)).encode()
 
+# %% ../../nbs/lab/01_data.ipynb #3e5295d1
 def _json_lines(rows)->bytes: return ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows).encode()
 
+# %% ../../nbs/lab/01_data.ipynb #a3dc534f
 def _amazon_reviews(raw:bytes)->bytes:
     "Keep who, what, stars, texts and time of each review; names of people are left behind."
     told = map(json.loads, raw.decode('utf-8').splitlines())
@@ -76,6 +82,7 @@ def _amazon_reviews(raw:bytes)->bytes:
         user=r['reviewerID'], item=r['asin'], rating=int(r['overall']), headline=r.get('summary', ''),
         text=r.get('reviewText', ''), time=r['unixReviewTime']) for r in told)
 
+# %% ../../nbs/lab/01_data.ipynb #bc5e3dc6
 def _clothing_reviews(raw:bytes)->bytes:
     "Read a package's Parquet table."
     try: from pyarrow import BufferReader
@@ -177,6 +184,7 @@ def read_sets(
         _check_set(name, found[name])
     return found
 
+# %% ../../nbs/lab/01_data.ipynb #eaec44a2
 registry = read_sets((resources.files('papers_lib.lab') / 'sets.toml').read_text(encoding='utf-8'))
 
 # %% ../../nbs/lab/01_data.ipynb #d5625ae2
@@ -219,6 +227,7 @@ def _download_key(file:FileSpec)->tuple[str, str]:   # '' for a file that has no
     url = file.official.partition('!')[0]
     return url, url and hashlib.sha256(url.encode()).hexdigest()[:16]
 
+# %% ../../nbs/lab/01_data.ipynb #769c0d8f
 def _forget_download(file:FileSpec)->None:
     "Remove what was downloaded for a file: its set is made, or it is not the right one."
     if key := _download_key(file)[1]: discard('downloads', key)
@@ -296,6 +305,7 @@ def _fetch(name, spec, folder):
 # %% ../../nbs/lab/01_data.ipynb #072a563a
 def _cache_key(name, spec)->str: return f'{name}-{spec.hash[:16]}'       # another content, another folder
 
+# %% ../../nbs/lab/01_data.ipynb #5948a457
 def get(
     name:str,     # a name of `registry`
 )->Dataset:
@@ -318,6 +328,7 @@ def _at_hand(name)->str|None:   # its hash; None if it would have to be fetched,
 # %% ../../nbs/lab/01_data.ipynb #af685892
 finders[''] = _at_hand
 
+# %% ../../nbs/lab/01_data.ipynb #a4c292f0
 def available(
     name:str,     # a name of `registry`
 )->bool:
@@ -368,6 +379,7 @@ def _tokenise(name, n_vocab, folder):
     tok.save(folder / 'tokenizer')
     for split in _splits(name): write_shards(documents(name, split), tok, folder / split)
 
+# %% ../../nbs/lab/01_data.ipynb #e2d252ee
 def _opened(label, name, n_vocab, write, load):
     "Tokenise a text set once, and open it."
     hash = hashlib.sha256(f'{get(name).hash} {n_vocab} {definitions_hash(write)}'.encode()).hexdigest()
@@ -375,6 +387,7 @@ def _opened(label, name, n_vocab, write, load):
     split = {s: Shards.open(folder / s) for s in _splits(name)}
     return LMCorpus(name, hash, load(folder / 'tokenizer'), split['train'], split['valid'], split.get('tune'))
 
+# %% ../../nbs/lab/01_data.ipynb #29631894
 def _splits(name): return [s for s in ('train', 'valid', 'tune') if f'{s}.txt' in registry[name].files]
 
 # %% ../../nbs/lab/01_data.ipynb #5747ff8f
@@ -385,6 +398,7 @@ def lm_corpus(
     "Tokenise a text set once, and open it."
     return _opened(f'{name}-{n_vocab}', name, n_vocab, _tokenise, FastBPE.load)
 
+# %% ../../nbs/lab/01_data.ipynb #89a1ae8f
 def _cut_pieces(name, n_vocab, folder):
     "Learn unigram pieces on every fourth document of a set's training text and write the splits as tokens."
     some = islice(documents(name), 0, None, 4)
@@ -392,6 +406,7 @@ def _cut_pieces(name, n_vocab, folder):
     tok.save(folder / 'tokenizer')
     for split in _splits(name): write_shards(documents(name, split), tok, folder / split)
 
+# %% ../../nbs/lab/01_data.ipynb #f13d1e1a
 def span_corpus(
     name:str,        # as in `lm_corpus`
     n_vocab:int,     # unigram pieces, the 100 sentinels included
@@ -408,6 +423,7 @@ class SentenceCorpus:
     valid:list[list[list[int]]]     # judges
     tune:list[list[list[int]]]      # judges nothing: learning rates are chosen on it
 
+# %% ../../nbs/lab/01_data.ipynb #8c5c7c2d
 def _write_corpus(name, n_vocab, folder):
     "Learn the vocabulary, and write each split as one run of pieces; -1 ends a sentence, -2 a document."
     tok = train_wordpiece(documents(name), n_vocab)
@@ -420,6 +436,7 @@ def _write_corpus(name, n_vocab, folder):
         flat = np.array(flat, np.int32)
         np.save(folder / f'{split}.npy', np.insert(flat, np.flatnonzero(flat == -1)[ends - 1] + 1, -2))
 
+# %% ../../nbs/lab/01_data.ipynb #2310cf62
 def _read_documents(path)->list[list[list[int]]]:
     flat = np.load(path, allow_pickle=False)
     whole = np.split(flat, np.flatnonzero(flat == -2) + 1)[:-1]

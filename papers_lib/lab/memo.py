@@ -84,6 +84,7 @@ def _bare(stmt:ast.stmt)->str:   # its text, bare
     "Strip a statement, in place."
     return _spelt(_Bare().visit(stmt))
 
+# %% ../../nbs/lab/04_memo.ipynb #c1154739
 def _spelt(node)->str:
     "Write a tree without what is empty: each Python adds fields, and what one computed another finds."
     if isinstance(node, list): return f"[{', '.join(map(_spelt, node))}]"
@@ -299,6 +300,11 @@ def _script()->str:
     path = getattr(sys.modules['__main__'], '__file__', None)
     return Path(path).read_text(encoding='utf-8') if path and Path(path).exists() else ''
 
+# %% ../../nbs/lab/04_memo.ipynb #7856b1f6
+def _last_of_each(stmts):
+    "Of a method that was patched more than once the last counts."
+    return list({getattr(s, 'name', i): s for i, s in enumerate(stmts)}.values())
+
 # %% ../../nbs/lab/04_memo.ipynb #f1511b31
 def _notebook()->_Source:
     "Read what the cells of this notebook, or this script, have defined so far."
@@ -311,11 +317,6 @@ def _notebook()->_Source:
         added = [s for s in source.defines.get(name, []) if name not in _effects(s)[0]]
         source.defines[name] = [stmt, *_last_of_each(added)]
     return source
-
-# %% ../../nbs/lab/04_memo.ipynb #7856b1f6
-def _last_of_each(stmts):
-    "Of a method that was patched more than once the last counts."
-    return list({getattr(s, 'name', i): s for i, s in enumerate(stmts)}.values())
 
 # %% ../../nbs/lab/04_memo.ipynb #fb332add
 def _tables(table):
@@ -359,6 +360,7 @@ _delivered = {'papers_lib.engine.train': {'Progress'},
               'papers_lib.lab.data': {'get', 'available', 'known', 'registry'},
               'papers_lib.lab.questions': {'questions', 'question_sets'}}
 
+# %% ../../nbs/lab/04_memo.ipynb #b5528d35
 def _delivers(module, name)->bool:
     "Tell whether a definition only hands on what is known by its own hash."
     return (module.startswith('papers_lib.store') or module == 'papers_lib.lab.memo'

@@ -29,6 +29,7 @@ def shown(
     files = {prov['preset']: rows for rows, prov in published(paper).files}
     return next(((found, p) for p in ('paper', 'gpu', 'cpu', 'tiny') if (found := pick(files.get(p, [])))), ([], ''))
 
+# %% ../../nbs/lab/09_plots.ipynb #96635619
 def errors(
     rows:Sequence[Row],   # with intervals
     shift=0.,             # added to the values, such as the baseline of effects
@@ -93,6 +94,7 @@ def _lines(text:str, width:int)->list[str]:   # width in characters
     "Break a text from a file into lines that an SVG can hold."
     return [html.escape(line) for line in textwrap.wrap(_not_xml.sub('?', text), width)]
 
+# %% ../../nbs/lab/09_plots.ipynb #c96202ac
 def _stack(blocks, x:float, y:float)->tuple[str, float]:   # drawing, where it ends
     "Write blocks of (lines, class) below each other, from y down."
     out = ''
@@ -101,6 +103,7 @@ def _stack(blocks, x:float, y:float)->tuple[str, float]:   # drawing, where it e
         out += f'<text x="{x}" y="{y}" class="{kind}">{line}</text>\n'
     return out, y
 
+# %% ../../nbs/lab/09_plots.ipynb #7d6d00cd
 def _slug(verdict:str)->str: return verdict.replace(' ', '-')
 
 # %% ../../nbs/lab/09_plots.ipynb #eeaf87b7
@@ -129,6 +132,7 @@ def _strip(row:Row, x:float, width:float, y:float)->str:
 def _columns(width:int)->tuple[float, float]:   # where the strips begin, how wide they are
     return (8, width - 16) if width < 600 else (0.47 * width, 0.235 * width)
 
+# %% ../../nbs/lab/09_plots.ipynb #9bbe2a80
 def _ticks(y:float, width:int)->str:
     "Number the scale of the strips."
     x, w = _columns(width)
@@ -158,6 +162,7 @@ def _rank(row:Row)->tuple:
     "Give the place of a claim in its paper's part of the picture."
     return _order.index(row.verdict), [int(n) for n in re.findall(r'\d+', row.id)]
 
+# %% ../../nbs/lab/09_plots.ipynb #69ce2619
 def _paper(heading:str, rows:Sequence[Row], y:float, width:int)->tuple[str, float]:   # drawing, where it ends
     "Draw the claims of one published file from y down."
     out, y = _stack([(_lines(heading, 36), 'head')], 4, y + 18)
@@ -184,6 +189,7 @@ _note = ('Shaded: where the interval (of an exact claim the number) must lie for
          'effect. Each row has its own scale, from -1 to 1: the effect divided by the largest of its margin and the '
          'ends of its interval.')
 
+# %% ../../nbs/lab/09_plots.ipynb #26eb2600
 def forest(
     files:Sequence[tuple],      # paper, rows, provenance, as `scoreboard.published_files` gives them
     width:int=960,              # pixels; below 600 the parts of a claim stand below each other

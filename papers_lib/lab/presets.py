@@ -70,6 +70,32 @@ def finite(
     if isinstance(value, (list, tuple)): return all(map(finite, value))
     return not isinstance(value, float) or math.isfinite(value)
 
+# %% ../../nbs/lab/03_presets.ipynb #e6d84b90
+def _check_rule(claim):
+    "Refuse a rule, margin or bound that cannot judge."
+    from papers_lib.engine.stats import verdict_rules              # loads scipy, which a runner can do without
+    if claim.rule not in verdict_rules['claim']:
+        raise ValueError(f'Claim.rule={claim.rule!r}: must be one of {", ".join(verdict_rules["claim"])}')
+    if not (finite(claim.margin) and finite(claim.bound)):
+        raise ValueError(f'Claim.margin={claim.margin}, bound={claim.bound}: must be finite')
+    number = 'bound' if claim.rule == 'exact' else 'margin'
+    if getattr(claim, number) is None: raise ValueError(f'Claim.{number}: rule {claim.rule!r} needs one')
+    if claim.rule == 'equal' and claim.margin <= 0:
+        raise ValueError(f"Claim.margin={claim.margin}: rule 'equal' needs a margin above 0")
+
+# %% ../../nbs/lab/03_presets.ipynb #3eac8c71
+def _check_design(claim):
+    "Refuse controls, looks or numbers of seeds that make no design."
+    from papers_lib.engine.stats import control_rules
+    for name, must in claim.controls.items():
+        if must not in control_rules:
+            raise ValueError(f'Claim.controls[{name!r}]={must!r}: must be one of {", ".join(control_rules)}')
+    if claim.n < 1: raise ValueError(f'Claim.n={claim.n}: must be at least 1')
+    if claim.looks and (list(claim.looks) != sorted(set(claim.looks)) or claim.looks[0] < 2):
+        raise ValueError(f'Claim.looks={claim.looks}: must be increasing numbers of seeds from 2 on')
+    if claim.over not in ('seeds', 'units'):
+        raise ValueError(f"Claim.over={claim.over!r}: must be 'seeds' or 'units'")
+
 # %% ../../nbs/lab/03_presets.ipynb #0c427389
 @dataclass(frozen=True)
 class Claim:
@@ -107,31 +133,6 @@ class Claim:
         told = [self.tests, self.rule, self.margin, self.bound, list(self.arms), self.controls, self.n,
                 list(self.looks), self.over]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-
-# %% ../../nbs/lab/03_presets.ipynb #e6d84b90
-def _check_rule(claim):
-    "Refuse a rule, margin or bound that cannot judge."
-    from papers_lib.engine.stats import verdict_rules              # loads scipy, which a runner can do without
-    if claim.rule not in verdict_rules['claim']:
-        raise ValueError(f'Claim.rule={claim.rule!r}: must be one of {", ".join(verdict_rules["claim"])}')
-    if not (finite(claim.margin) and finite(claim.bound)):
-        raise ValueError(f'Claim.margin={claim.margin}, bound={claim.bound}: must be finite')
-    number = 'bound' if claim.rule == 'exact' else 'margin'
-    if getattr(claim, number) is None: raise ValueError(f'Claim.{number}: rule {claim.rule!r} needs one')
-    if claim.rule == 'equal' and claim.margin <= 0:
-        raise ValueError(f"Claim.margin={claim.margin}: rule 'equal' needs a margin above 0")
-
-def _check_design(claim):
-    "Refuse controls, looks or numbers of seeds that make no design."
-    from papers_lib.engine.stats import control_rules
-    for name, must in claim.controls.items():
-        if must not in control_rules:
-            raise ValueError(f'Claim.controls[{name!r}]={must!r}: must be one of {", ".join(control_rules)}')
-    if claim.n < 1: raise ValueError(f'Claim.n={claim.n}: must be at least 1')
-    if claim.looks and (list(claim.looks) != sorted(set(claim.looks)) or claim.looks[0] < 2):
-        raise ValueError(f'Claim.looks={claim.looks}: must be increasing numbers of seeds from 2 on')
-    if claim.over not in ('seeds', 'units'):
-        raise ValueError(f"Claim.over={claim.over!r}: must be 'seeds' or 'units'")
 
 # %% ../../nbs/lab/03_presets.ipynb #c477d7ad
 @dataclass(frozen=True)
@@ -305,6 +306,7 @@ def _check_seeds(first, n):
         raise ValueError(f'seed={first}: with {n} seed(s) it must stay below {FIRST_TUNING_SEED}, where those begin '
                          f'that choose learning rates')
 
+# %% ../../nbs/lab/03_presets.ipynb #ee9c60f9
 def _check_model(paper, spec):
     "Build the model without memory, so that sizes that do not go together are known now."
     import torch

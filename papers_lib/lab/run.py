@@ -36,6 +36,7 @@ def _declared(claim)->dict:
     told = {k: getattr(claim, k) for k in ('says', 'tests', 'rule', 'margin', 'bound', 'design')}
     return told | dict(looks=list(claim.looks) or None)
 
+# %% ../../nbs/lab/06_run.ipynb #30a2a52e
 def _check_measured(id, claim, effect, seeds):
     "Refuse an effect whose arms or seeds are not those of the design."
     if not isinstance(effect, Effect): return
@@ -50,6 +51,7 @@ def _check_measured(id, claim, effect, seeds):
 # %% ../../nbs/lab/06_run.ipynb #10bffe22
 _share = 2**34   # bytes of a GPU's memory that a variant may take before fewer run side by side
 
+# %% ../../nbs/lab/06_run.ipynb #628b5458
 def _at_once(device)->int|None:   # None is what PAPERS_WORKERS says, or one a core
     "Say how many variants share a GPU: small models leave most of it idle, and each has a core for its launches."
     if device != 'cuda' or os.environ.get('PAPERS_WORKERS'): return None

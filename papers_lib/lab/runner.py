@@ -23,6 +23,7 @@ from ..store.progress import HowFar, read_progress
 class BadRequest(ValueError):
     "A run that cannot be started as asked."
 
+# %% ../../nbs/lab/07_runner.ipynb #10e049af
 _set_by_options = {'preset': '--preset (preset= in Python)', 'out_dir': '--out (out= in Python)'}
 
 # %% ../../nbs/lab/07_runner.ipynb #7cc8b5ce
@@ -124,6 +125,7 @@ def begin(self:_Watch, cell, cell_index):
     self.timer.daemon = True
     self.timer.start()
 
+# %% ../../nbs/lab/07_runner.ipynb #ce7d35a2
 @patch
 def give_up(self:_Watch):
     self.status.update(status='failed', error=f'a cell took longer than {self.timeout} s')
@@ -246,6 +248,16 @@ def _worker(config:str)->None:
     _follow_papers(job.pop('parent'))
     execute(**job)
 
+# %% ../../nbs/lab/07_runner.ipynb #7597e5c7
+def _say(report, status)->None:
+    "Report one line; a terminal that was closed does not stop a run."
+    line = f"{status['paper']}: {status['status']}"
+    if 'seconds' in status: line += f" after {status['seconds']:.0f} s"
+    if 'error' in status:
+        if 'cell' in status: line += f" in cell {status['cell'] + 1}/{status.get('cells', '?')}"
+        line += f": {status['error']}"
+    with suppress(OSError): report(line)
+
 # %% ../../nbs/lab/07_runner.ipynb #9705d7bd
 class _Jobs:
     "The processes of a request, each followed until it ends."
@@ -273,6 +285,7 @@ def ended(self:_Jobs, status):
     self.done.append(status)
     _say(self.report, status)
 
+# %% ../../nbs/lab/07_runner.ipynb #ad38e7d2
 @patch
 def never_began(self:_Jobs, name, why):
     self.ended(dict(paper=name, preset=self.preset, status='failed', error=why, folder=''))
@@ -341,18 +354,6 @@ def _how_far(folder:Path)->str:
     return ', '.join([f"cell {status['cell'] + 1}/{status.get('cells', '?')}",
                       *(_counted(told[what]) for what in ('variant', 'step') if what in told)])
 
-# %% ../../nbs/lab/07_runner.ipynb #255fcc7a
-def _launch(name, notebook, base, common)->tuple[subprocess.Popen, Path]:
-    "Start the process of one notebook in a folder of its own."
-    _close(base)
-    folder = fresh_folder(base)
-    job = common | dict(paper=name, notebook=str(notebook), out=str(folder), parent=os.getpid())
-    body = 'import sys; from papers_lib.lab.runner import _worker; _worker(sys.argv[1])'
-    with open(folder / 'run.log', 'w', encoding='utf-8') as log:
-        process = subprocess.Popen([sys.executable, '-c', body, json.dumps(job)], stdout=log, stderr=log,
-                                   start_new_session=True)
-    return process, folder
-
 # %% ../../nbs/lab/07_runner.ipynb #c4759f95
 def _close(base:Path)->None:
     "Mark runs whose process is gone, such as after a power cut, as interrupted."
@@ -365,32 +366,23 @@ def _close(base:Path)->None:
             atomic_write(path, json.dumps(status | dict(status='interrupted', error='its process is gone')))
         except OSError: pass
 
-# %% ../../nbs/lab/07_runner.ipynb #87a62555
-def _stop_all(running:dict, preset:str)->None:
-    "Tell the processes to stop, wait for them, and write down what became of each."
-    for p in running: _signal(p, signal.SIGTERM)
-    for p, (name, folder) in running.items():
-        try: p.wait(20)
-        except subprocess.TimeoutExpired: _signal(p, signal.SIGKILL)
-        ended = {k: v for k, v in _outcome(preset, name, folder).items() if k != 'folder'}
-        if ended['status'] != 'finished': ended['status'] = 'interrupted'
-        atomic_write(folder / 'status.json', json.dumps(ended))
+# %% ../../nbs/lab/07_runner.ipynb #255fcc7a
+def _launch(name, notebook, base, common)->tuple[subprocess.Popen, Path]:
+    "Start the process of one notebook in a folder of its own."
+    _close(base)
+    folder = fresh_folder(base)
+    job = common | dict(paper=name, notebook=str(notebook), out=str(folder), parent=os.getpid())
+    body = 'import sys; from papers_lib.lab.runner import _worker; _worker(sys.argv[1])'
+    with open(folder / 'run.log', 'w', encoding='utf-8') as log:
+        process = subprocess.Popen([sys.executable, '-c', body, json.dumps(job)], stdout=log, stderr=log,
+                                   start_new_session=True)
+    return process, folder
 
 # %% ../../nbs/lab/07_runner.ipynb #ea0884d4
 def _signal(process, sign):
     "Send a signal to a process and those of its session."
     try: os.killpg(process.pid, sign)
     except ProcessLookupError: pass
-
-# %% ../../nbs/lab/07_runner.ipynb #7597e5c7
-def _say(report, status)->None:
-    "Report one line; a terminal that was closed does not stop a run."
-    line = f"{status['paper']}: {status['status']}"
-    if 'seconds' in status: line += f" after {status['seconds']:.0f} s"
-    if 'error' in status:
-        if 'cell' in status: line += f" in cell {status['cell'] + 1}/{status.get('cells', '?')}"
-        line += f": {status['error']}"
-    with suppress(OSError): report(line)
 
 # %% ../../nbs/lab/07_runner.ipynb #40a04d9f
 def _outcome(preset, name, folder)->dict:
@@ -404,3 +396,14 @@ def _outcome(preset, name, folder)->dict:
         try: atomic_write(folder / 'status.json', json.dumps(status))
         except OSError as e: status['error'] += f'; {e}'                     # a full disk: the report is all there is
     return status | dict(folder=str(folder))
+
+# %% ../../nbs/lab/07_runner.ipynb #87a62555
+def _stop_all(running:dict, preset:str)->None:
+    "Tell the processes to stop, wait for them, and write down what became of each."
+    for p in running: _signal(p, signal.SIGTERM)
+    for p, (name, folder) in running.items():
+        try: p.wait(20)
+        except subprocess.TimeoutExpired: _signal(p, signal.SIGKILL)
+        ended = {k: v for k, v in _outcome(preset, name, folder).items() if k != 'folder'}
+        if ended['status'] != 'finished': ended['status'] = 'interrupted'
+        atomic_write(folder / 'status.json', json.dumps(ended))

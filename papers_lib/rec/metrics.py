@@ -33,6 +33,7 @@ def _hashed(n_item)->Tensor:   # (i,) from 0 to 1
     "The order of equals: a number an item."
     return torch.from_numpy((scramble(np.arange(n_item), 7) >> np.uint64(40)).astype(np.float32) / 2**24)
 
+# %% ../../nbs/rec/03_metrics.ipynb #16fd947b
 def top_k(
     scores:Float[Tensor, 'b i'],     # -inf: not admissible
     k:int,
@@ -58,12 +59,14 @@ def top_k(
 # %% ../../nbs/rec/03_metrics.ipynb #5214b215
 _block = 2**22   # scores at once
 
+# %% ../../nbs/rec/03_metrics.ipynb #c2cfb265
 def _rows_of(lists)->np.ndarray:
     return np.repeat(np.arange(len(lists)), [len(x) for x in lists])
 
 def _flat(lists)->np.ndarray:
     return np.concatenate([np.asarray(x, np.int64) for x in lists]) if len(lists) else np.zeros(0, np.int64)
 
+# %% ../../nbs/rec/03_metrics.ipynb #9b8f608f
 def admissible(
     scores:Float[Tensor, 'b i'],      # is changed
     histories:Sequence[np.ndarray],
@@ -198,6 +201,7 @@ def coverage(
     "Share of the catalogue that is in some list."
     return len(np.unique(ids[ids >= 0])) / n_item
 
+# %% ../../nbs/rec/03_metrics.ipynb #cbace756
 def gini(
     ids:np.ndarray,    # (q, k) lists
     n_item:int,        # size of the catalogue
@@ -214,6 +218,7 @@ def _mean_of_lists(x, ids)->np.ndarray:
     if not there.any(1).all(): raise ValueError('a list is empty: it has no mean')
     return np.where(there, x[ids], 0.).sum(1) / there.sum(1)
 
+# %% ../../nbs/rec/03_metrics.ipynb #29e561d5
 def novelty(
     ids:np.ndarray,       # (q, k) lists
     counts:np.ndarray,    # (i,) training events of each item
@@ -221,6 +226,7 @@ def novelty(
     "Mean of -log2 of the items' shares of the training events, over each list."
     return _mean_of_lists(-np.log2(np.maximum(counts, 1) / counts.sum()), ids)
 
+# %% ../../nbs/rec/03_metrics.ipynb #ad9561db
 def popularity_lift(
     ids:np.ndarray,                     # (q, k) lists
     histories:Sequence[np.ndarray],
@@ -249,6 +255,7 @@ def diversity(
             pairs += told
     return np.where(pairs > 0, 1 - total / np.maximum(pairs, 1), np.nan)
 
+# %% ../../nbs/rec/03_metrics.ipynb #737f5198
 def label_coverage(
     ids:np.ndarray,                     # (q, k) lists
     histories:Sequence[np.ndarray],

@@ -234,7 +234,6 @@ class SequenceBatches:
 class Neural(Recommender):
     "A network trained on sequences; a subclass is a dataclass of settings and says how the network is made."
     _optimizer = staticmethod(adamw)
-
     def _fit(self, train):
         torch.manual_seed(self.seed)
         net, batches = self._net(train.n_item), self._batches(train)

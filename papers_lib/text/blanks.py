@@ -64,6 +64,7 @@ def length_probabilities(
     p = np.exp([n * math.log(mean) - math.lgamma(n + 1) for n in range(1, longest + 1)])
     return p / p.sum()                                                                            # (1)
 
+# %% ../../nbs/text/08_blanks.ipynb #f73c7fbe
 def blank_lengths(
     n:int,                        # tokens of the sample, [CLS] counted
     rng:np.random.Generator,
@@ -78,6 +79,7 @@ def blank_lengths(
 # %% ../../nbs/text/08_blanks.ipynb #5936111f
 Spans = list[tuple[int, int]]   # first token, one past the last
 
+# %% ../../nbs/text/08_blanks.ipynb #9ee82e66
 def place_blanks(
     n:int,                        # tokens of the text
     lengths:Sequence[int],        # of the blanks, in their order in the text
@@ -104,6 +106,7 @@ def sentence_blanks(
         if sum(e - s for s, e in out) >= int(share * (ends[-1] + 1)): return out
     return out
 
+# %% ../../nbs/text/08_blanks.ipynb #42f5ece0
 def stretch(
     n:int,                        # tokens of the text
     rng:np.random.Generator,
@@ -138,6 +141,7 @@ def _laid_out(context, spans, marks, ended):
         positions[1] += range(1, size + 1)
     return BlankRow(*map(np.array, (ids, positions, targets, parts)), n)
 
+# %% ../../nbs/text/08_blanks.ipynb #7aaa5b90
 def blank_out(
     text:Sequence[int],           # tokens, without [CLS]
     spans:Spans,                  # in the order in which they are written
@@ -193,6 +197,7 @@ class BlankMixture:
         if not (0 < self.share < 1 and 0 < self.least <= 1 and 0 <= self.suffix <= 1 and self.mean > 0):
             raise ValueError(f'{self}: share in (0, 1), least in (0, 1], suffix in [0, 1], mean above 0')
 
+# %% ../../nbs/text/08_blanks.ipynb #162fb5dc
 mixtures = {  # the paper's models; the last is the released configuration of the large one
     'GLM': BlankMixture(), 'GLM-Doc': BlankMixture(.5, document=.5), 'GLM-Sent': BlankMixture(.5, sentences=.5),
     'GLM-10B': BlankMixture(.5, .3, .2, least=.25),
@@ -206,6 +211,7 @@ def _fitting_lengths(n, mixture, rng):
         if sum(lengths) + len(lengths) - 1 <= n: break
     return lengths
 
+# %% ../../nbs/text/08_blanks.ipynb #0dc37d3a
 def draw_blanks(
     sample:Doc,                   # sentences of tokens
     kind:str,                     # 'tokens', 'sentences' or 'document'

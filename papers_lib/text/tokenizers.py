@@ -124,6 +124,18 @@ def merge_piece(
         tokens = merged
     return tokens
 
+# %% ../../nbs/text/01_tokenizers.ipynb #84f2950c
+def _rewrite(words, w, pair, count, pairs, where):
+    "Merge `pair` in word `w` and keep the pair counts in step."
+    old = words[w]
+    words[w] = new = merge_piece(old, {pair: 0})
+    for p in zip(old, old[1:]): pairs[p] -= count
+    for p in zip(new, new[1:]):
+        pairs[p] += count
+        where[p].add(w)
+    for p in set(zip(old, old[1:])):
+        if p != pair and pairs[p] <= 0: del pairs[p]
+
 # %% ../../nbs/text/01_tokenizers.ipynb #3939b687
 def learn_merges(
     text:str|Iterable[str],   # the corpus
@@ -150,18 +162,6 @@ def learn_merges(
         for w in where.pop(best): _rewrite(words, w, best, counts[w], pairs, where)
         del pairs[best]
     return merges
-
-# %% ../../nbs/text/01_tokenizers.ipynb #84f2950c
-def _rewrite(words, w, pair, count, pairs, where):
-    "Merge `pair` in word `w` and keep the pair counts in step."
-    old = words[w]
-    words[w] = new = merge_piece(old, {pair: 0})
-    for p in zip(old, old[1:]): pairs[p] -= count
-    for p in zip(new, new[1:]):
-        pairs[p] += count
-        where[p].add(w)
-    for p in set(zip(old, old[1:])):
-        if p != pair and pairs[p] <= 0: del pairs[p]
 
 # %% ../../nbs/text/01_tokenizers.ipynb #3dfa05fa
 EOT = '<|endoftext|>'
