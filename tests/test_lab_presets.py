@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 from torch import nn
 
-from papers_lib.lab.presets import (Claim, DataConfig, Paper, RunSpec, apply_overrides, check_parameters,
+from papers_lib.lab.presets import (Claim, DataConfig, Paper, RunSpec, apply_overrides, check_parameters, finite,
                                     measured_claims,
                                     missing_data, paper_of, plan)
 from papers_lib.lab.run import start
@@ -236,3 +236,7 @@ def test_the_grid_of_a_run_names_every_number_and_leaves_empty_grids_out():
     for part, change in (('claims', dict(n_step_sums=1)), ('train', dict(lr=0.)), ('model', dict(d_model=8))):
         other = replace(spec, **{part: replace(getattr(spec, part), **change)})
         assert other.grid_hash != spec.grid_hash, change
+
+
+def test_no_depth_hides_an_undefined_number():
+    assert finite({'a': [1., (2, 'x')]}) and not finite([{'a': (1., float('nan'))}]) and not finite(float('inf'))

@@ -166,3 +166,8 @@ def test_losses_go_down():
     model = SASRec('ce', 0, **SMALL | dict(n_epoch=60, lr=.01, dropout=0.)).fit(data)
     first, last = model.result.losses[0][1], model.result.losses[-1][1]
     assert abs(first - math.log(N_ITEM)) < .3 and last < .5
+
+
+@pytest.mark.parametrize('field, value', [('dropout', 1.5), ('n_layer', 0)])
+def test_a_recurrent_network_that_cannot_be_is_refused_when_it_is_named(field, value):
+    with pytest.raises(ValueError, match=f'GRUConfig.{field}={value}: must'): GRUCE(**{field: value})

@@ -68,6 +68,7 @@ def finite(
 )->bool:
     "Tell whether no number of a JSON value is infinite or undefined."
     if isinstance(value, (list, tuple)): return all(map(finite, value))
+    if isinstance(value, dict): return all(map(finite, value.values()))
     return not isinstance(value, float) or math.isfinite(value)
 
 # %% ../../nbs/lab/03_presets.ipynb #e6d84b90

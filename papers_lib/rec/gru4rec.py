@@ -177,6 +177,8 @@ class GRU4Rec(Neural):
             raise ValueError(f'GRU4Rec.batch_size={self.batch_size}, n_sample={self.n_sample}: no lane has a negative')
         for name in ('n_sample', 'alpha', 'l2', 'momentum', 'dropout'):
             if getattr(self, name) < 0: raise ValueError(f'GRU4Rec.{name}={getattr(self, name)}: must not be below 0')
+        if not self.momentum < 1: raise ValueError(f'GRU4Rec.momentum={self.momentum}: must lie in [0, 1)')
+        self._net(2)
 
     def _net(self, n_item): return GRU4RecNet(GRUConfig(n_item, self.ctx_len, self.d_model, 1, self.dropout))
 

@@ -117,6 +117,11 @@ class GRUConfig:
     n_layer:int = 1         # recurrent layers
     dropout:float = .2      # of inputs and states, probability in [0, 1)
 
+    def __post_init__(self):
+        for name in ('n_item', 'ctx_len', 'd_model', 'n_layer'):
+            if getattr(self, name) < 1: raise ValueError(f'GRUConfig.{name}={getattr(self, name)}: must be at least 1')
+        if not 0 <= self.dropout < 1: raise ValueError(f'GRUConfig.dropout={self.dropout}: must lie in [0, 1)')
+
 # %% ../../nbs/rec/05_sequential.ipynb #7660d455
 class GRUNet(nn.Module):
     "Items in order to hidden states by a GRU; the item table gives inputs and scores."
@@ -324,6 +329,6 @@ class GRUCE(Neural):
     seed:int = 0
     device:str = 'auto'      # 'auto', 'cpu' or 'cuda'
 
-    def __post_init__(self): _check_neural(self)
+    def __post_init__(self): _check_neural(self); self._net(2)
 
     def _net(self, n_item): return GRUNet(GRUConfig(n_item, self.ctx_len, self.d_model, self.n_layer, self.dropout))
