@@ -261,7 +261,7 @@ class SharedT5(T5):
                 delattr(writes, ours)
                 object.__setattr__(writes, ours, getattr(reads, theirs))       # used here, counted and saved there
 
-# %% ../nbs/05_t5.ipynb #3c15a545
+# %% ../nbs/05_t5.ipynb #351beac2
 def adafactor(
     model:nn.Module,
     train:TrainConfig,            # its `lr` is a share of each matrix's size
@@ -326,7 +326,7 @@ class Claims:
     rates:tuple = (1.5e-3, 3e-3, 6e-3, 1.2e-2)   # C9: peak rates that each arm chooses from
     n_step:int = 400          # C9: optimizer steps of 32 strings
     topic_rates:tuple = ()    # C1 to C6: AdaFactor's peak rates of pre-training that each arm chooses from
-    tune_rates:tuple = (0.006, 0.015, 0.035, 0.08)   # C1 to C6: those of fine-tuning
+    tune_rates:tuple = (0.006, 0.015, 0.035, 0.08, 0.2)   # C1 to C6: those of fine-tuning
     topic_steps:int = 300     # C1 to C6: optimizer steps of 20 texts
     tune_steps:int = 60       # C1 to C6: optimizer steps of 16 questions
     order_rates:tuple = ()    # C7, C8: AdaFactor's peak rates that each arm chooses from

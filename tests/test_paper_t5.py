@@ -430,7 +430,8 @@ def test_every_cell_of_the_claims_runs(tmp_path):
         'claims.n_step': 5, 'claims.task_steps': 3, 'claims.topic_steps': 5, 'claims.tune_steps': 3,
         'claims.order_steps': 3})
     assert all(rows[f'C{i}']['ours'] is not None and rows[f'C{i}']['controls'] for i in range(1, 10))
-    assert {'C2.prefix', 'C2.work.causal', 'C3.target.single', 'C4.loss-unseen.repeated', 'C7.none', 'C8.wide'} <= {*rows}
+    assert {'C2.prefix', 'C2.work.causal', 'C3.target.single', 'C4.loss-unseen.repeated', 'C7.none',
+            'C8.wide'} <= {*rows}
     assert rows['C9']['ours'] is not None and [c['name'] for c in rows['C9']['controls']] == [
         'one stack for both, other seeds', 'two whole stacks']
     assert {'T1', 'T1.exchanged', 'C9.one', 'C9.half', 'C9.whole', 'P.to_hf.1.0', 'P.to_hf.1.1'} <= {*rows}
