@@ -14,7 +14,7 @@ from papers_lib.nn.attention import SelfAttention
 from papers_lib.nn.positions import t5_bucket
 from papers_lib.nn.seq2seq import CrossAttention
 from papers_lib.t5 import (
-    T5, SharedT5, T5Config, claims, denoise, paper, pretrained, runs, sizes, t5_names, target_loss)
+    T5, SharedT5, T5Config, adafactor, claims, denoise, paper, pretrained, runs, sizes, t5_names, target_loss)
 from papers_lib.text.pairs import pair_batch, sources
 from papers_lib.text.spans import SentinelPieces
 from papers_lib.text.tokenizers import UnigramPieces
@@ -362,6 +362,34 @@ def test_it_learns_blanks_by_heart():
     assert said[0] == 59 and not net.training
 
 
+def test_adafactor_steps_by_shares_of_a_matrix():
+    g = torch.Generator().manual_seed(0)
+    first = torch.randn(6, 8, generator=g)
+    pair = torch.nn.ParameterDict({n: first * k for n, k in dict(small=0.1, large=1., tiny=1e-6, still=1.).items()})
+    pair['still'].requires_grad_(False)
+    opt = adafactor(pair, TrainConfig(n_step=1, batch_size=1, lr=0.01, weight_decay=0.))
+    assert sum(len(group['params']) for group in opt.param_groups) == 3
+    before = {n: p.detach().clone() for n, p in pair.items()}
+    for scale, p in enumerate(p for p in pair.values() if p.requires_grad): p.grad = 10. ** scale * first.sin()
+    opt.step()
+    size = lambda x: x.square().mean().sqrt().item()
+    moved = {n: size(pair[n].detach() - before[n]) for n in pair}
+    assert moved['still'] == 0
+    assert moved['large'] == pytest.approx(10 * moved['small'], rel=1e-4)            # whatever the gradient's size
+    assert moved['large'] <= 0.01 * size(before['large']) * (1 + 1e-4)                # clipped at the rate's share
+    assert moved['tiny'] == pytest.approx(1e-3 * moved['large'] / size(before['large']), rel=1e-3)   # its floor
+
+
+def test_adafactor_keeps_one_number_a_row_and_one_a_column():
+    p = torch.nn.Parameter(torch.randn(6, 8, generator=torch.Generator().manual_seed(1)))
+    opt = adafactor(torch.nn.ParameterList([p]), TrainConfig(n_step=1, batch_size=1, lr=0.01, weight_decay=0.))
+    p.grad, before = torch.rand(6, 1).exp() * torch.rand(1, 8).exp(), p.detach().clone()
+    opt.step()                                              # squares of rank one: every entry moves by the same
+    moved = (before - p.detach()).flatten()
+    close(moved, torch.full_like(moved, moved.mean().item()), rtol=1e-3, atol=0)
+    assert sum(x.numel() for x in opt.state[p].values() if torch.is_tensor(x)) <= 6 + 8 + 1
+
+
 def test_items_are_found_in_the_order_of_transformers():
     net = random_model(T5, cfg, seed=2, scale=0.1)
     items = [[5, 6], [5, 7, 8], [9], [10, 11, 12], [10, 11], [20, 21]]
@@ -399,7 +427,11 @@ def test_the_released_pieces_are_read():
 def test_every_cell_of_the_claims_runs(tmp_path):
     rows = rows_of_a_small_run('t5', tmp_path, {
         'model.d_model': 16, 'model.d_ff': 16, 'model.d_head': 4, 'train.n_step': 3, 'train.n_warmup': 1,
-        'claims.n_step': 5, 'claims.task_steps': 3})
+        'claims.n_step': 5, 'claims.task_steps': 3, 'claims.topic_steps': 5, 'claims.tune_steps': 3,
+        'claims.order_steps': 3})
+    assert all(rows[f'C{i}']['ours'] is not None and rows[f'C{i}']['controls'] for i in range(1, 10))
+    assert {'C2.prefix', 'C2.work.causal', 'C3.target.single', 'C4.loss-unseen.repeated', 'C7.none',
+            'C8.wide'} <= {*rows}
     assert rows['C9']['ours'] is not None and [c['name'] for c in rows['C9']['controls']] == [
         'one stack for both, other seeds', 'two whole stacks']
     assert {'T1', 'T1.exchanged', 'C9.one', 'C9.half', 'C9.whole', 'P.to_hf.1.0', 'P.to_hf.1.1'} <= {*rows}
