@@ -7,13 +7,14 @@ from hypothesis import given, settings, strategies as st
 from papers_lib.lab.data import available
 from papers_lib.lab.presets import plan
 from papers_lib.p5 import (
-    BINS, P5, P5Config, RATIOS, Task, Template, fill, UNSEEN, made_list, p5_batch, p5_batches, p5_loss,
-    paper, rating_target, read_rating, runs, sizes, templates, training_window, prompt_pieces)
+    P5, P5Config, RATIOS, Task, Template, fill, UNSEEN, made_list, p5_batch, p5_batches, p5_loss,
+    paper, prompt_pieces, runs, sizes, templates)
 from papers_lib.rec.item_ids import FIRST, SCHEMES, item_names, redealt, residual_codes, spectral_codes, walked_numbers
 from papers_lib.rec.interactions import interactions, leave_one_out
 from papers_lib.rec.leaks import next_number_hits
 from papers_lib.rec.spelling import (
-    Catalogue, IdPieces, MixtureBatches, PublicBeams, catalogue_scores, ranks_in_lists, read_sources, search_items,
+    BINS, Catalogue, IdPieces, MixtureBatches, PublicBeams, catalogue_scores, ranks_in_lists, rating_target,
+    read_rating, read_sources, search_items, training_window,
     whole_word_ids, without_seen)
 from papers_lib.t5 import T5, T5Config
 
