@@ -70,6 +70,15 @@ def test_any_text_is_read_and_a_piece_has_its_words_number(text):
     assert words == sorted(words) and {*words} <= {*range(1, len(text.split()) + 1)}
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(10, 50), min_size=1, max_size=4))
+def test_a_rating_is_read_as_it_was_written(tenths):
+    tok = IdPieces(prompt_pieces(600))
+    written = ' , '.join(f'{x / 10:.1f}' for x in tenths)
+    assert tok.decode(tok.encode(written)) == written
+    assert read_rating(tok.decode(tok.encode(f'{tenths[0] / 10:.1f}'))) == tenths[0] / 10
+
+
 def test_words_numbers_are_those_of_the_marks():
     "The rule by SentencePiece's marks and the rule by words agree where no number is cut our way."
     pieces = prompt_pieces(600)

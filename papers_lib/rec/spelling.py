@@ -31,14 +31,14 @@ def whole_word_ids(
 
 # %% ../../nbs/rec/07_spelling.ipynb #277da7e9
 class IdPieces:
-    "Unigram pieces; above them pairs of digits, then tokens of one's own."
+    "Unigram pieces; above them pairs of digits and the point between them, then tokens of one's own."
     def __init__(self,
         pieces:UnigramPieces,
         extra:Sequence[str]=(),     # further tokens: '<' name '>'
     ):
         if bad := next((x for x in extra if not re.fullmatch(r'<[^<>\s]+>', x)), None):
             raise ValueError(f'extra={bad!r}: a token of one\'s own is written <name>')
-        digits = [f'{n:0{w}}' for w in (1, 2) for n in range(10 ** w)]
+        digits = [*(f'{n:0{w}}' for w in (1, 2) for n in range(10 ** w)), '.']     # a rating is 4.7, not 4 .7
         added = [mark + x for x in (*digits, *dict.fromkeys(extra)) for mark in ('▁', '')]
         self.pieces, self.extra, self.eot, self.unk = pieces, tuple(extra), pieces.eot, pieces.unk
         self.names = dict(zip(added, range(pieces.n_vocab, pieces.n_vocab + len(added))))
@@ -260,7 +260,7 @@ class MixtureBatches:
         "Go to a saved position in the same data."
         self.given = given_of(state, self.state())
 
-# %% ../../nbs/rec/07_spelling.ipynb #a5fa3d8a
+# %% ../../nbs/rec/07_spelling.ipynb #b08f6335
 BINS = ((1., 1.4), (1.5, 2.4), (2.5, 3.4), (3.5, 4.4), (4.5, 5.))    # of the stars from 1 to 5
 
 def rating_target(
@@ -272,12 +272,12 @@ def rating_target(
     low, high = BINS[int(star) - 1]
     return float(np.clip(round(rng.normal((low + high) / 2, (high - low) / 4), 1), 1, 5))
 
-# %% ../../nbs/rec/07_spelling.ipynb #8b43313e
+# %% ../../nbs/rec/07_spelling.ipynb #55974d8d
 def read_rating(said:str)->float|None:   # None for what is no rating
     "Read a written rating, clipped to 1 to 5."
     return min(max(float(said), 1.), 5.) if re.fullmatch(r'\d+(\.\d+)?', said.strip()) else None
 
-# %% ../../nbs/rec/07_spelling.ipynb #c7e26b03
+# %% ../../nbs/rec/07_spelling.ipynb #6aa77cc9
 def training_window(
     history:Sequence,            # training events of a user, at least 2
     rng:np.random.Generator,
