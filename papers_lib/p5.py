@@ -309,12 +309,12 @@ class Claims:
     scheme_steps:int = 300     # optimizer steps of those
     scheme_batch:int = 96      # samples of a step
     recipes:int = 0            # C11: 1 measures k-means codes at every rate
-    few_rates:tuple = (3e-3, 1e-2, 3e-2)   # peak rates of those, and of reviews
+    few_rates:tuple = (3e-3, 1e-2, 3e-2)   # peak rates of those
     sasrec:int = 0             # C5: passes of SASRec over the users
     ratings:str = ''           # C6: set of reviews
     rating_steps:int = 300     # C6: optimizer steps
     departments:tuple = ()     # C2, C7, C9: departments of clothes whose reviews are trained on
-    review_steps:int = 300     # optimizer steps of their mixture
+    review_steps:int = 1200    # optimizer steps of their mixture
 
 # %% ../nbs/09_p5.ipynb #1c2a7e0a
 _subset = "on the 5-core of 30 % of Beauty's users"
