@@ -309,7 +309,7 @@ class Claims:
     scheme_steps:int = 300     # optimizer steps of those
     scheme_batch:int = 96      # samples of a step
     recipes:int = 0            # C11: 1 measures k-means codes at every rate
-    high_rates:tuple = (3e-3, 1e-2, 3e-2, 1e-1)   # peak rates of those
+    high_rates:tuple = (3e-3, 1e-2, 3e-2, 1e-1)   # peak rates of those that are no codes
     sasrec:int = 0             # C5: passes of SASRec over the users
     ratings:str = ''           # C6: set of reviews
     rating_steps:int = 300     # C6: optimizer steps
