@@ -3,7 +3,7 @@ import numpy as np, pytest
 
 from papers_lib.lab.tasks import task_at_hand
 from papers_lib.lab.data import available
-from papers_lib.lab.text_tasks import TextTask, rouge_l, task_mixture, text_pairs, text_tasks, titled_reviews
+from papers_lib.lab.text_tasks import TextTask, rouge_1, rouge_l, task_mixture, text_pairs, text_tasks, titled_reviews
 
 
 def test_every_class_has_a_word_that_is_read_back():
@@ -76,3 +76,5 @@ def test_titles_are_scored_by_their_longest_common_words():
     found = rouge_l(['dress lovely a', 'Lovely dresses', '', 'lovely'], ['a lovely dress'] * 4)
     assert found == pytest.approx([1 / 3, 0.8, 0, 0.5])
     with pytest.raises(ValueError): rouge_l(['a'], [])
+    assert rouge_1(['dress lovely a', 'no'], ['A lovely dress!', 'yes']) == pytest.approx([1, 0])
+    with pytest.raises(ValueError): rouge_1(['a'], [])

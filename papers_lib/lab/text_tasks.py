@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 # %% auto #0
-__all__ = ['text_tasks', 'TextTask', 'text_pairs', 'task_mixture', 'titled_reviews', 'rouge_l']
+__all__ = ['text_tasks', 'TextTask', 'text_pairs', 'task_mixture', 'titled_reviews', 'rouge_l', 'rouge_1']
 
 # %% ../../nbs/lab/17_text_tasks.ipynb #b1787475
 from .data import did_you_mean, get
@@ -93,11 +93,21 @@ def titled_reviews(
     return [r for r in reviews('clothing-reviews') if r.headline and r.text and part(r.text) in _tenths[split]]
 
 # %% ../../nbs/lab/17_text_tasks.ipynb #52f9d164
+def _rouge(kind, said, right)->Float[np.ndarray, 'n']:
+    from rouge_score.rouge_scorer import RougeScorer
+    scorer = RougeScorer([kind], use_stemmer=True)
+    return np.array([scorer.score(r, s)[kind].fmeasure for s, r in zip(said, right, strict=True)])
+
 def rouge_l(
     said:Sequence[str],
     right:Sequence[str],
 )->Float[np.ndarray, 'n']:   # of each, from 0 to 1
     "Score texts by ROUGE-L."
-    from rouge_score.rouge_scorer import RougeScorer
-    scorer = RougeScorer(['rougeL'], use_stemmer=True)
-    return np.array([scorer.score(r, s)['rougeL'].fmeasure for s, r in zip(said, right, strict=True)])
+    return _rouge('rougeL', said, right)
+
+def rouge_1(
+    said:Sequence[str],
+    right:Sequence[str],
+)->Float[np.ndarray, 'n']:   # of each, from 0 to 1
+    "Score texts by ROUGE-1: words in common, in any order."
+    return _rouge('rouge1', said, right)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['whole_word_ids', 'IdPieces', 'Catalogue', 'read_sources', 'search_items', 'catalogue_scores', 'ranks_in_lists',
-           'without_seen', 'PublicBeams', 'Task', 'MixtureBatches']
+__all__ = ['BINS', 'whole_word_ids', 'IdPieces', 'Catalogue', 'read_sources', 'search_items', 'catalogue_scores',
+           'ranks_in_lists', 'without_seen', 'PublicBeams', 'Task', 'MixtureBatches', 'rating_target', 'read_rating',
+           'training_window']
 
 # %% ../../nbs/rec/07_spelling.ipynb #44e991d9
 from ..engine.generate import Trie, beam_search, check_finite, evaluating
@@ -30,14 +31,14 @@ def whole_word_ids(
 
 # %% ../../nbs/rec/07_spelling.ipynb #277da7e9
 class IdPieces:
-    "Unigram pieces; above them pairs of digits, then tokens of one's own."
+    "Unigram pieces; above them pairs of digits and the point between them, then tokens of one's own."
     def __init__(self,
         pieces:UnigramPieces,
         extra:Sequence[str]=(),     # further tokens: '<' name '>'
     ):
         if bad := next((x for x in extra if not re.fullmatch(r'<[^<>\s]+>', x)), None):
             raise ValueError(f'extra={bad!r}: a token of one\'s own is written <name>')
-        digits = [f'{n:0{w}}' for w in (1, 2) for n in range(10 ** w)]
+        digits = [*(f'{n:0{w}}' for w in (1, 2) for n in range(10 ** w)), '.']     # a rating is 4.7, not 4 .7
         added = [mark + x for x in (*digits, *dict.fromkeys(extra)) for mark in ('▁', '')]
         self.pieces, self.extra, self.eot, self.unk = pieces, tuple(extra), pieces.eot, pieces.unk
         self.names = dict(zip(added, range(pieces.n_vocab, pieces.n_vocab + len(added))))
@@ -258,3 +259,32 @@ class MixtureBatches:
     def load_state(self, state:dict)->None:
         "Go to a saved position in the same data."
         self.given = given_of(state, self.state())
+
+# %% ../../nbs/rec/07_spelling.ipynb #b08f6335
+BINS = ((1., 1.4), (1.5, 2.4), (2.5, 3.4), (3.5, 4.4), (4.5, 5.))    # of the stars from 1 to 5
+
+def rating_target(
+    star:int,                    # from 1 to 5
+    rng:np.random.Generator,
+)->float:                        # in steps of 0.1, from 1 to 5
+    "Draw what stands for a star in training."
+    if star not in (1, 2, 3, 4, 5): raise ValueError(f'star={star!r}: must be a whole number from 1 to 5')
+    low, high = BINS[int(star) - 1]
+    return float(np.clip(round(rng.normal((low + high) / 2, (high - low) / 4), 1), 1, 5))
+
+# %% ../../nbs/rec/07_spelling.ipynb #55974d8d
+def read_rating(said:str)->float|None:   # None for what is no rating
+    "Read a written rating, clipped to 1 to 5."
+    return min(max(float(said), 1.), 5.) if re.fullmatch(r'\d+(\.\d+)?', said.strip()) else None
+
+# %% ../../nbs/rec/07_spelling.ipynb #6aa77cc9
+def training_window(
+    history:Sequence,            # training events of a user, at least 2
+    rng:np.random.Generator,
+)->tuple[list, object]:          # the window, the event after it
+    "Cut a sample out of a history."
+    n = len(history)
+    if n < 2: raise ValueError(f'{n} training event(s): a window and a target need 2')
+    end = int(rng.integers(max(min(2, n - 1), n - 3), n))      # events up to the window's end
+    start = int(rng.integers(0, min(3, end - 1))) if end > 1 else 0
+    return list(history[start:end]), history[end]
