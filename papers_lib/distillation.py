@@ -223,7 +223,7 @@ def teacher_table(lesson:Lesson, d:int)->Float[np.ndarray, 'v d']:
     table = load_model(teacher_folder(lesson) / 'model', CrossEncoder, TeacherConfig).encoder.tok_emb.weight
     return student_table(table[:reader(lesson).n_vocab].detach().numpy(), d)
 
-# %% ../nbs/15_distillation.ipynb #bb47632e
+# %% ../nbs/15_distillation.ipynb #140d2589
 def _spoil(lesson, share, copies, folder):
     "Spoil the words of lists, score the result."
     rows, tok, rng = lists(lesson).take(some_lists(lesson, share)), reader(lesson), np.random.default_rng(3)
