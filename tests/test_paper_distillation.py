@@ -7,8 +7,8 @@ import torch
 
 from papers_lib import distillation
 from papers_lib.distillation import (
-    CrossEncoder, Lesson, TeacherConfig, claims, distill, lists, others, paper, pool, race_textcnn, reader, runs, scored,
-    some_lists, spoilt_lists, stored, students, tables, teacher_table, train_student, train_teacher)
+    CrossEncoder, Lesson, TeacherConfig, claims, distill, lists, others, paper, pool, race_textcnn, reader, runs,
+    scored, some_lists, spoilt_lists, stored, students, tables, teacher_table, train_student, train_teacher)
 from papers_lib.engine.checkpoint import load_model, save_model
 from papers_lib.engine.distil import DistilLoss, ListBatches, frozen, score_pairs, bits_hash
 from papers_lib.engine.train import TrainConfig
@@ -145,8 +145,8 @@ def test_a_teacher_scores_in_the_arithmetic_of_its_lesson():
 def test_a_chinese_teacher_reads_characters_and_gives_its_embeddings():
     pytest.importorskip('gensim')
     if not available('qbqtc'): pytest.skip('needs qbqtc')
-    lesson = Lesson('qbqtc', 40, 2, n_hard=2, n_easy=1, n_test=12, n_tune=12, n_query=8, n_doc=12, layers=1, n_taught=32,
-                    dtype='float32', width=16)
+    lesson = Lesson('qbqtc', 40, 2, n_hard=2, n_easy=1, n_test=12, n_tune=12, n_query=8, n_doc=12, layers=1,
+                    n_taught=32, dtype='float32', width=16)
     tok = reader(lesson)
     assert tok.cut == 'characters' and all(len(w) == 1 for w in tok.words)
     assert max(map(len, pool(lesson, 'train').docs)) <= 12
