@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from papers_lib.engine.distil import (
     DistilLoss, ListBatches, ListLoss, agreement, as_scores, frozen, hinge, margin_mse, padded_table, score_kl,
-    score_mse, score_pairs, standardised, warn_scale, bits_hash)
+    score_mse, score_pairs, standardised, warn_scale, warn_unknown, bits_hash)
 
 numbers = st.floats(-20, 20, width=32)
 pairs = st.lists(st.tuples(numbers, numbers, numbers, numbers), min_size=1, max_size=8)
@@ -136,3 +136,11 @@ def test_agreement_of_a_scorer_with_itself_and_its_opposite():
     assert agreement(3 * s + 1, s, q)['kendall'] == pytest.approx(1)
     assert agreement(-s, s, q)['spearman'] == pytest.approx(-1)
     with pytest.raises(ValueError, match='no query'): agreement(np.zeros(30), s, q)
+
+
+def test_a_vocabulary_that_reads_little_warns():
+    with pytest.warns(UserWarning, match='67% of the pieces of the queries are unknown'):
+        assert warn_unknown(np.array([[1, 1, 5], [0, 0, 0]]), 1, 'queries') == pytest.approx(2 / 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert warn_unknown(np.array([[1, 5, 6]]), 1, 'queries') < .5 and warn_unknown(np.zeros((2, 3)), 1, 'x') == 0

@@ -256,3 +256,22 @@ def test_a_race_takes_the_peer_first():
         'S.x', 'x', dict(theirs=lambda: order.append('theirs'), ours=lambda: order.append('ours')), 1.0, 3, paper='toy'
     )
     assert order == ['theirs', 'ours'] * 5 and row.metric == 'time of theirs / time of ours'
+
+
+def test_what_is_timed_in_one_thread_leaves_the_threads_as_they_were():
+    before = torch.get_num_threads()
+    assert bench.one_thread(lambda: (torch.get_num_threads(), torch.is_grad_enabled()))() == (1, False)
+    def broken(): raise KeyError('x')
+    with pytest.raises(KeyError): bench.one_thread(broken)()
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.slow
+def test_an_export_gives_its_parity_and_its_times():
+    for name in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(name)
+    from papers_lib.nn.matchers import Student, StudentConfig
+    net = Student(StudentConfig(200, d_emb=8, n_map=4)).eval()
+    q, d = torch.randint(1, 200, (1, 5)), torch.randint(1, 200, (1, 7, 9))
+    rows = {r.id: r for r in bench.onnx_race('demo', net, q, d, n=6, dataset='x', protocol='y')}
+    assert {*rows} == {'onnx.gap', 'onnx.vs_torch', 'onnx.int8'} and verdict(rows['onnx.gap']) == 'holds'
+    assert all(r.paper == 'demo' and r.dataset == 'x' for r in rows.values())

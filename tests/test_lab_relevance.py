@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from papers_lib.lab.relevance import (
-    Triples, believed, candidates, judged, list_metrics, read_triples, relevance, relevance_sets, triples,
-    write_triples)
+    Triples, believed, candidate_pool, candidates, first_stage, judged, list_metrics, read_triples, relevance,
+    relevance_sets, rerank_metrics, triples, write_triples)
 from papers_lib.lab.data import available
 
 
@@ -112,3 +112,46 @@ def test_more_is_dropped_at_a_larger_margin():
     s = np.random.default_rng(0).normal(size=(200, 4)) + [1, 0, 0, 0]
     kept = [believed(s, m).sum() for m in (None, 0., .5, 1.)]
     assert kept[0] == 200 and kept == sorted(kept, reverse=True) and kept[-1] > 0
+
+
+def test_a_first_stage_finds_what_shares_words_and_grades_it():
+    pairs = made()
+    hits, scores = first_stage(pairs, 4)
+    good = {*zip(pairs.query.tolist(), pairs.doc.tolist())}
+    assert max(np.bincount(hits.query)) <= 4 and (np.diff(hits.query) >= 0).all()
+    for q, d, g in zip(hits.query.tolist(), hits.doc.tolist(), hits.grade): assert (g > 0) == ((q, d) in good)
+    for q in range(len(pairs.queries)): assert (np.diff(scores[hits.query == q]) <= 0).all()
+
+
+def test_reranking_is_bounded_by_what_was_found():
+    pairs = judged('toy', [('red', 'a red one', 1), ('red', 'crimson', 1), ('blue', 'sky', 1)], ['red red', 'a dog'])
+    hits, bm25 = first_stage(pairs, 5)
+    told = rerank_metrics(pairs, hits, bm25)
+    assert told['recall'].tolist() == [.5, 0.] and told['ndcg'][1] == 0 and told['mrr'][1] == 0
+    best, worst = rerank_metrics(pairs, hits, hits.grade), rerank_metrics(pairs, hits, -hits.grade)
+    assert best['mrr'][0] == 1 and worst['mrr'][0] == .5 and best['ndcg'][0] < 1
+    level = rerank_metrics(pairs, hits, np.zeros(len(bm25)))
+    assert level['mrr'][0] == pytest.approx(1 / 1.5)
+    with pytest.raises(ValueError, match='scores of'): rerank_metrics(pairs, hits, bm25[:-1])
+    with pytest.raises(ValueError, match='not a number'): rerank_metrics(pairs, hits, np.full(len(bm25), np.nan))
+
+
+def test_what_was_found_whole_is_judged_as_a_list_is():
+    rng, pairs = np.random.default_rng(0), made()
+    hits, _ = first_stage(pairs, 100)
+    scores = rng.normal(size=len(hits.query))
+    lists, stages = list_metrics(hits.query, hits.grade, scores), rerank_metrics(pairs, hits, scores)
+    assert all(np.allclose(lists[k], stages[k]) for k in ('ndcg', 'mrr')) and (stages['recall'] == 1).all()
+
+
+def test_a_pool_is_drawn_among_answered_queries_and_shortened():
+    a, b = (candidate_pool('clothing-reviews', 'test', 15, 2, 1, 4, 6) for _ in range(2))
+    assert a.queries == b.queries and np.array_equal(a.doc, b.doc) and len(a.queries) == 15
+    assert max(len(t.split()) for t in a.docs) <= 6 and max(len(t.split()) for t in a.queries) <= 4
+    assert {*a.grade} == {0., 1.} and all(a.grade[a.query == q].max() > 0 for q in range(15))
+
+
+def test_pairs_of_qbqtc_that_share_a_query_with_another_split_are_counted():
+    if not available('qbqtc'): pytest.skip('needs qbqtc')
+    left_out = [relevance('qbqtc', s).dropped for s in ('train', 'tune', 'test')]
+    assert left_out == [0, 200, 1519]

@@ -7,15 +7,17 @@ import torch
 
 from papers_lib import distillation
 from papers_lib.distillation import (
-    CrossEncoder, Lesson, TeacherConfig, claims, distill, lists, paper, pool, race_textcnn, runs, students,
-    train_student, train_teacher)
+    CrossEncoder, Lesson, TeacherConfig, claims, distill, lists, others, paper, pool, race_textcnn, reader, runs,
+    scored, some_lists, spoilt_lists, stored, students, tables, teacher_table, train_student, train_teacher)
 from papers_lib.engine.checkpoint import load_model, save_model
 from papers_lib.engine.distil import DistilLoss, ListBatches, frozen, score_pairs, bits_hash
 from papers_lib.engine.train import TrainConfig
 from papers_lib.lab.data import available
 from papers_lib.lab.presets import plan
+from papers_lib.lab.relevance import judged
 from papers_lib.lab.results import published
 from papers_lib.nn.matchers import Student, StudentConfig, make_student
+from papers_lib.text.lexicon import Lexicon
 from papers_lib.text.wordpiece import SPECIALS, FastWordPiece
 from shrunken import rows_of_a_small_run
 
@@ -116,6 +118,54 @@ def test_training_goes_on_where_it_stopped_and_refuses_another_loss(tmp_path):
 @pytest.mark.parametrize('field', ['n_list', 'n_neg', 'n_doc', 'layers'])
 def test_a_lesson_that_is_none_is_named(field):
     with pytest.raises(ValueError, match=f'Lesson.{field}=0: must be at least 1'): Lesson(**{field: 0})
+
+
+def test_a_share_of_the_lists_is_the_same_draw_and_at_least_ten(monkeypatch):
+    monkeypatch.setattr(distillation, 'lists', lambda lesson: range(300))
+    tenth, some = some_lists(Lesson(), .1), some_lists(Lesson(), .001)
+    assert len({*tenth}) == 30 and len(some) == 10 and np.array_equal(tenth[:10], some)
+    assert len(some_lists(Lesson(), 1.)) == 300
+
+
+def test_texts_are_cut_to_twice_the_words_that_are_read():
+    texts = judged('toy', [('a b c', 'a ' * 50, 1)])
+    q, d = tables(Lesson(n_query=2, n_doc=5), texts, Lexicon(['a', 'b', 'c']))
+    assert q.tolist() == [[2, 3, 4]] and d.shape == (1, 10)
+
+
+def test_a_teacher_scores_in_the_arithmetic_of_its_lesson():
+    model, r = teacher(), rows()
+    pairs = r['queries'], r['docs'], r['query'], r['doc'][:, 0]
+    plain, rounded = (scored(Lesson(dtype=t), model, *pairs) for t in ('float32', 'bfloat16'))
+    assert np.array_equal(plain, score_pairs(model, *pairs)) and not np.array_equal(plain, rounded)
+    assert np.abs(plain - rounded).max() < .05 * max(1, np.abs(plain).max())
+
+
+@pytest.mark.slow
+def test_a_chinese_teacher_reads_characters_and_gives_its_embeddings():
+    pytest.importorskip('gensim')
+    if not available('qbqtc'): pytest.skip('needs qbqtc')
+    lesson = Lesson('qbqtc', 40, 2, n_hard=2, n_easy=1, n_test=12, n_tune=12, n_query=8, n_doc=12, layers=1,
+                    n_taught=32, dtype='float32', width=16)
+    tok = reader(lesson)
+    assert tok.cut == 'characters' and all(len(w) == 1 for w in tok.words)
+    assert max(map(len, pool(lesson, 'train').docs)) <= 12
+    assert stored(lesson, 'lists').shape == (len(lists(lesson)), 3) and stored(lesson, 'test').shape == (48,)
+    assert teacher_table(lesson, 8).shape == (tok.n_vocab, 8)
+
+
+@pytest.mark.slow
+def test_spoilt_lists_keep_their_form():
+    if not (available('wikiqa') and available('ud_ewt')): pytest.skip('needs wikiqa and ud_ewt')
+    lesson = Lesson('wikiqa', 20, 4, n_hard=0, n_easy=0, n_test=10, n_tune=10, n_doc=8, layers=1, n_taught=16)
+    n = len(some_lists(lesson, .01))
+    found = spoilt_lists(lesson, .01, 3)
+    assert found['scores'].shape == (3 * n, 5) and len(found['q']) == 3 * n and len(found['d']) == 15 * n
+    assert (found['q'] == reader(lesson).mask).any() and (found['d'] == reader(lesson).mask).any()
+
+
+def test_the_other_lessons_are_of_sets_that_we_know():
+    assert {*others} == {'qbqtc', 'scifact'} and all(others[k].name == k for k in others)
 
 
 def test_a_lesson_of_wikiqa_has_its_lists():
@@ -240,7 +290,13 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     rows = rows_of_a_small_run('distillation', tmp_path, {
         'data.n_list': 60, 'data.n_test': 30, 'data.n_tune': 20, 'data.layers': 1, 'data.n_taught': 32,
         'data.n_doc': 12, 'train.n_step': 5, 'model.d_emb': 8, 'model.n_map': 4, 'model.hidden': 8,
-        'claims.exchanged': .3, 'claims.n_word': 300, 'claims.blocks': 1})
+        'claims.exchanged': .3, 'claims.n_word': 300, 'claims.blocks': 1, 'claims.part': .01, 'claims.first': 20,
+        'claims.copies': [2, 1], 'claims.rates': [.001, .01, .1], 'claims.few_rates': [.001, .01, .1],
+        'claims.deep_rates': [.001, .01, .1], 'claims.tune_seeds': [100]})
+    for name, set_ in (('C6', 'ud_ewt'), ('C8', 'qbqtc'), ('C9', 'qbqtc'), ('C12', 'scifact')):
+        if not available(set_): pytest.skip(f'{name} needs {set_}')
     measured = [id for id, c in claims.items() if c.needs != ('later',)]
     assert all(rows[id]['ours'] is not None for id in measured), {id: rows[id]['why'] for id in measured}
     assert len(rows['C1']['values']['hard alone']) == 2 and 'T.cost.textcnn.100' in rows
+    assert rows['C12.bm25.ndcg']['ours'] <= rows['C12.ceiling.ndcg']['ours'] and rows['C8.grades-majority']['ours'] > .5
+    assert 0 < rows['C13.dropped-0']['ours'] < rows['C13.dropped-0.5']['ours'] < 1

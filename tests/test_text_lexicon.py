@@ -4,7 +4,7 @@ import warnings
 import numpy as np
 import pytest
 
-from papers_lib.text.lexicon import Lexicon, characters, cutters, read_vectors, skip_gram
+from papers_lib.text.lexicon import Lexicon, SameTag, characters, cutters, read_vectors, skip_gram, varied
 from papers_lib.text.tokenizers import BadVocabulary
 
 
@@ -14,7 +14,8 @@ def test_unknown_words_and_padding_have_numbers_of_their_own():
     assert lex.missed(['a c', 'c c']) == .75 and lex.missed([]) == 0
 
 
-@pytest.mark.parametrize('how, text, told', [('words', "Don't!", ['don', 't']), ('characters', '花 呗', ['花', '呗'])])
+@pytest.mark.parametrize('how, text, told', [('words', "Don't!", ['don', 't']), ('characters', '花 呗', ['花', '呗']),
+                                             ('bigrams', '花呗 吗', ['花呗', '呗吗']), ('bigrams', '花', ['花'])])
 def test_cutters(how, text, told): assert cutters[how](text) == told
 
 
@@ -70,3 +71,32 @@ def test_skip_gram_is_repeatable_and_leaves_unknown_rows_empty():
     lex = Lexicon(['red', 'dress', 'cat', 'unmet'])
     a, b = (skip_gram(texts, lex, 8, seed=1) for _ in range(2))
     assert np.array_equal(a, b) and not a[[0, 1, 5]].any() and a[2:5].any(1).all()
+
+
+TAGGED = 'the a dog cat cat sees Sees'.split(), ['DET', 'DET', 'NOUN', 'NOUN', 'NOUN', 'VERB', 'NOUN']
+
+
+def test_a_word_gives_way_to_another_of_its_part_of_speech_as_often_as_that_is_met():
+    alike, rng = SameTag(*TAGGED), np.random.default_rng(0)
+    drawn = [alike('Dog', rng) for _ in range(800)]
+    assert {*drawn} == {'dog', 'cat', 'sees'} and .42 < drawn.count('cat') / 800 < .58
+    assert alike('unmet', rng) == 'unmet' and {alike('the', rng) for _ in range(30)} == {'the', 'a'}
+    with pytest.raises(ValueError, match='1 words and 2 tags'): SameTag(['a'], ['X', 'Y'])
+    with pytest.raises(ValueError, match='0 words'): SameTag([], [])
+
+
+def test_spoilt_texts_are_as_often_masked_replaced_and_cut_as_asked():
+    rng, text = np.random.default_rng(0), ['w'] * 20
+    swap = lambda w, rng: 'x'
+    whole = [w for _ in range(300) for w in varied(text, rng, alike=swap, p_run=0)]
+    assert abs(whole.count(None) / 6000 - .1) < .02 and abs(whole.count('x') / 6000 - .1) < .02
+    sizes = [len(varied(text, rng, p_mask=0, p_run=1)) for _ in range(200)]
+    assert {*sizes} == {1, 2, 3, 4, 5}
+    order = [str(i) for i in range(9)]
+    for _ in range(20): assert ''.join(varied(order, rng, p_mask=0, p_run=1)) in ''.join(order)
+    assert varied([], rng) == [] and varied(order, rng, p_mask=0, p_run=0) == order
+
+
+@pytest.mark.parametrize('wrong', [dict(p_mask=-.1), dict(p_run=1.5), dict(p_mask=.6, p_alike=.6)])
+def test_chances_that_are_none_are_named(wrong):
+    with pytest.raises(ValueError, match='must lie in'): varied(['a'], np.random.default_rng(0), **wrong)

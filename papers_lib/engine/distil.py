@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 
 # %% auto #0
 __all__ = ['soft_losses', 'hinge', 'score_mse', 'margin_mse', 'score_kl', 'positive_ce', 'DistilLoss', 'ListLoss', 'score_range',
-           'warn_scale', 'standardised', 'as_scores', 'bits_hash', 'frozen', 'padded_table', 'ListBatches',
-           'score_pairs', 'agreement']
+           'warn_scale', 'standardised', 'as_scores', 'bits_hash', 'frozen', 'padded_table', 'warn_unknown',
+           'ListBatches', 'score_pairs', 'agreement']
 
 # %% ../../nbs/engine/16_distil.ipynb #4bb94d1f
 from ..text.corpora import given_of
@@ -177,6 +177,18 @@ def padded_table(
     out = np.full((len(rows), t), pad, np.int32)
     for i, r in enumerate(rows): out[i, :min(len(r), t)] = r[:t]
     return out
+
+def warn_unknown(
+    table:Int[np.ndarray, 'm t'],   # as `padded_table` makes it
+    unk:int,                        # id of what the vocabulary does not have
+    what:str,                       # whose texts they are
+    pad:int=0,
+)->float:                           # share of the ids
+    "Warn of texts that a vocabulary cannot read."
+    share = float((table == unk).sum() / max(1, (table != pad).sum()))
+    if share > .5: warnings.warn(f'{share:.0%} of the pieces of the {what} are unknown to this vocabulary: is it of '
+                                 f'the same language?')
+    return share
 
 def _trimmed(x:np.ndarray)->Tensor:   # (..., t) int64
     "Take away columns of padding alone."

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from fastcore.basics import patch
 import numpy as np, torch
@@ -17,15 +18,16 @@ from torch import Tensor, nn
 from jaxtyping import Int
 
 # %% auto #0
-__all__ = ['speed_row', 'race', 'timed', 'decode_speed', 'read_seconds', 'train_step', 'bench_batch', 'our_loss', 'hf_loss',
-           'TrainRace', 'bfloat16_loss', 'fresh_process', 'training_peak', 'MemoryRace', 'training_races', 'DecodeRace',
-           'full_text_score', 'PackedRace', 'FloorRace', 'WeightsRace', 'scoring_race', 'ShotsRace', 'NanoGPT',
-           'select_races', 'run_races']
+__all__ = ['speed_row', 'one_thread', 'onnx_race', 'race', 'timed', 'decode_speed', 'read_seconds', 'train_step', 'bench_batch',
+           'our_loss', 'hf_loss', 'TrainRace', 'bfloat16_loss', 'fresh_process', 'training_peak', 'MemoryRace',
+           'training_races', 'DecodeRace', 'full_text_score', 'PackedRace', 'FloorRace', 'WeightsRace', 'scoring_race',
+           'ShotsRace', 'NanoGPT', 'select_races', 'run_races']
 
 # %% ../../nbs/lab/10_bench.ipynb #29eb4947
 from ..nn.linear import cpp_compiler, packed
 from ..engine.evaluate import held_out
 from ..engine.generate import generate
+from ..engine.onnx_matcher import OnnxMatcher, eight_bits, export_onnx, odd_sizes, onnx_gap
 from ..engine.parity import pair_of
 from ..engine.recipe import n_params, train_lm
 from ..engine.score import score, token_nll
@@ -50,6 +52,47 @@ def speed_row(
     return Row(paper=paper, kind='speed', id=id, tests=statement, metric=f'time of {peer} / time of {ours}',
                unit='ratio', rule='at_least', bound=bound, n=ratio.n, baseline_name=f'{peer}, seconds',
                baseline_value=float(np.median(times[peer])), **ratio.facts() | fields)
+
+# %% ../../nbs/lab/10_bench.ipynb #714640ff
+def one_thread(
+    fn:Callable,       # without arguments
+)->Callable:           # the same, in one thread and without gradients
+    "Wrap what is timed."
+    def call():
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode(): return fn()
+        finally: torch.set_num_threads(before)
+    return call
+
+# %% ../../nbs/lab/10_bench.ipynb #7a1f1c0a
+def onnx_race(
+    paper:str,                  # whose rows they are
+    net:nn.Module,              # (q (b, t), d (b, n, s)) -> scores (b, n), in evaluation mode; has `cfg.n_vocab`
+    q:Int[Tensor, '1 t'],
+    d:Int[Tensor, '1 n s'],
+    *,
+    n:int=40,                   # rounds
+    seed:int=0,                 # of the sizes that are compared
+    **facts,                    # other fields of the rows: dataset, protocol
+)->Iterator[Row]:
+    "Compare a matcher's export with the matcher."
+    facts = dict(paper=paper) | facts
+    with TemporaryDirectory() as tmp:
+        path = export_onnx(net, Path(tmp) / 'float.onnx', net.cfg.n_vocab)
+        whole, small = OnnxMatcher(path), OnnxMatcher(eight_bits(path, Path(tmp) / 'int8.onnx'))
+        gap = onnx_gap(net, whole, net.cfg.n_vocab, seed)
+        yield Row(kind='parity', id='onnx.gap', tests='Scores of the ONNX export equal those of torch at odd sizes',
+                  metric='largest difference of a score', rule='at_most', bound=1e-4, ours=gap, n_seeds=1,
+                  baseline_name='torch', **facts | dict(protocol=f'{odd_sizes}: rows, length, documents, their length'))
+        ids = q.numpy(), d.numpy()
+        times = round_robin(dict(torch=one_thread(lambda: net(q, d)), onnx=lambda: whole(*ids),
+                                 int8=lambda: small(*ids)), n=n, warmup=5)
+    yield speed_row('onnx.vs_torch', 'ONNX Runtime is at most 5 % slower than torch', times, 'torch', 'onnx', .95,
+                    **facts)
+    yield speed_row('onnx.int8', 'Eight bits are at most 5 % slower than float32 under ONNX Runtime', times, 'onnx',
+                    'int8', .95, **facts)
 
 # %% ../../nbs/lab/10_bench.ipynb #2c7e9c1f
 def race(

@@ -7,22 +7,24 @@ from __future__ import annotations
 import csv, hashlib, io, json, re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import rankdata
 
 # %% auto #0
-__all__ = ['relevance_sets', 'Judged', 'judged', 'relevance', 'candidates', 'shortened', 'Triples', 'triples', 'read_triples',
-           'write_triples', 'believed', 'list_metrics']
+__all__ = ['relevance_sets', 'Judged', 'judged', 'relevance', 'candidates', 'shortened', 'candidate_pool', 'Triples', 'triples',
+           'read_triples', 'write_triples', 'believed', 'list_metrics', 'first_stage', 'rerank_metrics']
 
 # %% ../../nbs/lab/19_relevance.ipynb #63894d23
 from ..engine.distil import as_scores
 from .data import did_you_mean, get
-from .memo import remembered
+from .memo import definitions_hash, remembered
 from .reviews import reviews
 from ..rec.metrics import of_ranks
+from ..store.cache import kept
+from ..text.lexicon import bigrams
 from ..text.search import BM25, words
 
 # %% ../../nbs/lab/19_relevance.ipynb #9a8ff83c
@@ -35,7 +37,7 @@ class Judged:
     query:Int[np.ndarray, 'm']      # of each pair, its place in `queries`
     doc:Int[np.ndarray, 'm']        # its place in `docs`
     grade:Float[np.ndarray, 'm']    # 0: not relevant
-    dropped:int = 0                 # pairs left out because their query stands in a later split
+    dropped:int = 0                 # pairs left out because their query stands in another split
 
     def only(self, keep)->Judged:
         "The pairs of some queries; all documents stay."
@@ -102,7 +104,8 @@ def _qbqtc(name, split):
     seen = {r['query'] for r in dev}
     rows = dict(train=dev[:n], tune=[r for r in dev[n:] if r['query'] not in early],
                 test=[r for r in read('test_public.jsonl') if r['query'] not in seen])[split]
-    return judged(name, [(r['query'], r['title'], float(r['label'])) for r in rows])
+    whole = dict(train=n, tune=len(dev) - n, test=len(_lines(name, 'test_public.jsonl')))[split]
+    return replace(judged(name, [(r['query'], r['title'], float(r['label'])) for r in rows]), dropped=whole - len(rows))
 
 def _question_pairs(name, split):
     file = {'afqmc': dict(train='train.txt', test='dev.txt'), 'lcqmc': dict(train='dev.txt', test='test.txt')}[name]
@@ -175,6 +178,36 @@ def shortened(
     if by not in ('words', 'characters'): raise ValueError(f"by={by!r}: must be 'words' or 'characters'")
     cut = (lambda t, n: ' '.join(t.split()[:n])) if by == 'words' else (lambda t, n: t[:n])
     return replace(pairs, queries=[cut(q, n_query) for q in pairs.queries], docs=[cut(d, n_doc) for d in pairs.docs])
+
+# %% ../../nbs/lab/19_relevance.ipynb #b80926b9
+def _write_pool(folder, name, split, most, n_hard, n_easy, n_query, n_doc, by):
+    pairs = relevance(name, split)
+    some = np.random.default_rng(0).permutation(np.unique(pairs.query[pairs.grade > 0]))[:most]
+    units = bigrams if by == 'characters' else words
+    if n_hard + n_easy: found = candidates(pairs, n_hard, n_easy, keep=some, tokens=units)
+    else: found = pairs.only(some)
+    found = shortened(found.used(), n_query, n_doc, by)
+    told = asdict(found) | {k: getattr(found, k).tolist() for k in ('query', 'doc', 'grade')}
+    (folder / 'pool.json').write_text(json.dumps(told), encoding='utf-8')
+
+@remembered
+def candidate_pool(
+    name:str,             # a key of `relevance_sets`
+    split:str,            # train, tune or test
+    most:int,             # queries, drawn at random among those with something relevant
+    n_hard:int,           # negatives by BM25 ...
+    n_easy:int,           # ... and at random; 0 and 0: those that the set brings
+    n_query:int,          # words or characters that are read of a query
+    n_doc:int,            # and of a document
+    by:str='words',       # or 'characters'; BM25 then counts their pairs
+)->Judged:
+    "Give candidate lists of a set, made once and kept in the user's cache."
+    choice = [name, split, most, n_hard, n_easy, n_query, n_doc, by]
+    told = json.dumps([choice, get(name).hash, definitions_hash(_write_pool)])
+    key = hashlib.sha256(told.encode()).hexdigest()[:32]
+    folder = kept('corpora', f'pool-{split}-{key}', lambda tmp: _write_pool(tmp, *choice))
+    told = json.loads((folder / 'pool.json').read_text(encoding='utf-8'))
+    return Judged(**told | {k: np.array(told[k]) for k in ('query', 'doc', 'grade')})
 
 # %% ../../nbs/lab/19_relevance.ipynb #ab938e71
 @dataclass(frozen=True)
@@ -306,3 +339,37 @@ def list_metrics(
     table = np.full((len(ranks), max(map(len, ranks))), np.nan)
     for i, r in enumerate(ranks): table[i, :len(r)] = r
     return dict(pairwise=np.array(pairwise), ndcg=of_ranks(table, 'ndcg', k), mrr=of_ranks(table, 'mrr', 10**6))
+
+# %% ../../nbs/lab/19_relevance.ipynb #eb479685
+def first_stage(
+    pairs:Judged,             # queries, and what is relevant to them among all `pairs.docs`
+    k:int=100,                # documents of each query that are found
+    index:BM25|None=None,     # over `pairs.docs`; made if not given
+)->tuple[Judged, Float[np.ndarray, 'm']]:   # what was found, with its grades; BM25's scores
+    "Find candidates of every query among all documents; words in common are needed, so there may be fewer."
+    ids, scores = (index or BM25(pairs.docs)).search(pairs.queries, k)
+    grade = dict(zip(zip(pairs.query.tolist(), pairs.doc.tolist()), pairs.grade.tolist()))
+    q, at = np.nonzero(ids >= 0)
+    d = ids[q, at]
+    found = np.array([grade.get(pair, 0.) for pair in zip(q.tolist(), d.tolist())])
+    return replace(pairs, query=q, doc=d, grade=found), scores[q, at]
+
+def rerank_metrics(
+    pairs:Judged,                     # all judgements
+    hits:Judged,                      # as `first_stage` gives them
+    scores:Float[np.ndarray, 'm'],    # of each hit, the higher the better
+    k:int=10,                         # places of NDCG
+)->dict[str, np.ndarray]:             # ndcg, mrr, recall (of the hits): (q,) of the queries with a relevant document
+    "Judge the order of what a first stage found; equals have their mean rank, what it missed an infinite one."
+    scores = np.asarray(scores, float)
+    if scores.shape != hits.query.shape: raise ValueError(f'scores of {scores.shape} for {hits.query.shape} hits')
+    if not np.isfinite(scores).all(): raise ValueError('a score is not a number')
+    qs, m = np.unique(pairs.query[pairs.grade > 0], return_counts=True)
+    ranks = np.full((len(qs), max(1, int(m.max(initial=1)))), np.nan)
+    for i, (q, n) in enumerate(zip(qs, m)):
+        at = hits.query == q
+        ours = np.sort((at.sum() + 1 - rankdata(scores[at]))[hits.grade[at] > 0])
+        ranks[i, :n] = np.inf
+        ranks[i, :len(ours)] = ours
+    return dict(ndcg=of_ranks(ranks, 'ndcg', k), mrr=of_ranks(ranks, 'mrr', 10**6),
+                recall=of_ranks(ranks, 'recall', 10**6))

@@ -9,6 +9,7 @@ import subprocess, sys, time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 # %% auto #0
@@ -535,9 +536,15 @@ def card_of(
     return Card(here, provenance, 'this run', rows)
 
 # %% ../../nbs/lab/08_results.ipynb #8876ec30
+@lru_cache(maxsize=8)
+def _read_unchanged(stamps):
+    return read_those([path for path, *_ in stamps])
+
 def published(paper:str)->Table:
-    "Published rows of a paper, all presets."
-    return Table([(rows, prov) for _, rows, prov in read_those(sorted(results_dir().glob(f'{paper}.*.json')))])
+    "Published rows of a paper, all presets; a file that has not changed is checked once a process."
+    stamps = tuple((p, (at := p.stat()).st_ino, at.st_size, at.st_mtime_ns)
+                   for p in sorted(results_dir().glob(f'{paper}.*.json')))
+    return Table([([*rows], prov) for _, rows, prov in _read_unchanged(stamps)])
 
 # %% ../../nbs/lab/08_results.ipynb #bd3b67d8
 def _check_notebook(folder, paper, prov):

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
 
 # %% auto #0
-__all__ = ['architectures', 'readings', 'repeated', 'joined', 'three_views', 'StudentConfig', 'Student', 'student_table',
-           'make_student']
+__all__ = ['architectures', 'readings', 'students', 'repeated', 'joined', 'three_views', 'StudentConfig', 'Student',
+           'student_table', 'make_student']
 
 # %% ../../nbs/nn/13_matchers.ipynb #cefcdb4a
 from .blocks import Block, Drawn, check_sizes
@@ -200,3 +200,8 @@ def make_student(
             raise ValueError(f'embeddings of {table.shape} for a student of {tuple(net.tok_emb.weight.shape)}')
         with torch.no_grad(): net.tok_emb.weight.copy_(torch.from_numpy(table))
     return net
+
+students = {   # name -> sizes
+    'textcnn': StudentConfig(), 'bilstm': StudentConfig(arch='bilstm'),
+    'transformer': StudentConfig(arch='transformer'),
+    'albert': StudentConfig(arch='transformer', n_layer=4, shared=True, d_model=128)}

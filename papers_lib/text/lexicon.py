@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float
 
 # %% auto #0
-__all__ = ['cutters', 'chinese_words', 'characters', 'Lexicon', 'skip_gram', 'Vectors', 'read_vectors']
+__all__ = ['cutters', 'chinese_words', 'characters', 'bigrams', 'Lexicon', 'skip_gram', 'Vectors', 'read_vectors', 'SameTag',
+           'varied']
 
 # %% ../../nbs/text/10_lexicon.ipynb #4a43265d
 from .search import words
@@ -36,7 +37,15 @@ def characters(
     "Cut a text into characters; white space is none."
     return [c for c in text if not c.isspace()]
 
-cutters:dict[str, Callable[[str], list[str]]] = {'words': words, 'jieba': chinese_words, 'characters': characters}
+def bigrams(
+    text:str,
+)->list[str]:
+    "Cut a text into pairs of neighbouring characters; a lone one stands for itself."
+    found = characters(text)
+    return [a + b for a, b in zip(found, found[1:])] or found
+
+cutters:dict[str, Callable[[str], list[str]]] = {
+    'words': words, 'jieba': chinese_words, 'characters': characters, 'bigrams': bigrams}
 
 # %% ../../nbs/text/10_lexicon.ipynb #65d400bf
 class Lexicon:
@@ -180,3 +189,47 @@ def read_vectors(
                          f'is it text, and in this encoding?')
     if bad: warnings.warn(f'{path}: {bad} of {bad + len(rows)} lines cannot be read, or repeat a word')
     return Vectors([*known], np.stack(rows), bad)
+
+# %% ../../nbs/text/10_lexicon.ipynb #0ad31621
+class SameTag:
+    "Draws words of the same part of speech."
+    def __init__(self,
+        words:Sequence[str],    # of a tagged corpus
+        tags:Sequence[str],     # of each
+    ):
+        if len(words) != len(tags) or not len(words): raise ValueError(f'{len(words)} words and {len(tags)} tags')
+        counts = Counter((w.casefold(), t) for w, t in zip(words, tags))
+        self.tag, by = {}, {}
+        for (w, t), n in counts.most_common():
+            self.tag.setdefault(w, t)
+            by.setdefault(t, ([], []))[0].append(w)
+            by[t][1].append(n)
+        self.drawn = {t: (ws, np.cumsum(ns) / np.sum(ns)) for t, (ws, ns) in by.items()}
+
+    def __call__(self, word:str, rng:np.random.Generator)->str:
+        "Draw another word; one that the corpus does not have stays."
+        tag = self.tag.get(word.casefold())
+        if tag is None: return word
+        ws, cumulated = self.drawn[tag]
+        return ws[min(len(ws) - 1, int(np.searchsorted(cumulated, rng.random())))]
+
+def varied(
+    words:Sequence[str],
+    rng:np.random.Generator,
+    *,
+    alike:Callable|None=None,   # (word, rng) -> another, such as a `SameTag`; None: no word is replaced
+    p_mask:float=.1,            # chance of each word to be masked
+    p_alike:float=.1,           # and to be replaced
+    p_run:float=.25,            # chance of the text to be cut to a run of words
+    longest:int=5,              # words of a run
+)->list[str|None]:              # None: masked
+    "Spoil a text as Distilled BiLSTM does."
+    for name, p in (('p_mask', p_mask), ('p_alike', p_alike), ('p_run', p_run), ('their sum', p_mask + p_alike)):
+        if not 0 <= p <= 1: raise ValueError(f'{name}={p}: must lie in [0, 1]')
+    chance = rng.random(len(words))
+    out = [None if u < p_mask else alike(w, rng) if alike and u < p_mask + p_alike else w
+           for u, w in zip(chance, words)]
+    if not out or rng.random() >= p_run: return out
+    n = min(len(out), int(rng.integers(1, longest + 1)))
+    at = int(rng.integers(len(out) - n + 1))
+    return out[at:at + n]
