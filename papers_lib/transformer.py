@@ -321,7 +321,7 @@ _translator = {  # claims on the encoder-decoder, fixed before anything is measu
                 'On pairs of Multi30k that are read twenty times or more the held-out loss is higher without dropout, '
                 'each at its own best rate; smoothing is not judged', 'greater', 0.02, arms=('no dropout', 'dropout'),
                 controls={'dropout, other seeds': 'nothing'}, n=6, expected=0.159, spread=0.03,
-                needs=('noise', 'text_rates')),
+                needs=('noise', 'few_rates')),
     'C12': Claim('Attention alone translates better than recurrent models, sooner (abstract, table 2)',
                  'BLEU on test_2016_flickr is higher than that of an LSTM with attention of as many parameters trained '
                  'for the same seconds, each at its own best rate', 'greater', 0.5, arms=('Transformer', 'LSTM'),
@@ -373,6 +373,7 @@ class Claims:
     noise:tuple = ()          # C6: training pairs, a number or 'all'
     steps:int = 400           # C1, C2, C3, C6, where the preset's own pairs are made: optimizer steps on captions
     text_rates:tuple = (2e-3, 4e-3, 8e-3, 1.6e-2)          # C1, C2, C3, C6, C12: of Transformers on Multi30k
+    few_rates:tuple = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)     # C6: where few pairs are read many times
     recurrent:tuple = (4e-3, 8e-3, 1.6e-2, 3.2e-2)         # C1, C12: of LSTMs
     depths:tuple = ()         # C7, C10, C11: blocks of a decoder; the last is judged
     parts:tuple = ()          # C8: parts exchanged, names of `exchanged`
