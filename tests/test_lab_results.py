@@ -356,13 +356,15 @@ def test_a_grid_that_changes_before_a_verdict_has_a_line_and_no_mark(repo, decla
     assert redesigned('toy', 'C1', 'cpu') == '' and '"why": "claims.rates was' in designs_file().read_text()
 
 
-def test_a_number_that_no_claim_names_concerns_all_that_were_judged_and_a_new_one_none(repo, declared):
+def test_a_number_that_no_claim_names_concerns_all_that_were_judged_and_a_new_one_those_that_name_it(repo, declared):
     declare(with_grids(declared), 'first')
     published_with(repo, with_grids(declared), ['C2'])
     declare(with_grids(declared, steps=60), 'longer')
     assert 'steps was 30, is 60; longer' in redesigned('toy', 'C2', 'cpu') and redesigned('toy', 'C1', 'cpu') == ''
-    declare(with_grids(declared, steps=60, widths=(8,)), 'a claim more')
-    assert 'a claim more' not in redesigned('toy', 'C2', 'cpu')
+    published_with(repo, with_grids(declared, steps=60), ['C1', 'C2'])
+    declare(with_grids(declared, steps=60, widths=(8,)), 'a grid of its own')      # C2 names it, C1 does not
+    assert redesigned('toy', 'C2', 'cpu').endswith('claims.widths is new: 8; a grid of its own')
+    assert redesigned('toy', 'C1', 'cpu') == ''
 
 
 def test_a_run_with_other_grids_is_not_published(repo, declared):

@@ -366,15 +366,17 @@ def redesigned(
 
 # %% ../../nbs/lab/08_results.ipynb #581b8c2b
 def _changes(old:dict, new:dict)->dict[str, str]:   # field -> was and is
-    "Say what changed in the numbers of a preset; a field that comes or goes is no change."
+    "Say what changed in the numbers of a preset, and what is new."
     say = lambda v: ', '.join(map(str, v)) if isinstance(v, list) else str(v)
-    return {k: f'{k} was {say(v)}, is {say(new[k])}' for k, v in old.items() if k in new and new[k] != v}
+    return {k: f'{k} was {say(old[k])}, is {say(v)}' if k in old else f'{k} is new: {say(v)}'
+            for k, v in new.items() if k not in old or old[k] != v}
 
-def _concerned(claims:dict, changed)->list[str]:   # ids
+def _concerned(claims:dict, changed:dict[str, str])->list[str]:   # ids
     "List the claims that changed numbers of a preset concern."
     readers = {f'claims.{name}': [id for id, c in claims.items() if name in c.needs]
                for c in claims.values() for name in c.needs}
-    return [id for id in claims if any(id in readers.get(k, [id]) for k in changed)]
+    each = lambda k: [] if changed[k].startswith(f'{k} is new') else [*claims]      # who reads a field that none names
+    return [id for id in claims if any(id in readers.get(k, each(k)) for k in changed)]
 
 def _judged(paper:str, preset:str)->set:   # ids
     "Find the claims that have a published number."
