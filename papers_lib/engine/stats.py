@@ -4,7 +4,7 @@
 
 # %% ../../nbs/engine/12_stats.ipynb #eca13c46
 from __future__ import annotations
-import math, time
+import hashlib, json, math, time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 import numpy as np
@@ -63,6 +63,7 @@ def is_number(x)->bool:
 # %% ../../nbs/engine/12_stats.ipynb #b534b1d4
 def _numbers(x, arm, depth=1)->list:   # nested lists of floats
     "Read the values of an arm, `depth` lists deep."
+    if depth == 1 and isinstance(x, list) and all(type(y) is float for y in x) and np.isfinite(x).all(): return x
     if depth and isinstance(x, (list, tuple, np.ndarray)): return [_numbers(y, arm, depth - 1) for y in x]
     if depth or not is_number(x): raise ValueError(f'values of {arm!r}: {x!r} must be ' +
                                                   ('a list' if depth else 'a finite number'))
@@ -262,15 +263,25 @@ def bootstrap(
     return tuple(map(float, np.quantile(draws, [0.025, 0.975])))
 
 # %% ../../nbs/engine/12_stats.ipynb #5c4efc15
-def _strata_interval(groups, level, seed=0, n=2000)->list:
-    "Interval of the mean of the groups' means; a group's rows (sum, count) are resampled within it."
-    rng, least, free = np.random.default_rng(seed), min(map(len, groups)), sum(len(g) - 1 for g in groups)
-    if least < 10: raise ValueError(f'{least} units: a bootstrap needs at least 10')
-    draws = np.zeros(n)
+_drawn = {}   # content of the groups -> their resampled means: one drawing serves every level
+
+def _resampled_means(groups, seed, n)->np.ndarray:
+    "Resample a group's rows (sum, count) within it; means of the groups' means."
+    key = hashlib.sha256(repr((seed, n, [g.shape for g in groups])).encode() + b''.join(g.tobytes() for g in groups))
+    if (told := _drawn.get(key.digest())) is not None: return told
+    rng, draws = np.random.default_rng(seed), np.zeros(n)
     for g in groups:
         for i in range(0, n, 200):
             picked = g[rng.integers(0, len(g), (200, len(g)))].sum(1)
             draws[i:i + 200] += picked[:, 0] / picked[:, 1] / len(groups)
+    if len(_drawn) >= 256: _drawn.clear()
+    return _drawn.setdefault(key.digest(), draws)
+
+def _strata_interval(groups, level, seed=0, n=2000)->list:
+    "Interval of the mean of the groups' means."
+    least, free = min(map(len, groups)), sum(len(g) - 1 for g in groups)
+    if least < 10: raise ValueError(f'{least} units: a bootstrap needs at least 10')
+    draws = _resampled_means(groups, seed, n)
     outer = math.sqrt(least / (least - 1)) * scipy_stats.t.ppf((1 - level) / 2, free)
     tail = float(scipy_stats.norm.cdf(outer))
     return [float(x) for x in np.quantile(draws, [tail, 1 - tail])]
@@ -627,8 +638,16 @@ def _clears(row, level)->bool:
     return bool(told and told.ci95) and _judge_claim(row.rule, *told.ci95, row.margin) in ('holds', 'fails')
 
 # %% ../../nbs/engine/12_stats.ipynb #e13fb676
+_error_levels = {}   # content of a row -> its level: the cards of a page ask for the same claims again and again
+
 def p_value(row:Row)->float:
     "Error level at which a claim is just decided; 1 where none decides it."
+    told = [row.test, row.values, row.rule, row.margin, row.n_seeds, row.looks]
+    key = hashlib.sha256(json.dumps(told).encode()).digest()
+    if key not in _error_levels: _error_levels[key] = _error_level(row)
+    return _error_levels[key]
+
+def _error_level(row)->float:
     low, high = 1e-6, 1.
     if _clears(row, 1 - low): return low
     for _ in range(20):
