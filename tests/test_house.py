@@ -202,3 +202,9 @@ def test_every_figure_finds_its_rows_among_the_published_ones(name):
     idle = {r.id for r in rows if r.kind == 'claim' and r.verdict == 'not attempted'}     # a figure may wait for them
     due = [p for p in patterns if re.match(r'\w+', p)[0] not in idle]
     assert [p for p in due if rows and not shown([], p, name)[0]] == []
+
+
+@pytest.mark.parametrize('path', sorted((root / 'nbs').rglob('*.ipynb')), ids=lambda p: p.stem)
+def test_no_two_cells_of_a_notebook_have_one_id(path):
+    ids = [c['id'] for c in json.loads(path.read_text(encoding='utf-8'))['cells']]
+    assert len({*ids}) == len(ids), sorted(i for i in {*ids} if ids.count(i) > 1)

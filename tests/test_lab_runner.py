@@ -266,8 +266,10 @@ def found(root, pattern, n):
 
 
 def papers_run(root):
-    "Start `papers run all`; a shell starts background jobs deaf to Ctrl-C."
-    listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    "Start `papers run all`; a shell starts background jobs deaf to Ctrl-C, and nohup starts what does not hang up."
+    def listen():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     command = [str(Path(sys.executable).parent / 'papers'), 'run', 'all']
     return subprocess.Popen(
         command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listen
