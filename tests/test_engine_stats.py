@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from papers_lib.engine import stats
 from papers_lib.engine.stats import (
     VALUES_LOST, Row, bootstrap, control, crossed, effect, estimators, holm, look_level, mean_t, median_interval,
     new_seed, over_units, p_value, paired_hits, paired_t, power, rank_skill, share, slope, time_ratio, trend_t, trends,
@@ -351,3 +352,27 @@ def test_a_row_comes_back_from_its_dictionary():
     assert Row.from_dict(r.to_dict()) == r
     with pytest.raises(ValueError, match='odd'): Row.from_dict(r.to_dict() | dict(odd=1))
     with pytest.raises(ValueError, match='ci95'): Row.from_dict({k: v for k, v in r.to_dict().items() if k != 'ci95'})
+
+
+def test_one_drawing_serves_every_level_and_each_content_has_its_own(monkeypatch):
+    rng, drawn = np.random.default_rng(3), []
+    a, b = rng.normal(.5, 1, 40), rng.normal(size=40)
+    real = np.random.default_rng
+    monkeypatch.setattr(stats.np.random, 'default_rng', lambda *seed: (drawn.append(seed), real(*seed))[1])
+    stats._drawn.clear()
+    wide, narrow = (stats.effect('bootstrap over units', dict(a=[*a], b=[*b]), level).ci95 for level in (.99, .5))
+    assert len(drawn) == 1 and wide[0] < narrow[0] < narrow[1] < wide[1]
+    stats._drawn.clear()
+    assert stats.effect('bootstrap over units', dict(a=[*a], b=[*b]), .5).ci95 == narrow          # drawn anew: the same
+    other = stats.effect('bootstrap over units', dict(a=[*(a + 1)], b=[*b]), .5).ci95
+    assert len(drawn) == 3 and other[0] > narrow[0] + .9
+
+
+def test_the_error_level_of_a_claim_is_its_own_and_is_found_once(monkeypatch):
+    clears, asked = stats._clears, []
+    monkeypatch.setattr(stats, '_clears', lambda row, level: (asked.append(row.id), clears(row, level))[1])
+    stats._error_levels.clear()
+    row = lambda id, margin: Row('toy', 'claim', id, rule='greater', margin=margin, **mean_t([.8, 1., 1.2]).facts())
+    easy, hard = stats.p_value(row('C1', .1)), stats.p_value(row('C2', .7))
+    n = len(asked)
+    assert easy < hard and stats.p_value(row('C1', .1)) == easy and len(asked) == n
