@@ -7,6 +7,7 @@ from __future__ import annotations
 import io, re, sys, time
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from fastcore.basics import patch
 
 # %% auto #0
@@ -77,10 +78,12 @@ def _widths(
     least:list[int],     # of each column: its longest word
     most:list[int],      # of each column: its longest line
     room:int,            # for all columns
-)->list[int|None]:       # None leaves them to rich
-    "Share the width of a table among its columns."
+)->list[int]:
+    "Share the width of a table among its columns; where the longest words have no room, they will be cut."
     free = room - sum(least)
-    if free < 0: return [None] * len(least)
+    if free < 0:
+        fits = lambda most: sum(min(w, most) for w in least) <= room
+        return [min(w, max(filter(fits, range(2, max(least))), default=2)) for w in least]
     widths, waiting = list(least), sorted(range(len(least)), key=lambda i: most[i] - least[i])
     for n, i in enumerate(waiting):
         widths[i] += min(most[i] - least[i], free // (len(waiting) - n))
@@ -88,13 +91,37 @@ def _widths(
     return widths
 
 # %% ../../nbs/lab/15_terminal.ipynb #789a39f1
-def _share(columns:list[list[list[str]]], room:int)->list[int|None]:
+def _share(columns:list[list[list[str]]], room:int)->list[int]:
     "Find how wide each column is, of cells that are lists of lines."
     from rich.cells import cell_len
     longest = lambda parts: max(map(cell_len, parts), default=0)
     lines = [[line for cell in column for line in cell] for column in columns]
     return _widths([longest(word for line in c for word in line.split()) for c in lines], [longest(c) for c in lines],
                    room)
+
+# %% ../../nbs/lab/15_terminal.ipynb #db25bb54
+def _folded(line:str, width:int)->list[str]:
+    "Cut a line between words into lines of at most so many cells; a word that is wider is cut where the room ends."
+    from rich.cells import cell_len
+    lines, now = [], ''
+    for word in line.split(' '):
+        if now and cell_len(f'{now} {word}') <= width:
+            now = f'{now} {word}'
+            continue
+        if now: lines.append(now)
+        now = ''
+        for char in word:
+            if now and cell_len(now + char) > width:
+                lines.append(now)
+                now = ''
+            now += char
+    return [*lines, now]
+
+def _padded(line:str, width:int, right:bool)->str:
+    "Fill a line up to so many cells."
+    from rich.cells import cell_len
+    space = ' ' * (width - cell_len(line))
+    return space + line if right else line + space
 
 # %% ../../nbs/lab/15_terminal.ipynb #631e78cd
 def print_table(
@@ -105,17 +132,16 @@ def print_table(
 )->None:
     "Print a table that wraps."
     from rich.console import Console
-    from rich.table import Column, Table
     from rich.text import Text
     file = file or sys.stdout
     console = Console(file=file, highlight=False, emoji=False, force_jupyter=False, force_terminal=file.isatty())
     cells = [[[as_line(line) for line in (c if isinstance(c, list) else [c])] for c in row] for row in rows]
     widths = _share([[[h], *column] for h, *column in zip(heads, *cells)], console.width - 2 * (len(heads) - 1))
-    columns = [Column(h, overflow='fold', width=w, justify='right' if h in right else 'left')
-               for h, w in zip(heads, widths)]
-    table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style='bold')
-    for row in cells: table.add_row(*(Text('\n'.join(lines)) for lines in row))
-    console.print(table)
+    for row, style in [([[h] for h in heads], 'bold'), *((row, '') for row in cells)]:
+        folded = [[part for line in lines for part in _folded(line, w)] for lines, w in zip(row, widths)]
+        for parts in zip_longest(*folded, fillvalue=''):
+            line = '  '.join(_padded(p, w, h in right) for p, w, h in zip(parts, widths, heads))
+            console.print(Text(line.rstrip(), style), soft_wrap=True)
 
 # %% ../../nbs/lab/15_terminal.ipynb #7fa29a71
 class _Log:
