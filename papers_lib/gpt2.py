@@ -34,9 +34,10 @@ from .engine.score import score_text, token_nll
 from .engine.stats import Row
 from .engine.train import TrainConfig
 from .lab import data as lab_data
-from .lab.bench import DecodeRace, scoring_race, training_races
+from .lab.bench import DecodeRace, training_races
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
+from .lab.races import scoring_race
 
 # %% ../nbs/04_gpt2.ipynb #30b628a2
 @dataclass(frozen=True)

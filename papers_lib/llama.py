@@ -36,11 +36,11 @@ from .engine.llm import LocalLLM
 from .engine.parity import check_exportable
 from .engine.stats import Row
 from .engine.train import TrainConfig
-from .lab.bench import (
-    FloorRace, PackedRace, ShotsRace, WeightsRace, bench_batch, our_loss, race, train_step, training_races)
+from .lab.bench import bench_batch, our_loss, race, train_step, training_races
 from .lab.data import get, registry
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
+from .lab.races import FloorRace, PackedRace, ShotsRace, WeightsRace
 
 # %% ../nbs/08_llama.ipynb #8d167140
 @dataclass(frozen=True)

@@ -426,10 +426,10 @@ def _race_lists(seed:int=0, n_item:int=12_000, n_beam:int=20, n_query:int=16)->I
     sources = [fill(templates['2-3'], dict(user=i + 1, history=h, target='1'))[0] for i, h in enumerate(histories)]
     public = PublicBeams(model, catalogue, model.as_t5().to_hf())
     inputs = read_sources(sources, catalogue.tok, model.cfg.ctx_len)
-    theirs, mine = lambda: public.search(inputs, n_beam), lambda: search_items(model, sources, catalogue, n_beam=n_beam)
-    if not (mine() == theirs()).all(): raise AssertionError('S.lists: the lists differ')
+    theirs = lambda: public.search(inputs, n_beam).tolist()
+    mine = lambda: search_items(model, sources, catalogue, n_beam=n_beam).tolist()
     says = 'An evaluation by 20 constrained beams is at least ten times as fast as transformers, with the same lists'
-    yield race('S.lists', says, dict(transformers=theirs, papers_lib=mine), 10., n=5, paper='p5',
+    yield race('S.lists', says, dict(transformers=theirs, papers_lib=mine), 10., n=5, same=True, paper='p5',
                dataset='random items',
                protocol=f'2 + 2 layers, d 128, 32,100 pieces, {n_item:,} numbers of five digits, {n_query} prompts, '
                         f'{n_beam} beams')

@@ -33,10 +33,11 @@ from .engine.generate import Trie, beam_search, generate
 from .engine.parity import check_exportable, pair_of
 from .engine.stats import Row
 from .engine.train import IGNORE, FitResult, TrainConfig, fit
-from .lab.bench import race, train_step
+from .lab.bench import race
 from .lab.data import span_corpus
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
+from .lab.races import PairRace, random_pairs
 
 # %% ../nbs/05_t5.ipynb #fe788820
 @dataclass(frozen=True)
@@ -361,24 +362,14 @@ def _raced(n_vocab, d, n_layer)->T5Config:
     n_head = max(4, d // 64)
     return T5Config(n_vocab, 128, d, n_layer, n_head=n_head, d_head=d // n_head, d_ff=4 * d)
 
-def _random_pairs(cfg, n, seed)->dict:
-    rng = np.random.default_rng(seed)
-    draw = lambda: rng.integers(3, cfg.n_vocab, size=int(rng.integers(8, 24))).tolist()
-    return pair_batch([(draw(), draw()) for _ in range(n)], cfg.eot, cfg.start)
+_race_training = PairRace('t5', T5, _raced(8000, 256, 3), target_loss, tokens=range(3, 8000), public=lambda b: dict(
+    input_ids=b['src'], attention_mask=b['src_mask'].long(), labels=b['targets']))
 
-def _race_training(seed:int=0)->Iterator[Row]:
-    "Race a training step."
-    cfg = _raced(8000, 256, 3)
-    ours, theirs = (m.train() for m in pair_of(T5, cfg, seed))
-    batch = _random_pairs(cfg, 32, seed)
-    mean = lambda model, b: target_loss(model, b) / (b['targets'] != IGNORE).sum()
-    public = lambda model, b: model(input_ids=b['src'], attention_mask=b['src_mask'].long(), labels=b['targets']).loss
-    yield race('S.train', 'A training step is at most 5 % slower than transformers',
-               dict(transformers=train_step(theirs, batch, public), papers_lib=train_step(ours, batch, mean)),
-               0.95, n=9, paper='t5', dataset='random pairs', protocol='forward, backward, fused AdamW; 3 + 3 layers, '
-               'd 256, vocabulary 8,000, 32 pairs of 8 to 23 tokens')
+def _random_sources(cfg, n, seed)->dict:
+    batch = random_pairs(cfg, n, range(3, cfg.n_vocab), seed=seed)
+    return {k: batch[k] for k in ('src', 'src_mask')}
 
-# %% ../nbs/05_t5.ipynb #1f56b9f5
+# %% ../nbs/05_t5.ipynb #b0577c6e
 def _race_generate(
     seed:int=0,
     *,
@@ -391,14 +382,14 @@ def _race_generate(
     "Race greedy decoding; what is said must be the same."
     cfg = _raced(8000, d, n_layer)
     ours, theirs = pair_of(T5, cfg, seed)
-    inputs = {k: v for k, v in _random_pairs(cfg, n_source, seed).items() if k in ('src', 'src_mask')}
+    inputs = _random_sources(cfg, n_source, seed)
     fixed = dict(num_beams=1, do_sample=False, max_new_tokens=max_tokens, eos_token_id=None)
-    public = lambda: theirs.generate(input_ids=inputs['src'], attention_mask=inputs['src_mask'].long(), **fixed)
-    mine = lambda: generate(ours, inputs, max_tokens)
-    if public()[:, 1:].tolist() != mine(): raise AssertionError(f'S.generate.{d}: the tokens differ')
+    read = dict(input_ids=inputs['src'], attention_mask=inputs['src_mask'].long())
+    arms = dict(transformers=lambda: theirs.generate(**read, **fixed)[:, 1:].tolist(),
+                papers_lib=lambda: generate(ours, inputs, max_tokens))
     says = 'at most 5 % slower than' if bound < 1 else f'at least {bound:g} times as fast as'
     yield race(f'S.generate.{d}', f'Decoding at width {d} is {says} transformers, with the same tokens',
-               dict(transformers=public, papers_lib=mine), bound, n=9, paper='t5', dataset='random sources',
+               arms, bound, n=9, same=True, paper='t5', dataset='random sources',
                protocol=f'{n_layer} + {n_layer} layers, d {d}, {n_source} sources of 8 to 23 tokens, {max_tokens} new, '
                         f'greedy, cache')
 
@@ -408,19 +399,18 @@ def _race_constrained(seed:int=0, n_item:int=12_000, n_beam:int=20, n_source:int
     cfg, rng = _raced(32128, 128, 2), np.random.default_rng(seed)
     ours, theirs = pair_of(T5, cfg, seed)
     items = [*{tuple(row) for row in rng.integers(3, cfg.n_vocab, (n_item, 4)).tolist()}]
-    inputs = {k: v for k, v in _random_pairs(cfg, n_source, seed).items() if k in ('src', 'src_mask')}
+    inputs = _random_sources(cfg, n_source, seed)
     trie, free = Trie(items), dict(length_penalty=0., eot=cfg.eot)
-    mine = lambda: beam_search(ours, inputs, n_beam, n_beam, 5, allowed=trie, **free)
+    mine = lambda: [t for row in beam_search(ours, inputs, n_beam, n_beam, 5, allowed=trie, **free) for t, _ in row]
     anything = lambda: beam_search(ours, inputs, n_beam, n_beam, 5, **free)
     asked = dict(prefix_allowed_tokens_fn=lambda row, ids: trie.next(ids[1:].tolist(), cfg.eot), num_beams=n_beam,
                  num_return_sequences=n_beam, max_new_tokens=5, length_penalty=0., do_sample=False)
-    public = lambda: theirs.generate(input_ids=inputs['src'], attention_mask=inputs['src_mask'].long(), **asked)
-    if [row[1:5] for row in public().tolist()] != [t for row in mine() for t, _ in row]:
-        raise AssertionError('S.constrained: the lists differ')
+    read = dict(input_ids=inputs['src'], attention_mask=inputs['src_mask'].long())
+    public = lambda: theirs.generate(**read, **asked)[:, 1:5].tolist()
     told = dict(paper='t5', dataset='random items', protocol=f'2 + 2 layers, d 128, vocabulary 32,128, {n_item:,} '
                 f'strings of 4 tokens, {n_source} sources, {n_beam} beams')
     yield race('S.constrained', 'Beams among 12,000 items are at least ten times as fast as transformers, with the '
-               'same list', dict(transformers=public, papers_lib=mine), 10., n=5, **told)
+               'same list', dict(transformers=public, papers_lib=mine), 10., n=5, same=True, **told)
     yield race('S.constrained.cost', 'The constraint costs at most a tenth of a search',
                {'without': anything, 'with': mine}, 0.9, n=15, **told)
 

@@ -20,20 +20,18 @@ from jaxtyping import Int
 # %% auto #0
 __all__ = ['speed_row', 'one_thread', 'onnx_race', 'race', 'timed', 'decode_speed', 'read_seconds', 'train_step', 'bench_batch',
            'our_loss', 'hf_loss', 'TrainRace', 'bfloat16_loss', 'fresh_process', 'training_peak', 'MemoryRace',
-           'training_races', 'DecodeRace', 'full_text_score', 'PackedRace', 'FloorRace', 'WeightsRace', 'scoring_race',
-           'ShotsRace', 'NanoGPT', 'select_races', 'run_races']
+           'training_races', 'hf_greedy', 'DecodeRace', 'NanoGPT', 'select_races', 'run_races']
 
 # %% ../../nbs/lab/10_bench.ipynb #29eb4947
-from ..nn.linear import cpp_compiler, packed
+from ..nn.linear import cpp_compiler
 from ..engine.evaluate import held_out
 from ..engine.generate import generate
 from ..engine.onnx_matcher import OnnxMatcher, eight_bits, export_onnx, odd_sizes, onnx_gap
 from ..engine.parity import pair_of
-from ..engine.recipe import n_params, train_lm
-from ..engine.score import score, token_nll
-from ..engine.stats import Row, over_units, paired_t, round_robin, time_ratio, verdict
+from ..engine.recipe import train_lm
+from ..engine.stats import Row, paired_t, round_robin, time_ratio, verdict
 from ..engine.train import lm_loss
-from .data import available, get, lm_corpus
+from .data import lm_corpus
 from .presets import RunSpec
 from .results import bfloat16_units, high_water
 
@@ -102,10 +100,12 @@ def race(
     n:int=15,                  # rounds
     *,
     paper:str,                 # whose row it is
+    same:bool=False,           # what the two give must be equal, else nothing is timed
     **fields,                  # further fields of the row
 )->Row:
     "Time two functions in turn and hold the ratio against a bound."
     peer, ours = fns
+    if same and fns[peer]() != fns[ours](): raise AssertionError(f'{id}: {peer} and {ours} give different answers')
     return speed_row(id, statement, round_robin(fns, n=n), peer, ours, bound, paper=paper, **fields)
 
 # %% ../../nbs/lab/10_bench.ipynb #00072f03
@@ -340,8 +340,12 @@ def training_races(
     return {r.id: r for r in races} | {'S.train.bf16.loss': partial(bfloat16_loss, paper=paper, make=model, spec=spec)}
 
 # %% ../../nbs/lab/10_bench.ipynb #fbb809c6
-def _hf_greedy(model, ids, n_new):
-    "Decode by `transformers`."
+def hf_greedy(
+    model:nn.Module,             # a public decoder in evaluation mode
+    ids:Int[Tensor, 'b t'],      # prompts
+    n_new:int,                   # tokens decoded
+)->list[list[int]]:              # what is new
+    "Decode by `transformers`, greedily and never ending early."
     written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_new, min_new_tokens=n_new,
                              do_sample=False, pad_token_id=0)
     return written[:, ids.shape[1]:].tolist()
@@ -365,7 +369,7 @@ class DecodeRace:
         ours, theirs = self.pair(seed)
         ids = torch.randint(ours.cfg.n_vocab - 1, (self.batch_size, self.n_prompt),
                             generator=torch.Generator().manual_seed(seed))
-        arms = {'transformers': lambda: _hf_greedy(theirs, ids, self.n_new)}
+        arms = {'transformers': lambda: hf_greedy(theirs, ids, self.n_new)}
         for name, build in (peers or {}).items():
             if hasattr(build, 'decode'): arms[name] = partial(build.decode, build(theirs)[0].eval(), ids, self.n_new)
         arms['papers_lib'] = lambda: generate(ours, ids, self.n_new)
@@ -380,210 +384,6 @@ class DecodeRace:
     def statement(self, peer:str)->str:
         "Say what is held against the bound."
         return f'Greedy decoding, {self.what}, batch {self.batch_size}, identical tokens'
-
-# %% ../../nbs/lab/10_bench.ipynb #9922a0e4
-@torch.inference_mode()
-def full_text_score(
-    model:nn.Module,            # a decoder in evaluation mode
-    prompt:list[int],           # token ids
-    titles:list[list[int]],     # token ids of each ending
-    *,
-    every:bool=True,            # logits of every token; False of the endings only
-    batch_size:int=32,          # texts at a time
-)->list[list[float]]:           # nats of each ending's tokens
-    "Score every prompt + title as a text of its own: the plain way, for comparison."
-    out = [None] * len(titles)
-    order = sorted(range(len(titles)), key=lambda i: len(titles[i]))
-    first = 0 if every else len(prompt) - 1
-    for at in range(0, len(order), batch_size):
-        part = order[at:at + batch_size]
-        width = max(len(titles[i]) for i in part)
-        x = torch.tensor([prompt + titles[i] + [0] * (width - len(titles[i])) for i in part])
-        logp = model.head(model.hidden(x[:, :-1])[:, first:]).log_softmax(-1)                     # (b, t, v)
-        logp = logp.gather(-1, x[:, 1 + first:, None])[:, -width:, 0]
-        for row, i in zip(logp.tolist(), part): out[i] = row[:len(titles[i])]
-    return out
-
-# %% ../../nbs/lab/10_bench.ipynb #81411f48
-def _ordinary(llm)->np.ndarray:
-    "Token ids that stand for text."
-    return np.array(sorted({*range(llm.tokenizer.n_vocab)} - {*llm.ends}))
-
-# %% ../../nbs/lab/10_bench.ipynb #8dc8653d
-def _prompt(llm, seed, n=32):
-    "Draw a prompt of ordinary tokens: (1, n)."
-    ids = torch.from_numpy(_ordinary(llm))
-    return ids[torch.randint(len(ids), (1, n), generator=torch.Generator().manual_seed(seed))]
-
-# %% ../../nbs/lab/10_bench.ipynb #f3e457b5
-def _held(paper, id, statement, metric, effect, rule, bound, **fields)->Row:
-    "Make a speed row of an effect and its interval."
-    return Row(paper, 'speed', id, tests=statement, metric=metric, rule=rule, bound=bound,
-               **dict(n=effect.n) | effect.facts() | fields)
-
-# %% ../../nbs/lab/10_bench.ipynb #c99e61e3
-@dataclass(frozen=True)
-class PackedRace:
-    "Greedy decoding of one text: packed weights against the public class, or a compiled step against packed weights."
-    paper:str                # whose rows they are
-    llm:Callable             # () -> LocalLLM; its model has `to_hf`
-    what:str                 # the model, for the reader
-    bound:float              # lowest acceptable lower end of (peer's time / ours)
-    compiled:bool = False
-    n_new:int = 48           # tokens decoded
-    n:int = 7                # rounds
-
-    @property
-    def id(self)->str: return 'S.decode' + '.compiled' * self.compiled
-
-    def __call__(self, seed:int=0)->Iterator[Row]:
-        "Run the race; the tokens must be the same."
-        if self.compiled and not cpp_compiler(): return
-        llm = self.llm()
-        ids, plain = _prompt(llm, seed), lambda: generate(llm.model, ids, self.n_new)
-        fast = lambda: generate(llm.model, ids, self.n_new, compiled=True)
-        if self.compiled: arms = dict(packed=plain, compiled=fast)
-        else: arms = dict(transformers=partial(_hf_greedy, llm.model.to_hf(), ids, self.n_new), papers_lib=plain)
-        says = ('A compiled step decodes faster than packed weights' if self.compiled else
-                f'{self.what} decodes at least {self.bound:g} times as fast as transformers')
-        peer, ours = arms.values()
-        with packed(llm.model):
-            if peer() != ours(): raise AssertionError(f'{self.id}: greedy tokens differ')
-            yield race(self.id, says, arms, self.bound, n=self.n, paper=self.paper, dataset='random prompt',
-                       protocol=f'{self.what}, float32, batch 1, {self.n_new} tokens after 32, cache, our weights '
-                                f'packed beforehand; tokens identical')
-
-# %% ../../nbs/lab/10_bench.ipynb #2406f1e2
-@dataclass(frozen=True)
-class FloorRace:
-    "The time of a token against the time that reading the weights once takes."
-    paper:str; llm:Callable; what:str   # as in `PackedRace`
-    bound:float = 1.3                   # highest acceptable upper end of the ratio
-    n_new:int = 48                      # tokens decoded
-    n:int = 9                           # rounds
-
-    def __call__(self, seed:int=0)->Iterator[Row]:
-        "Measure both in turn."
-        llm, compiled = self.llm(), bool(cpp_compiler())
-        ids, n_bytes = _prompt(llm, seed), 4 * n_params(llm.model)
-        once = lambda: (decode_speed(llm.model, ids, self.n_new, compiled), read_seconds(n_bytes))
-        with contextlib.nullcontext() if compiled else packed(llm.model):
-            generate(llm.model, ids, 3, compiled=compiled)                           # compiles
-            token, read = np.array([once() for _ in range(self.n)]).T
-        how = 'step compiled' if compiled else 'weights packed'
-        ratio = time_ratio({'a token': token, 'reading': read}, 'a token', 'reading')
-        yield _held(self.paper, 'S.decode.floor',
-                    f'A token takes at most {self.bound:g} times what reading the weights once takes',
-                    'time of a token / time to read the weights', ratio, 'at_most', self.bound, unit='ratio',
-                    baseline_name='reading the weights once, ms',
-                    baseline_value=1000 * float(np.median(read)), dataset='random prompt',
-                    protocol=f'{self.what}, float32, batch 1, {self.n_new} tokens after 32, cache, {how} beforehand')
-
-# %% ../../nbs/lab/10_bench.ipynb #d5f05db8
-@dataclass(frozen=True)
-class WeightsRace:
-    "Decoding from lighter weights against float32, and what that costs in loss on WikiText-2."
-    paper:str; llm:Callable; what:str   # as in `PackedRace`
-    weights:str                         # a name in `weight_formats`
-    loss_bound:float                    # nats a token that it may cost
-    n_new:int = 48                      # tokens decoded
-    n_token:int = 4096                  # tokens scored
-    n:int = 7                           # rounds, of three texts each
-
-    def __call__(self, seed:int=0)->Iterator[Row]:
-        "Race in turn, then score."
-        llm = self.llm()
-        yield self.speed(llm, _prompt(llm, seed))
-        if available('wikitext2'): yield self.cost(llm)
-
-# %% ../../nbs/lab/10_bench.ipynb #f8d88b64
-@patch
-def speed(self:WeightsRace, llm, ids:Int[Tensor, '1 t'])->Row:
-    "Hold float32's time a token over ours against 1."
-    compiled = bool(cpp_compiler())
-    def decode(weights):
-        with packed(llm.model, weights):
-            generate(llm.model, ids, 3, compiled=compiled)                       # compiles, the first time
-            return [decode_speed(llm.model, ids, self.n_new, compiled) for _ in range(3)]
-    rounds = 1000 * np.array([(decode('float32'), decode(self.weights)) for _ in range(self.n)])   # ms a token
-    full, light = rounds.swapaxes(0, 1)                                          # (rounds, 3): a round counts once
-    ratio = time_ratio({'float32': full, self.weights: light}, 'float32', self.weights)
-    how = 'step compiled' if compiled else 'weights packed'
-    return _held(self.paper, f'S.decode.{self.weights}',
-                 f'A token is decoded faster from {self.weights} weights than from float32 ones',
-                 f'time of float32 / time of {self.weights}', ratio, 'at_least', 1., unit='ratio',
-                 baseline_name='float32, ms a token',
-                 baseline_value=float(np.median(full)), dataset='random prompt',
-                 protocol=f'{self.what}, batch 1, {self.n_new} tokens after 32, {how} beforehand, in turn; '
-                          f'{np.median(light):.1f} ms a token')
-
-# %% ../../nbs/lab/10_bench.ipynb #51c8f513
-@patch
-def cost(self:WeightsRace, llm)->Row:
-    "Hold the loss with lighter weights minus float32's against its bound."
-    text = get('wikitext2').path('test.txt').read_text(encoding='utf-8')[:8 * self.n_token]
-    ids = llm.tokenizer.encode(text)[:self.n_token + 1]
-    def nats(weights):                                                           # of each window
-        with packed(llm.model, weights): told = token_nll(llm.model, ids, ctx_len=256, stride=128)
-        return told.reshape(-1, 128).mean(1)
-    base = nats('float32')
-    change = over_units(nats(self.weights), base, names=(self.weights, 'float32'))
-    return _held(self.paper, f'S.decode.{self.weights}.loss',
-                 f'{self.weights} weights cost at most {self.loss_bound} nats a token',
-                 f'loss with {self.weights} weights minus float32', change, 'at_most', self.loss_bound,
-                 unit='nats a token', n=128 * len(base), baseline_name='float32',
-                 baseline_value=float(base.mean()), dataset=str(get('wikitext2')),
-                 protocol=f'first {self.n_token:,} tokens of the test text, windows of 256, stride 128')
-
-# %% ../../nbs/lab/10_bench.ipynb #c4d0a1b7
-def scoring_race(
-    id:str,
-    model:nn.Module,               # a decoder with `blocks` and `head_weight`
-    prompt:list[int],              # token ids
-    candidates:list[list[int]],    # of what is scored behind it
-    *,
-    every:bool=False,              # the plain way computes the logits of every token; False: of the candidates only
-    atol:float=1e-3,               # by which the sums of the two ways may differ, nats
-    called:str='titles',           # what the candidates are, for the reader
-    protocol:str,                  # before what is added here
-    bound:float,                   # as in `race`
-    **fields,                      # as in `race`
-)->Row:
-    "Race scoring candidates behind a prompt that is read once against scoring each full text."
-    ours = lambda: score(model, prompt, candidates)
-    full = lambda: full_text_score(model, prompt, candidates, every=every)
-    if not np.allclose([sum(x) for x in full()], [sum(x) for x in ours()], atol=atol):
-        raise AssertionError(f'{id}: the two ways of scoring differ')
-    read = len(prompt) + sum(len(c) - 1 for c in candidates)                     # tokens
-    avoided = sum(len(prompt) + len(c) - 1 for c in candidates)
-    trunk = sum(w.numel() for w in model.blocks.parameters() if w.dim() >= 2)    # multiply-adds a token
-    head = model.head_weight.numel() * sum(map(len, candidates))                 # of all candidates
-    saving = avoided / read if every else (avoided * trunk + head) / (read * trunk + head)
-    what, logits = ('tokens', 'every token') if every else ('multiply-adds', f'the {called} only')
-    return race(id, f'Scoring {called} behind one prompt is at least {bound:g} times as fast as scoring each full text',
-                {'full texts': full, 'papers_lib': ours}, bound, dataset='random tokens',
-                protocol=f'{protocol}; batch 32, logits of {logits}; {saving:.1f} times fewer {what}', **fields)
-
-# %% ../../nbs/lab/10_bench.ipynb #40289f9d
-@dataclass(frozen=True)
-class ShotsRace:
-    "Scoring many choices behind one prompt of examples against scoring each full text."
-    paper:str; llm:Callable; what:str   # as in `PackedRace`
-    n_prompt:int = 256                  # tokens
-    n_choice:int = 16
-    n:int = 7                           # rounds
-    bound:float = 8.7                   # lowest acceptable lower end of (full texts' time / ours)
-
-    def __call__(self, seed:int=0)->Iterator[Row]:
-        "Run the race."
-        llm, rng = self.llm(), np.random.default_rng(seed)
-        words = _ordinary(llm)
-        draw = lambda n: words[rng.integers(len(words), size=n)].tolist()
-        prompt = draw(self.n_prompt)
-        choices = [draw(rng.integers(3, 9)) for _ in range(self.n_choice)]
-        told = f'{self.what}, {self.n_choice} choices of 3-8 tokens after a prompt of {self.n_prompt}'
-        yield scoring_race('S.shots', llm.model, prompt, choices, atol=1e-2, called='choices', protocol=told,
-                           paper=self.paper, n=self.n, bound=self.bound)
 
 # %% ../../nbs/lab/10_bench.ipynb #4d914ff3
 @dataclass(frozen=True)
