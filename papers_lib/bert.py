@@ -93,13 +93,14 @@ def forward(self:BERTEncoder,
     for block in self.blocks: x = block(x, mask)
     return x
 
-# %% ../nbs/03_bert.ipynb #f4a4a186
+# %% ../nbs/03_bert.ipynb #729b35e5
 class BERTOutput(NamedTuple):
     "What `BERT` gives."
     logits:Tensor   # (b, t, v) of the masked language model
     nsp:Tensor      # (b, 2): the second text follows, or is random
     hidden:Tensor   # (b, t, d)
 
+# %% ../nbs/03_bert.ipynb #f4a4a186
 class _EncoderClass:
     "`BERT.encoder` is the class, for `from_hf`; `model.encoder` is the module."
     def __get__(self, model, cls): return BERTEncoder if model is None else model._modules['encoder']
@@ -136,7 +137,7 @@ class BERT(nn.Module):
         h = self.encoder(ids, segments, pad)
         return BERTOutput(self.mlm(h), self.follows(self.pooled(h)), h)
 
-# %% ../nbs/03_bert.ipynb #6ba44414
+# %% ../nbs/03_bert.ipynb #d46edd10
 def truncated(
     z:Float[Tensor, '*n'],   # standard normal
     cut:float=2.,            # standard deviations
@@ -145,6 +146,7 @@ def truncated(
     tail = 0.5 * math.erfc(cut / math.sqrt(2))
     return torch.special.ndtri(tail + (1 - 2 * tail) * torch.special.ndtr(z.double())).to(z.dtype)
 
+# %% ../nbs/03_bert.ipynb #6ba44414
 @patch
 @torch.no_grad()
 def init_weights(self:BERT):
@@ -163,7 +165,7 @@ sizes = {  # section 3; the small ones are Google's release of 2020; the last is
     'minilm': BERTConfig(d_model=384, n_layer=6, n_head=12, d_ff=1536),
 }
 
-# %% ../nbs/03_bert.ipynb #25b6a600
+# %% ../nbs/03_bert.ipynb #d787eb31
 _public = {'tok_emb': 'embeddings.word_embeddings', 'positions': 'embeddings.position_embeddings',
            'seg_emb': 'embeddings.token_type_embeddings', 'blocks.': 'encoder.layer.',
            'attn.out': 'attention.output.dense', 'norm1': 'attention.output.LayerNorm', 'mlp.fc': 'intermediate.dense',
@@ -171,19 +173,23 @@ _public = {'tok_emb': 'embeddings.word_embeddings', 'positions': 'embeddings.pos
 _heads = {'pooler': 'bert.pooler.dense', 'dense': 'cls.predictions.transform.dense',
           'norm': 'cls.predictions.transform.LayerNorm', 'bias': 'cls.predictions.bias',
           'follows': 'cls.seq_relationship'}
+
+# %% ../nbs/03_bert.ipynb #d79c7999
 _thirds = ('query', 'key', 'value')
 
+# %% ../nbs/03_bert.ipynb #37773fab
 def _public_name(name):   # of a parameter of the encoder; None for one that the public layout holds in three
     if '.attn.qkv.' in name: return None
     if name.startswith('norm.'): return name.replace('norm', 'embeddings.LayerNorm')
     for ours, theirs in _public.items(): name = name.replace(ours, theirs)
     return name
 
+# %% ../nbs/03_bert.ipynb #25b6a600
 def _head_name(name):   # of a parameter of BERT outside the encoder
     part, dot, kind = name.partition('.')
     return f'{_heads[part]}{dot}{kind}'
 
-# %% ../nbs/03_bert.ipynb #03c2f4ca
+# %% ../nbs/03_bert.ipynb #36ab43b7
 _fields = dict(n_vocab=('vocab_size', 30522), ctx_len=('max_position_embeddings', 512), d_model=('hidden_size', 768),
                n_layer=('num_hidden_layers', 12), n_head=('num_attention_heads', 12), d_ff=('intermediate_size', 3072),
                n_segment=('type_vocab_size', 2), eps=('layer_norm_eps', 1e-12), init_std=('initializer_range', 0.02))
@@ -191,6 +197,7 @@ _fixed = dict(hidden_act='gelu', position_embedding_type='absolute', is_decoder=
               tie_word_embeddings=True)
 _ignored = (*hf_ignored, 'pooler_*', 'directionality')   # numbers of Google's files that nothing reads
 
+# %% ../nbs/03_bert.ipynb #03c2f4ca
 def _read(source):
     "Read a public BERT: its configuration, and its tensors without the prefix of the encoder."
     config, tensors = public_checkpoint(source)
@@ -247,7 +254,7 @@ def from_hf(cls:BERT,   # noqa: F811
     return load_strict(model, {f'encoder.{k}': v for k, v in ours.items()} |
                        {heads.get(k, k): v for k, v in rest.items()}).eval()
 
-# %% ../nbs/03_bert.ipynb #b63ed477
+# %% ../nbs/03_bert.ipynb #f991a5de
 @patch
 def to_hf(self:BERT):
     "Copy the weights into a new `transformers.BertForPreTraining`."
@@ -262,6 +269,7 @@ def to_hf(self:BERT):
     hf.load_state_dict(self.public_tensors(), strict=False)
     return hf.eval()
 
+# %% ../nbs/03_bert.ipynb #b63ed477
 @patch
 def public_tensors(self:BERT)->dict[str, Tensor]:
     "Give every tensor its public name; the output matrix is not among them, it is the embedding."
@@ -281,17 +289,19 @@ def minilm()->SentenceEncoder:
     root = get('all-minilm-l6-v2').root
     return SentenceEncoder(BERT.encoder.from_hf(root), FastWordPiece.load(root))
 
-# %% ../nbs/03_bert.ipynb #5c199a14
+# %% ../nbs/03_bert.ipynb #8578c0c5
 def _hidden_pieces(model, batch):
     "Nats over the hidden pieces, and the states they were read from."
     h = model.encoder(batch['ids'], batch['segments'], batch['pad'])
     chosen = batch['targets'] != IGNORE
     return F.cross_entropy(model.mlm(h[chosen]).float(), batch['targets'][chosen], reduction='sum'), h
 
+# %% ../nbs/03_bert.ipynb #3740324d
 def masked_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:   # summed over the hidden pieces, nats
     "Loss of the masked language model."
     return _hidden_pieces(model, batch)[0]
 
+# %% ../nbs/03_bert.ipynb #5c199a14
 def pretraining_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:   # as the engine divides it: a sum, nats
     "Loss of pre-training: hidden pieces and pairs, each its mean, added."
     nats, h = _hidden_pieces(model, batch)
@@ -339,10 +349,11 @@ class Claims:
     rates:tuple = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)   # C9: rates of the linear layer that each arm chooses from
     later:tuple = ()                   # C2: no experiment
 
-# %% ../nbs/03_bert.ipynb #ce78e92d
+# %% ../nbs/03_bert.ipynb #c4e27016
 _made = '; made sentences of a hidden Markov chain, 2 layers, each arm at its own best rates'
 _study, _dealt = dict(needs=('rates_of_study', 'tag_rates')), dict(controls={'shuffled tags': 'nothing'})
 
+# %% ../nbs/03_bert.ipynb #ce78e92d
 claims = {  # fixed before anything is measured
     'C1': Claim('Pre-training that looks both ways beats left-to-right (table 5: MRPC 9.0, SQuAD 10.1 points)',
                 'Fine-tuned tags are more accurate after pre-training on hidden words than after left-to-right, which '
@@ -382,9 +393,10 @@ claims = {  # fixed before anything is measured
                 n=5, expected=0.2, spread=0.02, needs=('tags', 'rates')),
 }
 
-# %% ../nbs/03_bert.ipynb #95fd34b6
+# %% ../nbs/03_bert.ipynb #1b6a3bcc
 recipe = dict(schedule='linear', min_frac=0., beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0.01, clip=1.)
 
+# %% ../nbs/03_bert.ipynb #95fd34b6
 runs = {
     'tiny': RunSpec(model=BERTConfig(n_vocab=1000, ctx_len=64, d_model=64, n_layer=2, n_head=2, d_ff=256, dropout=0.),
                     train=TrainConfig(n_step=100, batch_size=32, lr=2e-3, n_warmup=20, **recipe),
@@ -402,9 +414,10 @@ runs = {
                      data=DataConfig('bookscorpus-wikipedia', 30522), claims=Claims(), n_seeds=1),
 }
 
-# %% ../nbs/03_bert.ipynb #5e8b3f30
+# %% ../nbs/03_bert.ipynb #7f7d02de
 _raced = BERTConfig(n_vocab=8192, ctx_len=128, d_model=256, n_layer=4, n_head=4, d_ff=1024)
 
+# %% ../nbs/03_bert.ipynb #45c93b1f
 def _random_batch(cfg, batch_size, seed):
     "Full rows of random pieces in two segments, 15 % hidden."
     g = torch.Generator().manual_seed(seed)
@@ -415,6 +428,7 @@ def _random_batch(cfg, batch_size, seed):
                 pad=torch.ones_like(ids, dtype=torch.bool), targets=torch.where(hidden, ids, IGNORE), labels=labels,
                 weight=(hidden.sum() / batch_size).expand(batch_size))
 
+# %% ../nbs/03_bert.ipynb #5e8b3f30
 def race_pretraining(
     seed:int=0,                  # of weights and pieces
     *,
@@ -433,7 +447,7 @@ def race_pretraining(
         paper='bert', dataset='random pieces', protocol='forward, backward, fused AdamW in both arms; '
         f'd {cfg.d_model}, {cfg.n_layer} layers, {cfg.ctx_len} pieces, batch {batch_size}, float32')
 
-# %% ../nbs/03_bert.ipynb #374a1330
+# %% ../nbs/03_bert.ipynb #4cf3c459
 def _public_embed(theirs, tok, rows, batch_size):
     out = []   # in batches in the order given
     for first in range(0, len(rows), batch_size):
@@ -442,6 +456,7 @@ def _public_embed(theirs, tok, rows, batch_size):
         out.append(F.normalize(h.sum(1) / real.sum(1, keepdim=True), dim=-1))
     return torch.cat(out).numpy()
 
+# %% ../nbs/03_bert.ipynb #374a1330
 def race_embedding(
     seed:int=0,                          # of weights and texts
     *,
@@ -463,15 +478,17 @@ def race_embedding(
                paper='bert', dataset='random texts', protocol=f'{n_text:,} texts of 3 to 39 pieces, batches of 64, '
                f'tokenizing included; ours ' + ('by length' if by_length else 'in the same order'))
 
-# %% ../nbs/03_bert.ipynb #9233289d
+# %% ../nbs/03_bert.ipynb #82f0fe56
 races = {'S.train': race_pretraining, 'S.embed.same': partial(race_embedding, by_length=False),
          'S.embed.sorted': partial(race_embedding, by_length=True)}
 paper = Paper('bert', BERT, runs, claims, races)
 
+# %% ../nbs/03_bert.ipynb #7feb1add
 def _save(cls, spec, seed, folder):
     corpus = sentence_corpus(spec.data.name, spec.data.n_vocab)
     save_model(folder, pretrain(spec.model, spec.train, corpus, seed), corpus.tokenizer)
 
+# %% ../nbs/03_bert.ipynb #9233289d
 def pretrained(
     preset:str='tiny',   # a key of `runs`
     seed:int=0,          # of weights, documents and order

@@ -89,7 +89,7 @@ sizes = {  # tables 1 and 2; the last two from the released configurations
     '10B': _released(4096, 48, 50304, 1024),
 }
 
-# %% ../nbs/07_glm.ipynb #2527d2aa
+# %% ../nbs/07_glm.ipynb #3c1f1ba5
 _public = {'tok_emb.': 'word_embeddings.', 'positions.place.': 'transformer.position_embeddings.',
            'positions.inside.': 'transformer.block_position_embeddings.', 'blocks.': 'transformer.layers.',
            '.norm1.': '.input_layernorm.', '.attn.qkv.': '.attention.query_key_value.',
@@ -97,10 +97,12 @@ _public = {'tok_emb.': 'word_embeddings.', 'positions.place.': 'transformer.posi
            '.mlp.fc.': '.mlp.dense_h_to_4h.', '.mlp.proj.': '.mlp.dense_4h_to_h.',
            'norm_f.': 'transformer.final_layernorm.'}
 
+# %% ../nbs/07_glm.ipynb #2aaf4f61
 def _public_name(name):
     for ours, theirs in _public.items(): name = name.replace(ours, theirs)
     return name
 
+# %% ../nbs/07_glm.ipynb #2527d2aa
 @patch
 def public_tensors(self:GLM)->dict[str, Tensor]:
     "Give every tensor its released name; the output matrix is not among them, it is the embedding."
@@ -138,13 +140,14 @@ def slow_logits(
             x[i] = x[i] + affine(f'{block}.mlp.dense_4h_to_h', gelu(inner))
     return np.stack([W['word_embeddings.weight'] @ norm('transformer.final_layernorm', x_i) for x_i in x])
 
-# %% ../nbs/07_glm.ipynb #6b93daab
+# %% ../nbs/07_glm.ipynb #5e4ccbb8
 _fields = dict(n_vocab=('vocab_size', int), ctx_len=('max_sequence_length', 512), d_model=('hidden_size', int),
                n_layer=('num_layers', int), n_head=('num_attention_heads', int))
 _fixed = dict(block_position_encoding=True, relative_encoding=False, spell_length=0, output_predict=True,
               attention_scale=1., layernorm_epsilon=1e-5)
 _ignored = (*hf_ignored, 'parallel_output', 'pool_token', 'spell_func', 'checkpoint_*')   # training and other heads
 
+# %% ../nbs/07_glm.ipynb #8d6b5549
 @patch(cls_method=True)
 def from_tensors(cls:GLM,
     config:dict,                   # vocab_size, max_sequence_length, hidden_size, num_layers, num_attention_heads, ...
@@ -157,6 +160,7 @@ def from_tensors(cls:GLM,
     bare = {k.removeprefix('module.').removeprefix('glm.'): v for k, v in tensors.items()}
     return load_strict(model, {ours.get(k, k): v for k, v in bare.items()}).eval()
 
+# %% ../nbs/07_glm.ipynb #6b93daab
 @patch(cls_method=True)
 def from_hf(cls:GLM,
     source,   # a folder with config.json and model.safetensors, or a hub name
@@ -192,7 +196,7 @@ def fill_blanks(
             written[i].append(span)
     return written
 
-# %% ../nbs/07_glm.ipynb #b4211f2d
+# %% ../nbs/07_glm.ipynb #666e4b36
 class GLMClassifier(nn.Module):
     "A layer of its own on the state of [CLS]."
     def __init__(self,
@@ -216,13 +220,15 @@ class GLMClassifier(nn.Module):
         h = self.glm.hidden(ids, mask=padding(pad), positions=positions)[:, 0]
         return self.out(torch.tanh(self.dense(h)))
 
+# %% ../nbs/07_glm.ipynb #b4211f2d
 def classifier_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:   # ids, pad, targets; summed, nats
     "Loss of fine-tuning by a new layer."
     return F.cross_entropy(model(batch['ids'], batch['pad']).float(), batch['targets'], reduction='sum')
 
-# %% ../nbs/07_glm.ipynb #bbcb2135
+# %% ../nbs/07_glm.ipynb #ab750acf
 Labelled = Sequence[tuple[Sequence[str], int]]   # the texts of each example, and the place of its label
 
+# %% ../nbs/07_glm.ipynb #d650529d
 def finetune_cloze(
     model:GLM,                 # it is changed
     cloze:Cloze,
@@ -238,6 +244,7 @@ def finetune_cloze(
         loss_fn=cloze_loss, device=device)
     return model.eval()
 
+# %% ../nbs/07_glm.ipynb #bbcb2135
 def finetune_classifier(
     model:GLM,                 # it is changed
     tok:FastWordPiece,
@@ -407,12 +414,15 @@ claims = {  # fixed before anything is measured
                  n=5, expected=0.08, spread=0.03, needs=('shots', 'lesson_rates')),
 }
 
-# %% ../nbs/07_glm.ipynb #2cbc0486
+# %% ../nbs/07_glm.ipynb #b0f0572d
 _recipe = dict(schedule='cosine', min_frac=0.05, beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.1, clip=1.)
+
+# %% ../nbs/07_glm.ipynb #63bdd29a
 _readers = ('GLM', 'BERT', 'causal', 'T5', 'T5, one stack', 'T5, two whole stacks', 'GLM, short blanks',
             'GLM, nothing read')
 _little = GLMConfig(n_vocab=1000, ctx_len=64, d_model=64, n_layer=2, n_head=2, dropout=0., init_std=0.07)
 
+# %% ../nbs/07_glm.ipynb #2cbc0486
 runs = {
     'tiny': RunSpec(model=_little, train=TrainConfig(n_step=100, batch_size=32, lr=3e-3, n_warmup=10, **_recipe),
                     data=DataConfig('books', 1000), claims=Claims(), n_seeds=1),
@@ -431,7 +441,7 @@ runs = {
                      data=DataConfig('bookscorpus-wikipedia', 30522), claims=Claims(), n_seeds=1),
 }
 
-# %% ../nbs/07_glm.ipynb #93cc88ce
+# %% ../nbs/07_glm.ipynb #e2b0ffce
 def train_glm(
     spec:RunSpec,       # model, training and text
     seed:int,           # of weights, order and blanks
@@ -447,10 +457,12 @@ def train_glm(
     fit(model, batches, replace(spec.train, seed=seed), loss_fn=blank_loss, device=device)
     return model.eval(), corpus
 
+# %% ../nbs/07_glm.ipynb #7370bba7
 def _pretrain(model_cls, spec, seed, folder):
     model, corpus = train_glm(spec, seed)
     save_model(folder, model, corpus.tokenizer)
 
+# %% ../nbs/07_glm.ipynb #d73e9b39
 def pretrained(
     preset:str='tiny',
     seed:int=0,
@@ -458,6 +470,7 @@ def pretrained(
     "Train this preset's GLM, or find it in the user's cache; `BlankTokens.over` its tokenizer gives the other ids."
     return pretrained_folder(GLM, runs[preset], seed, _pretrain)
 
+# %% ../nbs/07_glm.ipynb #e446cf98
 def _race_mask(seed:int=0)->Iterator[Row]:
     "Race the two forms in which attention takes the mask, and the plain formula."
     g = torch.Generator().manual_seed(seed)
@@ -472,5 +485,6 @@ def _race_mask(seed:int=0)->Iterator[Row]:
     yield race('S.mask.plain', 'The mask in the fused kernel is at most 5 % slower than the plain formula',
                {'plain': lambda: attend(q, k, v, mask, impl='plain'), 'fused': bools}, 0.95, n=15, **told)
 
+# %% ../nbs/07_glm.ipynb #93cc88ce
 races = {'S.mask': _race_mask}
 paper = Paper('glm', GLM, runs, claims, races)

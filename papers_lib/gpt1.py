@@ -85,12 +85,13 @@ def _hf_key(name):
     for ours, theirs in _public.items(): name = name.replace(ours, theirs)
     return name
 
-# %% ../nbs/02_gpt1.ipynb #f7b9210a
+# %% ../nbs/02_gpt1.ipynb #4d0c0a0f
 _fields = dict(n_vocab=('vocab_size', 40478), ctx_len=('n_positions', 512), d_model=('n_embd', 768),
                n_layer=('n_layer', 12), n_head=('n_head', 12), eps=('layer_norm_epsilon', 1e-5))
 _fixed = dict(afn=('gelu', 'gelu_new'), n_ctx=lambda cfg: cfg['ctx_len'], n_special=0, tie_word_embeddings=True)
 _ignored = (*hf_ignored, 'predict_special_tokens', 'summary_*')   # a head that is not loaded
 
+# %% ../nbs/02_gpt1.ipynb #f7b9210a
 @patch(cls_method=True)
 def from_hf(
     cls:GPT1,
@@ -123,9 +124,10 @@ def to_hf(self:GPT1):
     hf.transformer.load_state_dict(theirs)
     return hf.eval()
 
-# %% ../nbs/02_gpt1.ipynb #31b6254a
+# %% ../nbs/02_gpt1.ipynb #c2c7432a
 _release = ('attn.qkv', 'attn.out', 'norm1', 'mlp.fc', 'mlp.proj', 'norm2')    # of each block: weight, bias
 
+# %% ../nbs/02_gpt1.ipynb #31b6254a
 def read_release(
     folder:str|Path,   # has params_shapes.json and params_0.npy, params_1.npy, ...
     n_head:int=12,     # which the files do not tell
@@ -151,7 +153,7 @@ def read_release(
     with torch.device('meta'): model = GPT1(GPT1Config(n_vocab, ctx_len, d, n_layer, n_head))
     return load_strict(model, found).eval()
 
-# %% ../nbs/02_gpt1.ipynb #a08a6028
+# %% ../nbs/02_gpt1.ipynb #c75044f9
 @dataclass(frozen=True)
 class Marks:
     "Ids of the tokens that fine-tuning adds."
@@ -164,10 +166,12 @@ class Marks:
         "The three ids behind a vocabulary."
         return cls(n_vocab, n_vocab + 1, n_vocab + 2)
 
+# %% ../nbs/02_gpt1.ipynb #f1e14694
 def _room(ctx_len, n_mark):
     if ctx_len <= n_mark + 1: raise ValueError(f'ctx_len={ctx_len}: no room for texts beside {n_mark} marks')
     return ctx_len - n_mark
 
+# %% ../nbs/02_gpt1.ipynb #a08a6028
 def single_input(
     text:Sequence[int],   # tokens
     marks:Marks,
@@ -176,12 +180,13 @@ def single_input(
     "Classification: the beginning of a text that does not fit is kept."
     return [[marks.start, *text[:_room(ctx_len, 2)], marks.extract]]
 
-# %% ../nbs/02_gpt1.ipynb #5d83ef4b
+# %% ../nbs/02_gpt1.ipynb #26ad12bc
 def _share(first, second, room):
     "Half the room each; what one does not need is the other's."
     first = first[:max(room // 2, room - len(second))]
     return first, second[:room - len(first)]
 
+# %% ../nbs/02_gpt1.ipynb #7b92b5be
 def pair_input(
     premise:Sequence[int],      # tokens
     hypothesis:Sequence[int],
@@ -192,6 +197,7 @@ def pair_input(
     a, b = _share(premise, hypothesis, _room(ctx_len, 3))
     return [[marks.start, *a, marks.delimiter, *b, marks.extract]]
 
+# %% ../nbs/02_gpt1.ipynb #5d83ef4b
 def two_order_input(
     first:Sequence[int],        # tokens
     second:Sequence[int],
@@ -286,7 +292,7 @@ class FineTuneLoss:
         each = each.sum(-1) / real.sum(-1).clamp(min=1)                                     # (b, s)
         return loss + self.aux * (each.sum(1) / (batch['at'] >= 0).sum(1)).sum()            # L_1
 
-# %% ../nbs/02_gpt1.ipynb #20121c7d
+# %% ../nbs/02_gpt1.ipynb #843107aa
 def with_marks(
     model:GPT1,      # or another decoder with the same head
     seed:int=0,      # of the new rows
@@ -300,6 +306,7 @@ def with_marks(
     wider.load_state_dict(state)
     return wider, Marks.after(n)
 
+# %% ../nbs/02_gpt1.ipynb #156f621e
 def _check_task(rows, labels, n_class, choice, ctx_len):
     "Refuse labels outside the class set, and sequences that no model of this size reads."
     if n_class == 1 and not choice:
@@ -315,6 +322,7 @@ def _check_task(rows, labels, n_class, choice, ctx_len):
         if (n := max(map(len, row))) > ctx_len:
             raise ValueError(f'example {i}: a sequence of {n} tokens, the model reads at most ctx_len={ctx_len}')
 
+# %% ../nbs/02_gpt1.ipynb #4e27b928
 def finetune(
     model:GPT1,                       # with rows for the marks; it is changed
     rows:Sequence[list[list[int]]],   # as in `task_batch`
@@ -334,6 +342,7 @@ def finetune(
     fit(task, TaskBatches(rows, labels, train.batch_size, seed), train, loss_fn=loss, evaluate=evaluate)
     return task.eval()
 
+# %% ../nbs/02_gpt1.ipynb #20121c7d
 @torch.inference_mode()
 def class_logps(
     task:TaskModel,
@@ -374,10 +383,11 @@ class Claims:
     orders:tuple = ()          # C7: of the sentences that are read
     n_document:int = 0         # C8: labelled questions about documents
 
-# %% ../nbs/02_gpt1.ipynb #0e10d033
+# %% ../nbs/02_gpt1.ipynb #aecb8258
 _tuned = 'each at its own best rate'
 _size = 'a network of two blocks that read books once'
 
+# %% ../nbs/02_gpt1.ipynb #0e10d033
 claims = {
     'C1': Claim('Generative pre-training helps discriminative tasks: 74.7 on average over eight sets with it, 59.9 '
                 'without (table 5)',
@@ -426,13 +436,14 @@ claims = {
                 needs=('tasks', 'n_watch', 'rates')),
 }
 
-# %% ../nbs/02_gpt1.ipynb #927fd188
+# %% ../nbs/02_gpt1.ipynb #fd0d5436
 _adam = dict(schedule='cosine', min_frac=0., beta1=0.9, beta2=0.999, weight_decay=0.01, clip=1.)
 _small = GPT1Config(n_vocab=1024, ctx_len=128, d_model=64, n_layer=2, n_head=2, dropout=0., init_std=0.07)
 _tasks = dict(tasks=('trec',), n_watch=5, blocks=(0, 1), read_rates=(1.25e-3, 2.5e-3, 5e-3, 1e-2),
               lstm_rates=(2e-3, 6e-3, 2e-2, 6e-2),
               orders=('contiguous', 'shuffled sentences'))
 
+# %% ../nbs/02_gpt1.ipynb #927fd188
 runs = {
     'tiny': RunSpec(model=_small, train=TrainConfig(n_step=60, batch_size=8, lr=2e-3, n_warmup=20, **_adam),
                     data=DataConfig('books', 1024), claims=Claims()),

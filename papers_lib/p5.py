@@ -129,11 +129,13 @@ UNSEEN = {'1-10', '2-13', '3-12', '4-4', '5-8', *(f'Z-{i}' for i in range(1, 8))
 _lines = [line.split(' | ') for line in _collection.replace('\\\n', '').strip().split('\n')]
 templates = {id: Template(id, *(part.strip().replace(r'\n', '\n') for part in parts)) for id, *parts in _lines}
 
-# %% ../nbs/09_p5.ipynb #8a04feba
+# %% ../nbs/09_p5.ipynb #76f41d06
 _text = lambda x: isinstance(x, str) and x.strip() != ''
 _whole = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool) and x >= 1
 _number = lambda x: isinstance(x, (int, float, np.number)) and math.isfinite(x) and 1 <= x <= 5
 _names = lambda x, least: len(x) >= least and all(map(_text, x)) and not isinstance(x, str)
+
+# %% ../nbs/09_p5.ipynb #c1a6bba7
 _rules = {  # field: what it must be, in code and in words
     'user': (_whole, 'a whole number from 1'),
     'star': (lambda x: _number(x) and x == int(x), 'a whole number from 1 to 5'),
@@ -142,6 +144,8 @@ _rules = {  # field: what it must be, in code and in words
     'history': (lambda x: _names(x, 1), 'a list of at least one item name'),
     'candidates': (lambda x: _names(x, 2) and len({*x}) == len(x), 'a list of at least two item names, each once'),
 }
+
+# %% ../nbs/09_p5.ipynb #8a04feba
 _written = {'rating': '{:.1f}'.format, 'star': '{:.0f}'.format}
 
 # %% ../nbs/09_p5.ipynb #5cd480aa
@@ -172,7 +176,7 @@ def prompt_pieces(
     lines = [*plain.split('\n'), 'customer yes no like dislike ->'] * 60
     return train_unigram([*islice(documents('books'), 0, None, 40), *lines], n_vocab)
 
-# %% ../nbs/09_p5.ipynb #136f9237
+# %% ../nbs/09_p5.ipynb #3baad12e
 @dataclass(frozen=True)
 class P5Config(T5Config):
     "Sizes of a P5; the defaults are P5-small's."
@@ -183,6 +187,7 @@ class P5Config(T5Config):
         super().__post_init__()
         if self.n_word < 2: raise ValueError(f'P5Config.n_word={self.n_word}: must be at least 2')
 
+# %% ../nbs/09_p5.ipynb #136f9237
 sizes = {'small': P5Config(), 'base': P5Config(d_model=768, n_layer=12, n_head=12, d_ff=3072)}
 
 # %% ../nbs/09_p5.ipynb #543de31e
@@ -316,9 +321,11 @@ class Claims:
     departments:tuple = ()     # C2, C7, C9: departments of clothes whose reviews are trained on
     review_steps:int = 1200    # optimizer steps of their mixture
 
-# %% ../nbs/09_p5.ipynb #1c2a7e0a
+# %% ../nbs/09_p5.ipynb #7e103257
 _subset = "on the 5-core of 30 % of Beauty's users"
 _best = 'each at its best rate'
+
+# %% ../nbs/09_p5.ipynb #1c2a7e0a
 claims = {  # fixed before anything is measured
     'C1': Claim('Not in the paper: items are numbered in a walk that meets the test items (released preprocessing); '
                 'with random ids HR@5 on Beauty falls from .0503 to .0163 (Rajput et al., table 1)',
@@ -448,7 +455,7 @@ def made_list(i:int, rng)->tuple[str, str]:
     told = dict(user=user, name=f'customer {user}', history=[*map(str, listed[:-1])], target=str(listed[-1]))
     return fill(t, told, (' , ', ' -> ')[rng.integers(2)])
 
-# %% ../nbs/09_p5.ipynb #4b249f7e
+# %% ../nbs/09_p5.ipynb #25859fbf
 def count_start(model_cls:type, spec:RunSpec, seed:int, folder:Path)->None:
     "Train on made lists, and save."
     torch.manual_seed(seed)
@@ -457,6 +464,7 @@ def count_start(model_cls:type, spec:RunSpec, seed:int, folder:Path)->None:
     fit(net, batches, spec.train, loss_fn=p5_loss, device='cpu')
     save_model(folder, net.cpu())
 
+# %% ../nbs/09_p5.ipynb #4b249f7e
 def counting(cfg:P5Config, n_step:int, n_pieces:int)->P5:
     "The network that all arms begin with: trained once, kept in the user's cache."
     train = TrainConfig(n_step=n_step, batch_size=64, lr=3e-3, n_warmup=max(1, n_step // 20), **_recipe)

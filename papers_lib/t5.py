@@ -141,10 +141,11 @@ def init_weights(self:T5)->None:
     self.draw_weights(lambda name: next((std for end, std in wide.items() if name.endswith(end)), c.d_model ** -.5))
     for block in (*self.encoder, *self.decoder): block.attn.qkv.weight[:c.n_head * c.d_head] *= c.d_head ** -.5
 
-# %% ../nbs/05_t5.ipynb #fca28fb4
+# %% ../nbs/05_t5.ipynb #8a43d4e9
 _v10 = lambda d, n, h, f, k=64: T5Config(d_model=d, n_layer=n, n_head=h, d_head=k, d_ff=f)
 _v11 = lambda *shape: replace(_v10(*shape), act='geglu_tanh', tied=False, scaled=False)
 
+# %% ../nbs/05_t5.ipynb #fca28fb4
 sizes = {  # table of section 3.7; then released_checkpoints.md
     'small': _v10(512, 6, 8, 2048), 'base': _v10(768, 12, 12, 3072), 'large': _v10(1024, 24, 16, 4096),
     '3B': _v10(1024, 24, 32, 16384, 128), '11B': _v10(1024, 24, 128, 65536, 128),
@@ -152,7 +153,7 @@ sizes = {  # table of section 3.7; then released_checkpoints.md
     'v1.1-xl': _v11(2048, 24, 32, 5120), 'v1.1-xxl': _v11(4096, 24, 64, 10240),
 }
 
-# %% ../nbs/05_t5.ipynb #533f2056
+# %% ../nbs/05_t5.ipynb #a6b78e80
 _theirs = {   # end of our name -> names of theirs, stacked as rows
     'attn.qkv': ('SelfAttention.q', 'SelfAttention.k', 'SelfAttention.v'), 'attn.out': ('SelfAttention.o',),
     'cross.q': ('EncDecAttention.q',), 'cross.kv': ('EncDecAttention.k', 'EncDecAttention.v'),
@@ -163,6 +164,7 @@ _outside = {'tok_emb': 'shared', 'out': 'lm_head', 'norm_enc': 'encoder.final_la
     f'positions_{s[:3]}': f'{s}.block.0.layer.0.SelfAttention.relative_attention_bias' for s in ('encoder', 'decoder')}
 _acts = {'relu': ('relu', ('wi',)), 'gated-gelu': ('geglu_tanh', ('wi_0', 'wi_1'))}   # theirs -> ours, its matrices
 
+# %% ../nbs/05_t5.ipynb #533f2056
 def t5_names(
     name:str,            # of a parameter of ours
     act:str='relu',      # as in `T5Config`
@@ -179,7 +181,7 @@ def t5_names(
         names = _theirs.get(part) or tuple(f'DenseReluDense.{w}' for w in wide)
     return tuple(f'{stack}.block.{i}.layer.{layer}.{n}.weight' for n in names)
 
-# %% ../nbs/05_t5.ipynb #293d80ab
+# %% ../nbs/05_t5.ipynb #a231759e
 _fields = dict(
     n_vocab=('vocab_size', int), ctx_len=('n_positions', 512), d_model=('d_model', int), n_layer=('num_layers', int),
     n_dec_layer=('num_decoder_layers', None), n_head=('num_heads', int), d_head=('d_kv', int), d_ff=('d_ff', int),
@@ -189,6 +191,7 @@ _fields = dict(
 _fixed = dict(pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, is_encoder_decoder=True, is_decoder=False)
 _ignored = (*hf_ignored, 'dense_act_fn', 'is_gated_act', 'output_past')   # the first two follow from feed_forward_proj
 
+# %% ../nbs/05_t5.ipynb #c5893a40
 def _read_t5_config(config)->T5Config:
     "Read all but whether the output matrix is tied."
     config = dict(config)
@@ -200,6 +203,7 @@ def _read_t5_config(config)->T5Config:
     if told['n_dec_layer'] == told['n_layer']: told['n_dec_layer'] = None
     return T5Config(**told | dict(act=_acts[told['act']][0], scaled=bool(tie if scale is None else scale)))
 
+# %% ../nbs/05_t5.ipynb #293d80ab
 @patch(cls_method=True)
 def from_hf(cls:T5,
     source,   # a `T5ForConditionalGeneration`, a folder with config.json and safetensors, or a hub name
@@ -271,11 +275,12 @@ def adafactor(
     weights = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.Adafactor(weights, lr=train.lr, eps=(None, 1e-3), weight_decay=train.weight_decay)
 
-# %% ../nbs/05_t5.ipynb #0b561838
+# %% ../nbs/05_t5.ipynb #2df7c314
 _made = '; made texts, width 32, fine-tuned on 16 labelled texts, each arm at its own best rates'
 _topics = dict(n=6, needs=('topic_rates',))
 _order = dict(n=6, needs=('order_rates',))
 
+# %% ../nbs/05_t5.ipynb #0b561838
 claims = {  # fixed before anything is measured
     'C1': Claim('Denoising beats language modelling as pre-training (table 2: GLUE 83.28 against 79.56)',
                 'After filling spans more questions for the subject of a text are answered rightly than after going on '
@@ -335,11 +340,12 @@ class Claims:
     tasks:tuple = ()          # the table of tasks: names in `text_tasks`
     task_steps:int = 400      # the table of tasks: optimizer steps of 32 pairs
 
-# %% ../nbs/05_t5.ipynb #a1aef356
+# %% ../nbs/05_t5.ipynb #27a8b27d
 _recipe = dict(weight_decay=0., beta2=0.98, clip=1.)
 _toy = T5Config(n_vocab=1100, ctx_len=128, d_model=64, n_layer=2, n_head=4, d_head=16, d_ff=256, dropout=0.)
 _brief = TrainConfig(n_step=60, batch_size=8, lr=3e-3, schedule='linear', n_warmup=12, min_frac=0.05, **_recipe)
 
+# %% ../nbs/05_t5.ipynb #a1aef356
 runs = {
     'tiny': RunSpec(model=_toy, train=_brief, data=DataConfig('books', 1100), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=_toy, train=replace(_brief, n_step=300, n_warmup=60), data=DataConfig('books', 1100),
@@ -357,11 +363,12 @@ runs = {
                      data=DataConfig('c4', 32128), claims=Claims(), n_seeds=1),
 }
 
-# %% ../nbs/05_t5.ipynb #c72c3942
+# %% ../nbs/05_t5.ipynb #60684f7a
 def _raced(n_vocab, d, n_layer)->T5Config:
     n_head = max(4, d // 64)
     return T5Config(n_vocab, 128, d, n_layer, n_head=n_head, d_head=d // n_head, d_ff=4 * d)
 
+# %% ../nbs/05_t5.ipynb #787a02de
 _race_training = PairRace('t5', T5, _raced(8000, 256, 3), target_loss, tokens=range(3, 8000), public=lambda b: dict(
     input_ids=b['src'], attention_mask=b['src_mask'].long(), labels=b['targets']))
 
@@ -421,7 +428,7 @@ races = {'S.train': _race_training,
          'S.constrained': _race_constrained}
 paper = Paper('t5', T5, runs, claims, races)
 
-# %% ../nbs/05_t5.ipynb #142414cc
+# %% ../nbs/05_t5.ipynb #3622678f
 def denoise(
     model:T5,
     corpus,                   # has `train` and a `tokenizer` with sentinels
@@ -439,6 +446,7 @@ def denoise(
     model.eval()
     return result
 
+# %% ../nbs/05_t5.ipynb #f96ff6a8
 def _pretrain(model_cls, spec, seed, folder):
     "Train on blanks by a preset and save."
     corpus = span_corpus(spec.data.name, spec.data.n_vocab)
@@ -447,6 +455,7 @@ def _pretrain(model_cls, spec, seed, folder):
     denoise(model, corpus, spec.train, seed=seed)
     save_model(folder, model.cpu(), corpus.tokenizer)
 
+# %% ../nbs/05_t5.ipynb #142414cc
 def pretrained(
     preset:str='tiny',   # a key of `runs`
     seed:int=0,          # of weights and data order

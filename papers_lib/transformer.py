@@ -99,7 +99,7 @@ sizes = {  # table 3; the big model of English-French has dropout 0.1
     'big': TransformerConfig(d_model=1024, n_head=16, d_ff=4096, dropout=0.3),
 }
 
-# %% ../nbs/01_transformer.ipynb #ab90744e
+# %% ../nbs/01_transformer.ipynb #5e52de44
 _theirs = {   # end of our name -> names of theirs, stacked as rows
     'attn.qkv': ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'), 'attn.out': ('self_attn.out_proj',),
     'cross.q': ('encoder_attn.q_proj',), 'cross.kv': ('encoder_attn.k_proj', 'encoder_attn.v_proj'),
@@ -109,6 +109,7 @@ _theirs = {   # end of our name -> names of theirs, stacked as rows
 _norms = dict(encoder={'norm2': 'final_layer_norm'},
               decoder={'norm2': 'encoder_attn_layer_norm', 'norm3': 'final_layer_norm'})
 
+# %% ../nbs/01_transformer.ipynb #ab90744e
 def marian_names(
     name:str,         # of a parameter of ours
 )->tuple[str, ...]:   # one, or those whose rows it stacks
@@ -118,7 +119,7 @@ def marian_names(
     theirs = _theirs.get('.'.join(part)) or (_norms[stack][part[0]],)
     return tuple(f'model.{stack}.layers.{i}.{t}.{kind}' for t in theirs)
 
-# %% ../nbs/01_transformer.ipynb #2ae68d5d
+# %% ../nbs/01_transformer.ipynb #fe2e1aa0
 def reordered(
     name:str,         # of a parameter of ours
     x:Tensor,
@@ -130,6 +131,7 @@ def reordered(
     order = torch.arange(d).view(-1, 2).T.flatten()
     return x.index_select(1 if x.ndim == 2 and name.endswith(_reads) else 0, order.argsort() if back else order)
 
+# %% ../nbs/01_transformer.ipynb #2ae68d5d
 _reads = ('tok_emb.weight', 'qkv.weight', 'cross.q.weight', 'kv.weight', 'fc.weight')    # columns are the stream's
 
 # %% ../nbs/01_transformer.ipynb #c453859e
@@ -237,9 +239,10 @@ class PairConfig:
     @property
     def start(self)->int: return self.n_vocab - 1
 
-# %% ../nbs/01_transformer.ipynb #bf255b9f
+# %% ../nbs/01_transformer.ipynb #1cab1c30
 N_MADE = 200            # made pairs that judge, and as many that choose rates
 
+# %% ../nbs/01_transformer.ipynb #bf255b9f
 def made_split(
     cfg:PairConfig,
     split:str,           # 'train', 'tune' or 'valid'
@@ -253,7 +256,7 @@ def made_split(
     kept_out = {tuple(x) for s in ('tune', 'valid') for x, _ in made_split(cfg, s)}
     return [p for p in draw(n, 1, seed) if tuple(p[0]) not in kept_out]
 
-# %% ../nbs/01_transformer.ipynb #2e0cc57d
+# %% ../nbs/01_transformer.ipynb #e2c93893
 def captions(
     split:str,          # 'train', 'val' or 'test_2016_flickr'
     target:str='de',    # 'de' or 'fr'
@@ -264,6 +267,7 @@ def captions(
     pairs = zip(read('en'), read(target), strict=True)
     return [p for p in pairs if not words or len(p[0].split()) <= words]
 
+# %% ../nbs/01_transformer.ipynb #2e0cc57d
 def shared_bpe(
     cfg:PairConfig,
 )->FastBPE:             # one token fewer than `cfg.n_vocab`: the start token is no text
@@ -330,8 +334,10 @@ _translator = {  # claims on the encoder-decoder, fixed before anything is measu
                  needs=('spoken', 'text_rates', 'recurrent')),
 }
 
-# %% ../nbs/01_transformer.ipynb #661957fd
+# %% ../nbs/01_transformer.ipynb #ce2348dd
 _deep = ('depths', 'warmups', 'deep_rates')
+
+# %% ../nbs/01_transformer.ipynb #52d3bd96
 _components = {  # claims on the parts that models are made of, each in a small decoder of bytes
     'C7': Claim('The rate is raised over 4000 steps (section 5.3); Post-LN is said to need it, Pre-LN not (Xiong 2020)',
                 'Twelve blocks, 200 steps: what warm-up takes off the held-out loss, each placement at its best rate '
@@ -357,6 +363,7 @@ _components = {  # claims on the parts that models are made of, each in a small 
                  controls={'pre, other seeds': 'nothing'}, n=6, expected=0.3, spread=0.1, needs=_deep),
 }
 
+# %% ../nbs/01_transformer.ipynb #661957fd
 claims = dict(sorted((_translator | _components).items(), key=lambda c: int(c[0][1:])))
 
 # %% ../nbs/01_transformer.ipynb #324a5839
@@ -387,11 +394,12 @@ class Claims:
     warmups:tuple = (0, 20, 80)               # and steps of warm-up
     deep_rates:tuple = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)   # and peak rates
 
-# %% ../nbs/01_transformer.ipynb #1d3fa2b3
+# %% ../nbs/01_transformer.ipynb #22c0f8cf
 _adam = dict(beta1=0.9, beta2=0.98, eps=1e-9, weight_decay=0.)
 _toy = TransformerConfig(n_vocab=18, ctx_len=64, d_model=64, n_layer=2, n_head=4, d_ff=256, dropout=0.)
 _brief = TrainConfig(n_step=400, batch_size=32, lr=3e-3, schedule='linear', n_warmup=80, min_frac=0.05, **_adam)
 
+# %% ../nbs/01_transformer.ipynb #1d3fa2b3
 runs = {
     'tiny': RunSpec(model=_toy, train=_brief, data=PairConfig(), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=_toy, train=_brief, data=PairConfig(),
@@ -416,9 +424,10 @@ runs = {
                      data=PairConfig('wmt14', 37000), claims=Claims(), n_seeds=1),
 }
 
-# %% ../nbs/01_transformer.ipynb #4cfd5c08
+# %% ../nbs/01_transformer.ipynb #12c6c535
 _raced = TransformerConfig(n_vocab=8000, ctx_len=64, d_model=256, n_layer=3, n_head=4, d_ff=1024, dropout=0.1)
 
+# %% ../nbs/01_transformer.ipynb #4cfd5c08
 _race_training = PairRace(   # without label smoothing, which Marian's class does not have
     'transformer', Transformer, _raced, SmoothedLoss(0.), tokens=range(_raced.eot), public=lambda b: dict(
         input_ids=b['src'], attention_mask=b['src_mask'].long(), labels=b['targets'], decoder_input_ids=b['tgt']))

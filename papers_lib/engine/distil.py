@@ -21,7 +21,7 @@ __all__ = ['soft_losses', 'hinge', 'score_mse', 'margin_mse', 'score_kl', 'posit
 # %% ../../nbs/engine/16_distil.ipynb #4bb94d1f
 from ..text.corpora import given_of
 
-# %% ../../nbs/engine/16_distil.ipynb #f3d23057
+# %% ../../nbs/engine/16_distil.ipynb #a9c33094
 def hinge(
     z:Float[Tensor, 'b n'],    # student's scores, the positive first
     margin:float=1.,           # by which the positive must lead
@@ -29,6 +29,7 @@ def hinge(
     "Hard loss (1)."
     return F.relu(margin - (z[:, :1] - z[:, 1:])).mean(1)
 
+# %% ../../nbs/engine/16_distil.ipynb #08ba0ec6
 def score_mse(
     z:Float[Tensor, 'b n'],    # student's scores
     t:Float[Tensor, 'b n'],    # teacher's
@@ -36,6 +37,7 @@ def score_mse(
     "Soft loss on the scores themselves (2)."
     return (z - t).square().mean(1)
 
+# %% ../../nbs/engine/16_distil.ipynb #22a7ca77
 def margin_mse(
     z:Float[Tensor, 'b n'],    # student's scores, the positive first
     t:Float[Tensor, 'b n'],    # teacher's
@@ -43,6 +45,7 @@ def margin_mse(
     "Soft loss on the leads of the positive (3)."
     return ((z[:, :1] - z[:, 1:]) - (t[:, :1] - t[:, 1:])).square().mean(1)
 
+# %% ../../nbs/engine/16_distil.ipynb #c827d9b5
 def score_kl(
     z:Float[Tensor, 'b n'],    # student's scores
     t:Float[Tensor, 'b n'],    # teacher's
@@ -53,6 +56,7 @@ def score_kl(
     log_q, log_p = F.log_softmax(z / T, 1), F.log_softmax(t / T, 1)
     return (log_p.exp() * (log_p - log_q)).sum(1) * (T * T if squared else 1.)
 
+# %% ../../nbs/engine/16_distil.ipynb #f3d23057
 def positive_ce(
     z:Float[Tensor, 'b n'],    # student's scores, the positive first
 )->Float[Tensor, 'b']:
@@ -98,7 +102,7 @@ class ListLoss:
     def __call__(self, model:nn.Module, batch:dict)->Float[Tensor, '']:
         return self.loss(model(batch['q'], batch['d']), batch['scores']).sum()
 
-# %% ../../nbs/engine/16_distil.ipynb #438b7936
+# %% ../../nbs/engine/16_distil.ipynb #c7b056f8
 def score_range(
     scores:Float[np.ndarray, 'm n'],   # rows of documents' scores, the positive first
 )->dict[str, float]:                   # lowest, highest, mean, sd; lead: root mean square of the positive's leads
@@ -107,6 +111,7 @@ def score_range(
     return dict(lowest=float(s.min()), highest=float(s.max()), mean=float(s.mean()), sd=float(s.std()),
                 lead=float(np.sqrt(np.square(s[:, :1] - s[:, 1:]).mean())))
 
+# %% ../../nbs/engine/16_distil.ipynb #4845ea7f
 def warn_scale(
     teacher:Float[np.ndarray, 'm n'],  # rows of scores, the positive first
     lead:float=1.,                     # what the other part of the loss asks for, or the student gives
@@ -122,6 +127,7 @@ def warn_scale(
                       f'a factor of {ratio:.1f}{why}')
     return ratio
 
+# %% ../../nbs/engine/16_distil.ipynb #438b7936
 def standardised(
     scores:Float[np.ndarray, 'm n'],
 )->Float[np.ndarray, 'm n']:
@@ -145,7 +151,7 @@ def as_scores(
         raise ValueError(f'row {row}: a label is not a finite number')
     return x if x.shape[1] == n_neg + 1 else np.concatenate([np.zeros((len(x), 1), np.float32), -x], 1)
 
-# %% ../../nbs/engine/16_distil.ipynb #c1cc0eef
+# %% ../../nbs/engine/16_distil.ipynb #4d5b4c5a
 def bits_hash(
     model:nn.Module,
 )->str:
@@ -155,6 +161,7 @@ def bits_hash(
         found.update(name.encode() + p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
+# %% ../../nbs/engine/16_distil.ipynb #c1cc0eef
 @contextmanager
 def frozen(
     teacher:nn.Module,
@@ -166,7 +173,7 @@ def frozen(
     if teacher.training: raise RuntimeError('the teacher was put into training mode')
     if bits_hash(teacher) != before: raise RuntimeError('the teacher was trained: its weights have changed')
 
-# %% ../../nbs/engine/16_distil.ipynb #18c2e2dc
+# %% ../../nbs/engine/16_distil.ipynb #4510f6e2
 def padded_table(
     rows:Sequence[Sequence[int]],   # ids of each text
     most:int,                       # ids that are kept, from the first
@@ -178,6 +185,7 @@ def padded_table(
     for i, r in enumerate(rows): out[i, :min(len(r), t)] = r[:t]
     return out
 
+# %% ../../nbs/engine/16_distil.ipynb #fead0776
 def warn_unknown(
     table:Int[np.ndarray, 'm t'],   # as `padded_table` makes it
     unk:int,                        # id of what the vocabulary does not have
@@ -190,11 +198,13 @@ def warn_unknown(
                                  f'the same language?')
     return share
 
+# %% ../../nbs/engine/16_distil.ipynb #0bc9431d
 def _trimmed(x:np.ndarray)->Tensor:   # (..., t) int64
     "Take away columns of padding alone."
     used = np.flatnonzero((x != 0).reshape(-1, x.shape[-1]).any(0))
     return torch.from_numpy(x[..., :used[-1] + 1 if len(used) else 1].astype(np.int64))
 
+# %% ../../nbs/engine/16_distil.ipynb #18c2e2dc
 class ListBatches:
     "An endless iterator over rows of a query and its documents, with an exact cursor; a new order each epoch."
     def __init__(self,

@@ -27,7 +27,7 @@ from ..store.cache import kept
 from ..text.lexicon import bigrams
 from ..text.search import BM25, words
 
-# %% ../../nbs/lab/19_relevance.ipynb #9a8ff83c
+# %% ../../nbs/lab/19_relevance.ipynb #ec74a5f0
 @dataclass(frozen=True)
 class Judged:
     "Pairs of a query and a document with grades."
@@ -50,6 +50,7 @@ class Judged:
         ds, d = np.unique(self.doc, return_inverse=True)
         return replace(self, queries=[self.queries[i] for i in qs], docs=[self.docs[i] for i in ds], query=q, doc=d)
 
+# %% ../../nbs/lab/19_relevance.ipynb #9a8ff83c
 def judged(
     name:str,
     pairs:Sequence[tuple[str, str, float]],   # query, document, grade
@@ -61,18 +62,20 @@ def judged(
     q, d, g = (np.array(x) for x in zip(*at)) if at else (np.zeros(0, int), np.zeros(0, int), np.zeros(0))
     return Judged(name, [*qs], [*ds], q, d, g)
 
-# %% ../../nbs/lab/19_relevance.ipynb #bc215d16
+# %% ../../nbs/lab/19_relevance.ipynb #d390dfb7
 def _by_hash(query:str)->str:   # train (3/4), tune (1/8) or test (1/8)
     "Choose a split by the query's text."
     n = int.from_bytes(hashlib.sha256(query.strip().casefold().encode()).digest()[:4], 'big') % 8
     return 'test' if n == 0 else 'tune' if n == 1 else 'train'
 
+# %% ../../nbs/lab/19_relevance.ipynb #dcbb1d51
 def _lines(name, file): return get(name).path(file).read_text(encoding='utf-8').splitlines()
 
 def _reviews(name, split):
     rows = [(r.headline.strip(), ' '.join(r.text.split())) for r in reviews(name) if r.headline and r.text]
     return judged(name, [(t, d, 1) for t, d in rows if len(words(t)) > 1 and _by_hash(t) == split])
 
+# %% ../../nbs/lab/19_relevance.ipynb #bc215d16
 def _wikiqa(name, split):
     part = {'tune': 'dev'}.get(split, split)
     a, b, sim, ids = (_lines(name, f'{part}.{kind}') for kind in ('a.toks', 'b.toks', 'sim.txt', 'id.txt'))
@@ -83,7 +86,7 @@ def _trecqa(name, split):
     text = get(name).path(f"{dict(tune='dev').get(split, split)}.csv").read_text(encoding='utf-8')
     return judged(name, [(r['qtext'], r['atext'], float(r['label'])) for r in csv.DictReader(io.StringIO(text))])
 
-# %% ../../nbs/lab/19_relevance.ipynb #3003b40e
+# %% ../../nbs/lab/19_relevance.ipynb #938adb9c
 def _plain_list(text):   # "['a.'\n 'b.']" without its quotes
     return ' '.join(re.sub(r"['\"]\s*\n\s*['\"]", ' ', text.strip()[1:-1]).strip('\'" ').split())
 
@@ -96,6 +99,7 @@ def _scifact(name, split):
         claims = {c: ids for c, ids in claims.items() if (_by_hash(c) == 'tune') == (split == 'tune')}
     return judged(name, [(c, docs[i], 1) for c, ids in claims.items() for i in dict.fromkeys(ids)], [*docs.values()])
 
+# %% ../../nbs/lab/19_relevance.ipynb #cd65af3f
 def _qbqtc(name, split):
     read = lambda file: [json.loads(line) for line in _lines(name, file)]
     dev, n = read('dev.jsonl'), 0
@@ -107,6 +111,7 @@ def _qbqtc(name, split):
     whole = dict(train=n, tune=len(dev) - n, test=len(_lines(name, 'test_public.jsonl')))[split]
     return replace(judged(name, [(r['query'], r['title'], float(r['label'])) for r in rows]), dropped=whole - len(rows))
 
+# %% ../../nbs/lab/19_relevance.ipynb #3003b40e
 def _question_pairs(name, split):
     file = {'afqmc': dict(train='train.txt', test='dev.txt'), 'lcqmc': dict(train='dev.txt', test='test.txt')}[name]
     aside = split in ('train', 'tune')
@@ -114,11 +119,12 @@ def _question_pairs(name, split):
     keep = [r for r in rows if not aside or (_by_hash(r[0]) == 'tune') == (split == 'tune')]
     return judged(name, [(a, b, float(g)) for a, b, g in keep])
 
-# %% ../../nbs/lab/19_relevance.ipynb #cab1c42f
+# %% ../../nbs/lab/19_relevance.ipynb #7726bef6
 relevance_sets:dict[str, Callable] = {   # set -> (name, split) that reads it
     'clothing-reviews': _reviews, 'wikiqa': _wikiqa, 'trecqa': _trecqa, 'scifact': _scifact, 'qbqtc': _qbqtc,
     'afqmc': _question_pairs, 'lcqmc': _question_pairs}
 
+# %% ../../nbs/lab/19_relevance.ipynb #cab1c42f
 @remembered
 def relevance(
     name:str,              # a key of `relevance_sets`
@@ -179,7 +185,7 @@ def shortened(
     cut = (lambda t, n: ' '.join(t.split()[:n])) if by == 'words' else (lambda t, n: t[:n])
     return replace(pairs, queries=[cut(q, n_query) for q in pairs.queries], docs=[cut(d, n_doc) for d in pairs.docs])
 
-# %% ../../nbs/lab/19_relevance.ipynb #b80926b9
+# %% ../../nbs/lab/19_relevance.ipynb #8718a56a
 def _write_pool(folder, name, split, most, n_hard, n_easy, n_query, n_doc, by):
     pairs = relevance(name, split)
     some = np.random.default_rng(0).permutation(np.unique(pairs.query[pairs.grade > 0]))[:most]
@@ -190,6 +196,7 @@ def _write_pool(folder, name, split, most, n_hard, n_easy, n_query, n_doc, by):
     told = asdict(found) | {k: getattr(found, k).tolist() for k in ('query', 'doc', 'grade')}
     (folder / 'pool.json').write_text(json.dumps(told), encoding='utf-8')
 
+# %% ../../nbs/lab/19_relevance.ipynb #b80926b9
 @remembered
 def candidate_pool(
     name:str,             # a key of `relevance_sets`
@@ -209,7 +216,7 @@ def candidate_pool(
     told = json.loads((folder / 'pool.json').read_text(encoding='utf-8'))
     return Judged(**told | {k: np.array(told[k]) for k in ('query', 'doc', 'grade')})
 
-# %% ../../nbs/lab/19_relevance.ipynb #ab938e71
+# %% ../../nbs/lab/19_relevance.ipynb #85675c4f
 @dataclass(frozen=True)
 class Triples:
     "Rows of a query, a positive and negatives."
@@ -231,6 +238,7 @@ class Triples:
         return replace(self, query=self.query[rows], doc=self.doc[rows],
                        scores=None if self.scores is None else self.scores[rows])
 
+# %% ../../nbs/lab/19_relevance.ipynb #ab938e71
 def triples(
     pairs:Judged,           # with negatives, for instance from `candidates`
     n_neg:int=1,            # negatives a row
@@ -250,7 +258,7 @@ def triples(
     rows = np.array(rows)[rng.permutation(len(rows))[:most]]
     return Triples(pairs.queries, pairs.docs, rows[:, 0], rows[:, 1:])
 
-# %% ../../nbs/lab/19_relevance.ipynb #e8fd2c34
+# %% ../../nbs/lab/19_relevance.ipynb #f4c219f1
 def _checked_row(i, row):   # (query, positive, negatives)
     "Refuse a row that is none."
     negatives = row['negative'] if isinstance(row['negative'], list) else [row['negative']]
@@ -260,6 +268,7 @@ def _checked_row(i, row):   # (query, positive, negatives)
         if not isinstance(text, str) or not text.strip(): raise ValueError(f'row {i}: its {what} is empty')
     return row['query'].strip(), row['positive'].strip(), [n.strip() for n in negatives]
 
+# %% ../../nbs/lab/19_relevance.ipynb #78d70d34
 def _refuse_contradictions(rows):
     "Refuse a document that is relevant for a query in one row and not relevant for it in another."
     good = {(q, p): i for i, (q, p, _) in reversed([*enumerate(rows)])}
@@ -268,6 +277,7 @@ def _refuse_contradictions(rows):
             if (q, n) in good: raise ValueError(f'row {i}: {n[:40]!r} is a negative of {q[:40]!r}, and its positive in '
                                                 f'row {good[q, n]}')
 
+# %% ../../nbs/lab/19_relevance.ipynb #91dfbcee
 def read_triples(
     path:str|Path,      # Parquet: query, positive, negative (text or list), and labels or not
 )->Triples:
@@ -296,6 +306,7 @@ def read_triples(
         scores = as_scores([[np.nan if v is None else v for v in x] for x in labels], widths.pop())
     return Triples([*qs], [*ds], np.array([q for q, _ in at]), np.array([d for _, d in at]), scores)
 
+# %% ../../nbs/lab/19_relevance.ipynb #e8fd2c34
 def write_triples(
     path:str|Path,
     rows:Triples,
@@ -340,7 +351,7 @@ def list_metrics(
     for i, r in enumerate(ranks): table[i, :len(r)] = r
     return dict(pairwise=np.array(pairwise), ndcg=of_ranks(table, 'ndcg', k), mrr=of_ranks(table, 'mrr', 10**6))
 
-# %% ../../nbs/lab/19_relevance.ipynb #eb479685
+# %% ../../nbs/lab/19_relevance.ipynb #2886c5fa
 def first_stage(
     pairs:Judged,             # queries, and what is relevant to them among all `pairs.docs`
     k:int=100,                # documents of each query that are found
@@ -354,6 +365,7 @@ def first_stage(
     found = np.array([grade.get(pair, 0.) for pair in zip(q.tolist(), d.tolist())])
     return replace(pairs, query=q, doc=d, grade=found), scores[q, at]
 
+# %% ../../nbs/lab/19_relevance.ipynb #eb479685
 def rerank_metrics(
     pairs:Judged,                     # all judgements
     hits:Judged,                      # as `first_stage` gives them

@@ -143,14 +143,16 @@ def peak_run_memory()->int:   # MiB
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
     return round(max(high_water(), children) / 2**20)
 
-# %% ../../nbs/lab/08_results.ipynb #b3fcbd1e
+# %% ../../nbs/lab/08_results.ipynb #ec01ff1a
 _libraries = ('torch', 'transformers', 'tokenizers', 'accelerate', 'numpy', 'scipy', 'regex', 'sentencepiece',
               'safetensors')
 
+# %% ../../nbs/lab/08_results.ipynb #e605d22b
 def library_versions()->dict[str, str]:
     "Tell the versions of the libraries that compute."
     return {n: importlib.metadata.version(n) for n in _libraries}
 
+# %% ../../nbs/lab/08_results.ipynb #b3fcbd1e
 def current_commit()->str:   # 'unknown' where git cannot tell, or where this is no clone
     "Name the commit that is checked out."
     try: return _git('rev-parse', '--short=12', 'HEAD') or 'unknown'
@@ -174,7 +176,7 @@ def provenance(
                 wall_seconds=round(time.time() - started, 1), peak_memory_mib=peak_run_memory(),
                 date=datetime.date.today().isoformat())
 
-# %% ../../nbs/lab/08_results.ipynb #be89a381
+# %% ../../nbs/lab/08_results.ipynb #0f105da0
 def sealed(
     d:dict,   # schema, provenance, rows
 )->dict:      # the same with the seal in its provenance
@@ -184,6 +186,7 @@ def sealed(
     seal = hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()
     return dict(rest, provenance=rest['provenance'] | dict(seal=seal))
 
+# %% ../../nbs/lab/08_results.ipynb #be89a381
 def write_results(
     path:str|Path,
     rows:list[Row],
@@ -198,12 +201,13 @@ def write_results(
     whole = sealed(dict(schema=2, provenance=provenance, rows=[r.to_dict() for r in rows]))
     return atomic_write(path, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
 
-# %% ../../nbs/lab/08_results.ipynb #a5e3d9ef
+# %% ../../nbs/lab/08_results.ipynb #6423a8a4
 def runs_of(provenance:dict)->list[dict]:   # newest first
     "List the runs that a published file comes from."
     earlier = provenance.get('earlier', [])
     return [provenance, *earlier] if isinstance(earlier, list) and all(isinstance(p, dict) for p in earlier) else [{}]
 
+# %% ../../nbs/lab/08_results.ipynb #a5e3d9ef
 def run_of(
     provenance:dict,   # of a published file
     id:str,            # of a row
@@ -334,7 +338,7 @@ def _is_line(d)->bool:
     if d['id'] not in _gridded: return set(d) == _design_fields
     return set(d) == _grid_fields and isinstance(d['ids'], list) and isinstance(d['values'], dict)
 
-# %% ../../nbs/lab/08_results.ipynb #423e1362
+# %% ../../nbs/lab/08_results.ipynb #bcb5f215
 def designs()->list[dict]:   # in order
     "Read the lines of results/designs.jsonl."
     path = results_dir() / 'designs.jsonl'
@@ -349,6 +353,7 @@ def designs()->list[dict]:   # in order
         found.append(d)
     return found
 
+# %% ../../nbs/lab/08_results.ipynb #423e1362
 def designs_of(paper:str, id:str)->list[dict]:   # oldest first
     "List the designs that a claim had, or the grids that a preset had."
     return [d for d in designs() if (d['paper'], d['id']) == (paper, id)]
@@ -371,6 +376,7 @@ def _changes(old:dict, new:dict)->dict[str, str]:   # field -> was and is
     return {k: f'{k} was {say(old[k])}, is {say(v)}' if k in old else f'{k} is new: {say(v)}'
             for k, v in new.items() if k not in old or old[k] != v}
 
+# %% ../../nbs/lab/08_results.ipynb #26d94ee0
 def _concerned(claims:dict, changed:dict[str, str])->list[str]:   # ids
     "List the claims that changed numbers of a preset concern."
     readers = {f'claims.{name}': [id for id, c in claims.items() if name in c.needs]
@@ -378,19 +384,21 @@ def _concerned(claims:dict, changed:dict[str, str])->list[str]:   # ids
     each = lambda k: [] if changed[k].startswith(f'{k} is new') else [*claims]      # who reads a field that none names
     return [id for id in claims if any(id in readers.get(k, each(k)) for k in changed)]
 
+# %% ../../nbs/lab/08_results.ipynb #3d0768c5
 def _judged(paper:str, preset:str)->set:   # ids
     "Find the claims that have a published number."
     path = results_dir() / f'{paper}.{preset}.json'
     rows = read_results(path)[0] if path.exists() else []
     return {r.id for r in rows if r.kind == 'claim' and r.ours is not None}
 
-# %% ../../nbs/lab/08_results.ipynb #7a6461c4
+# %% ../../nbs/lab/08_results.ipynb #3fb720a9
 def undeclared(paper:Paper)->list[str]:   # ids of claims, and presets
     "List the claims and presets whose design or grids are not the newest line that is recorded of them."
     now = {id: claim.design for id, claim in paper.claims.items()}
     now |= {preset: spec.grid_hash for preset, spec in paper.runs.items() if preset in _gridded}
     return [id for id, design in now.items() if [d['design'] for d in designs_of(paper.name, id)][-1:] != [design]]
 
+# %% ../../nbs/lab/08_results.ipynb #7a6461c4
 def _grid_line(paper, preset, why)->dict:
     spec, before = paper.runs[preset], designs_of(paper.name, preset)
     changed = _changes(before[-1]['values'], spec.grid) if before else {}
@@ -413,10 +421,11 @@ def declare(
     if lines: atomic_write(path, before + '\n'.join(lines) + '\n')
     return ids
 
-# %% ../../nbs/lab/08_results.ipynb #541ae8f6
+# %% ../../nbs/lab/08_results.ipynb #ff8fc4f1
 _colours = {'holds': '#1a7f37', 'fails': '#b42318', 'inconclusive': '#8a6100', 'not identified': '#6b3fa0',
             'not attempted': '#57606a'}
 
+# %% ../../nbs/lab/08_results.ipynb #541ae8f6
 def bar(
     row:Row,
     width:int=360,   # pixels
@@ -435,7 +444,7 @@ def bar(
             f'<line x1="{at(row.ci95[0]):.1f}" x2="{at(row.ci95[1]):.1f}" y1="16" y2="16" stroke="{colour}" '
             f'stroke-width="3"/><circle cx="{at(row.ours):.1f}" cy="16" r="5" fill="{colour}"/></svg>')
 
-# %% ../../nbs/lab/08_results.ipynb #ede9951c
+# %% ../../nbs/lab/08_results.ipynb #0a94ff41
 def cleared(row:Row)->str:
     "Say what a claim's interval must clear."
     unit = f' {row.unit}' if row.unit else ''
@@ -445,16 +454,18 @@ def cleared(row:Row)->str:
     edge = -row.margin if row.rule == 'less' else row.margin
     return f'must lie {words[row.rule]} {number(edge)}{unit}'.replace('± ', '±')
 
+# %% ../../nbs/lab/08_results.ipynb #b94d1e0c
 def _of_controls(row)->list[str]:
     "Say what each control did."
     from papers_lib.engine.stats import control_rules
     told = lambda c: 'not measured' if c['ours'] is None else number(c['ours']) + _around(c['ci95'])
     return [f"{c['name']} ({control_rules[c['must']]}): {told(c)}" for c in row.controls or []]
 
+# %% ../../nbs/lab/08_results.ipynb #ede9951c
 def _around(ci95)->str:
     return f' [{number(ci95[0])}, {number(ci95[1])}]' if ci95 else ''
 
-# %% ../../nbs/lab/08_results.ipynb #5f4be2bd
+# %% ../../nbs/lab/08_results.ipynb #deb439a7
 def carried(provenance:dict)->str:   # '' where all was computed by this run
     "Say how many variants of a run were not computed by it."
     if 'migrated' in provenance and 'variants' not in provenance: return 'not counted (an older file)'
@@ -463,6 +474,7 @@ def carried(provenance:dict)->str:   # '' where all was computed by this run
     commits = sorted({c['commit'] for c in variants.get('carried', [])})
     return f'{n} of {n + computed} variants carried over from commit {", ".join(commits)}' if n else ''
 
+# %% ../../nbs/lab/08_results.ipynb #5f4be2bd
 class Card:
     "One claim's verdict, for a notebook or a terminal."
     def __init__(
@@ -517,11 +529,12 @@ class Card:
                 f'max-width:46em;overflow-wrap:anywhere"><div><b>{html.escape(row.paper)} {html.escape(row.id)}</b> '
                 f'{chip}</div>{bar(row)}{body}</div>')
 
-# %% ../../nbs/lab/08_results.ipynb #59519edf
+# %% ../../nbs/lab/08_results.ipynb #82ab9080
 def number_range(pair:list|None)->str:
     "Write an interval for a reader."
     return f'{number(pair[0])} to {number(pair[1])}' if pair else ''
 
+# %% ../../nbs/lab/08_results.ipynb #59519edf
 def card_of(
     paper:str,
     id:str,                 # of a claim
@@ -572,10 +585,11 @@ def _check_designs(paper, rows, prov):
         if r.kind == 'claim' and r.design != paper.claims[r.id].design:
             raise ValueError(f'{paper.name} {r.id} was measured under an earlier design: run again')
 
-# %% ../../nbs/lab/08_results.ipynb #e17aa331
+# %% ../../nbs/lab/08_results.ipynb #dd00de88
 def _claim_of(id:str)->str:   # C6 for C6 and C6.arm
     return id.split('.')[0]
 
+# %% ../../nbs/lab/08_results.ipynb #e17aa331
 def renewed(
     path:str|Path,     # the published file, there and whole
     rows:list[Row],    # of a run of chosen claims
@@ -634,9 +648,10 @@ def publish(
     if prov['claims'] != 'all': return write_results(path, *renewed(path, rows, prov))
     return atomic_write(path, (folder / 'results.json').read_text(encoding='utf-8'))
 
-# %% ../../nbs/lab/08_results.ipynb #46ee2ede
+# %% ../../nbs/lab/08_results.ipynb #5a24da9d
 _told = ('commit', 'preset', 'seeds', 'machine', 'versions', 'data', 'wall_seconds', 'date')
 
+# %% ../../nbs/lab/08_results.ipynb #5ea1d983
 def _file_problems(path, papers)->list[str]:
     "List what is wrong with a published file."
     from papers_lib.engine.stats import VALUES_LOST
@@ -658,6 +673,7 @@ def _file_problems(path, papers)->list[str]:
         found.append(f'{path.name}: was measured with grids that results/designs.jsonl does not know')
     return found + (_claim_problems(path.name, paper, rows) if prov['preset'] != 'bench' else [])
 
+# %% ../../nbs/lab/08_results.ipynb #46ee2ede
 def _claim_problems(name, paper, rows)->list[str]:
     "List claims without a row, rows without a claim, and designs that nobody recorded."
     ids = [r.id for r in rows if r.kind == 'claim']
@@ -694,7 +710,7 @@ def run_order(folder:Path)->tuple[int, ...]:
     "Give the numbers in the name of a run's folder, by which runs are ordered."
     return tuple(map(int, re.findall(r'\d+', folder.name)))
 
-# %% ../../nbs/lab/08_results.ipynb #7062ac33
+# %% ../../nbs/lab/08_results.ipynb #26a40b86
 def next_folder(
     base:Path,   # of the runs of a paper and a preset
 )->Path:         # not made yet
@@ -705,6 +721,7 @@ def next_folder(
     if last >= stamp: stamp = (*last[:2], (last[2] if len(last) > 2 else 0) + 1)
     return Path(base) / (f'{stamp[0]:08d}-{stamp[1]:06d}' + ''.join(f'-{i}' for i in stamp[2:]))
 
+# %% ../../nbs/lab/08_results.ipynb #7062ac33
 def fresh_folder(
     base:Path,   # as in `next_folder`
 )->Path:

@@ -21,7 +21,7 @@ from .linear import Linear
 from .norms import LayerNorm
 from .positions import LearnedPositions
 
-# %% ../../nbs/nn/13_matchers.ipynb #e4be6e9a
+# %% ../../nbs/nn/13_matchers.ipynb #9306276c
 def repeated(
     q:Int[Tensor, 'b t'],
     n:int,                    # documents of each query
@@ -29,6 +29,7 @@ def repeated(
     "Give every row n times, copies side by side, in a form that ONNX's exporter understands."
     return q[:, None].expand(-1, n, -1).flatten(0, 1)
 
+# %% ../../nbs/nn/13_matchers.ipynb #e4be6e9a
 def joined(
     q:Int[Tensor, 'b t'],     # pieces of the queries, padded behind with 0
     d:Int[Tensor, 'b s'],     # of the documents
@@ -54,10 +55,11 @@ def three_views(
     mask = real[..., None]
     return torch.cat([h[:, 0], h.masked_fill(~mask, -1e4).amax(1), (h * mask).sum(1) / mask.sum(1).clamp(min=1)], -1)
 
-# %% ../../nbs/nn/13_matchers.ipynb #71f57413
+# %% ../../nbs/nn/13_matchers.ipynb #025bc928
 architectures = ('textcnn', 'bilstm', 'transformer')
 readings = ('two towers', 'joint')
 
+# %% ../../nbs/nn/13_matchers.ipynb #71f57413
 @dataclass(frozen=True)
 class StudentConfig:
     "Sizes of a student."
@@ -86,7 +88,7 @@ class StudentConfig:
                 raise ValueError(f'StudentConfig.{name}={getattr(self, name)!r}: must be one of {", ".join(known)}')
         if self.d_emb < 1 or self.hidden < 1: raise ValueError(f'{self}: d_emb and hidden must be at least 1')
 
-# %% ../../nbs/nn/13_matchers.ipynb #59654efd
+# %% ../../nbs/nn/13_matchers.ipynb #19520c47
 class _CNN(nn.Module):
     "Filters over embeddings."
     def __init__(self, c):
@@ -96,6 +98,7 @@ class _CNN(nn.Module):
 
     def forward(self, x, real, segments): return self.conv(x, real)
 
+# %% ../../nbs/nn/13_matchers.ipynb #fcc500c7
 class _BiLSTM(nn.Module):
     "One recurrence each way, without packing: a row read backward is turned by its own length."
     def __init__(self, c):
@@ -111,6 +114,7 @@ class _BiLSTM(nn.Module):
         pick = last[..., None].expand(-1, -1, ends[0].shape[-1])
         return torch.cat([y.gather(1, pick)[:, 0] for y in ends], -1)
 
+# %% ../../nbs/nn/13_matchers.ipynb #cdd44b61
 class _Transformer(nn.Module):
     "Blocks in ALBERT's manner."
     def __init__(self, c):
@@ -129,6 +133,7 @@ class _Transformer(nn.Module):
         for i in range(self.n_layer): x = self.blocks[i % len(self.blocks)](x, real[:, None])
         return three_views(x, real) * real.any(1, keepdim=True)
 
+# %% ../../nbs/nn/13_matchers.ipynb #59654efd
 _readers = dict(textcnn=_CNN, bilstm=_BiLSTM, transformer=_Transformer)
 
 # %% ../../nbs/nn/13_matchers.ipynb #832e0ed9
@@ -174,7 +179,7 @@ class Student(Drawn):
         rows, segments, _ = joined(repeated(q, n), d.flatten(0, 1), self.cfg.cls, self.cfg.sep)
         return self.head(self.read(rows, segments)).view(-1, n)
 
-# %% ../../nbs/nn/13_matchers.ipynb #1516d9f8
+# %% ../../nbs/nn/13_matchers.ipynb #4b0ba470
 def student_table(
     table:Float[np.ndarray, 'v e'],   # of the teacher, or of words
     d:int,                            # width of the student's embeddings, at most e
@@ -187,6 +192,7 @@ def student_table(
     if d < X.shape[1]: X = X @ np.linalg.eigh(X.T @ X)[1][:, ::-1][:, :d]
     return np.ascontiguousarray(X / np.sqrt(np.square(X[1:]).mean()), np.float32)
 
+# %% ../../nbs/nn/13_matchers.ipynb #3bdec036
 def make_student(
     cfg:StudentConfig,
     table:Float[np.ndarray, 'v d']|None=None,   # from `student_table`; None: random, size 1
@@ -201,6 +207,7 @@ def make_student(
         with torch.no_grad(): net.tok_emb.weight.copy_(torch.from_numpy(table))
     return net
 
+# %% ../../nbs/nn/13_matchers.ipynb #1516d9f8
 students = {   # name -> sizes
     'textcnn': StudentConfig(), 'bilstm': StudentConfig(arch='bilstm'),
     'transformer': StudentConfig(arch='transformer'),

@@ -41,7 +41,7 @@ def co_occurrence(
     C.setdiag(0)
     return C.tocsr()
 
-# %% ../../nbs/rec/06_item_ids.ipynb #5ce43cc8
+# %% ../../nbs/rec/06_item_ids.ipynb #2de0e84f
 def _spectral(C, n, seed)->np.ndarray:   # (items, n)
     "Embed a graph's nodes by the leading eigenvectors of its normalised adjacency."
     from scipy.sparse import diags, identity
@@ -51,6 +51,7 @@ def _spectral(C, n, seed)->np.ndarray:   # (items, n)
     vectors = randomized_svd(A.astype(np.float64), min(n, C.shape[0]), n_iter=8, random_state=seed)[0]
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
+# %% ../../nbs/rec/06_item_ids.ipynb #5ce43cc8
 def _clustered(x, n, seed)->np.ndarray:   # (items,) numbers from 0
     "Cluster rows by k-means."
     from sklearn.cluster import KMeans

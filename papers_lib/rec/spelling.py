@@ -260,9 +260,10 @@ class MixtureBatches:
         "Go to a saved position in the same data."
         self.given = given_of(state, self.state())
 
-# %% ../../nbs/rec/07_spelling.ipynb #b08f6335
+# %% ../../nbs/rec/07_spelling.ipynb #e343391c
 BINS = ((1., 1.4), (1.5, 2.4), (2.5, 3.4), (3.5, 4.4), (4.5, 5.))    # of the stars from 1 to 5
 
+# %% ../../nbs/rec/07_spelling.ipynb #b08f6335
 def rating_target(
     star:int,                    # from 1 to 5
     rng:np.random.Generator,

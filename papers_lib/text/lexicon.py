@@ -20,7 +20,7 @@ __all__ = ['cutters', 'chinese_words', 'characters', 'bigrams', 'Lexicon', 'skip
 from .search import words
 from .tokenizers import BadVocabulary
 
-# %% ../../nbs/text/10_lexicon.ipynb #7c91548a
+# %% ../../nbs/text/10_lexicon.ipynb #3fb5028b
 def chinese_words(
     text:str,
 )->list[str]:
@@ -31,12 +31,14 @@ def chinese_words(
     jieba.setLogLevel(60)
     return [w for w in jieba.cut(text, HMM=False) if not w.isspace()]
 
+# %% ../../nbs/text/10_lexicon.ipynb #6773acf7
 def characters(
     text:str,
 )->list[str]:
     "Cut a text into characters; white space is none."
     return [c for c in text if not c.isspace()]
 
+# %% ../../nbs/text/10_lexicon.ipynb #422c62b6
 def bigrams(
     text:str,
 )->list[str]:
@@ -44,6 +46,7 @@ def bigrams(
     found = characters(text)
     return [a + b for a, b in zip(found, found[1:])] or found
 
+# %% ../../nbs/text/10_lexicon.ipynb #7c91548a
 cutters:dict[str, Callable[[str], list[str]]] = {
     'words': words, 'jieba': chinese_words, 'characters': characters, 'bigrams': bigrams}
 
@@ -133,7 +136,7 @@ def skip_gram(
         if w in model.wv: table[i] = model.wv[w]
     return table
 
-# %% ../../nbs/text/10_lexicon.ipynb #ca39b668
+# %% ../../nbs/text/10_lexicon.ipynb #8d492bb1
 @dataclass(frozen=True)
 class Vectors:
     "What a vector file holds."
@@ -155,6 +158,7 @@ class Vectors:
         if share > .5: warnings.warn(f'{share:.0%} of the {len(lexicon.ids)} words have no vector in this file')
         return out, share
 
+# %% ../../nbs/text/10_lexicon.ipynb #f01359b2
 def _vector_line(line, d):   # (word, numbers), or None
     "Split a line from the right."
     parts = line.rstrip(' ').rsplit(' ', d)
@@ -163,6 +167,7 @@ def _vector_line(line, d):   # (word, numbers), or None
     except ValueError: return None
     return (parts[0], x) if np.isfinite(x).all() else None
 
+# %% ../../nbs/text/10_lexicon.ipynb #ca39b668
 def read_vectors(
     path:str|Path,             # text: a word and its numbers a line, words first; a first line of counts or none
     d:int=0,                   # numbers a word; 0: as the first line says, or as it has
@@ -190,7 +195,7 @@ def read_vectors(
     if bad: warnings.warn(f'{path}: {bad} of {bad + len(rows)} lines cannot be read, or repeat a word')
     return Vectors([*known], np.stack(rows), bad)
 
-# %% ../../nbs/text/10_lexicon.ipynb #0ad31621
+# %% ../../nbs/text/10_lexicon.ipynb #ada1ef06
 class SameTag:
     "Draws words of the same part of speech."
     def __init__(self,
@@ -213,6 +218,7 @@ class SameTag:
         ws, cumulated = self.drawn[tag]
         return ws[min(len(ws) - 1, int(np.searchsorted(cumulated, rng.random())))]
 
+# %% ../../nbs/text/10_lexicon.ipynb #0ad31621
 def varied(
     words:Sequence[str],
     rng:np.random.Generator,

@@ -21,16 +21,18 @@ from .corpora import TokenBatches
 from .pairs import pair_batch
 from .tokenizers import BadVocabulary, UnigramPieces
 
-# %% ../../nbs/text/07_spans.ipynb #7367af95
+# %% ../../nbs/text/07_spans.ipynb #eb83debf
 def _check_rate(rate):
     "Refuse to hide nothing, the whole text, or more."
     if not 0 < rate < 1: raise ValueError(f'rate={rate}: the share of a text that is hidden must lie in (0, 1)')
 
+# %% ../../nbs/text/07_spans.ipynb #46336b83
 def _parts(n, k, rng):
     "Cut n into k random numbers of at least 1."
     cuts = np.sort(rng.permutation(n - 1)[:k - 1]) + 1
     return np.diff([0, *cuts, n])
 
+# %% ../../nbs/text/07_spans.ipynb #4a0c1427
 def random_spans(
     length:int,               # tokens of the text, at least 2
     rate:float=0.15,          # share of them that is hidden, in (0, 1)
@@ -50,6 +52,7 @@ def random_spans(
     runs = np.stack([_parts(length - hidden, n_span, rng), _parts(hidden, n_span, rng)], 1)          # (1)
     return np.repeat(np.arange(2 * n_span) % 2 == 1, runs.flatten())
 
+# %% ../../nbs/text/07_spans.ipynb #7367af95
 def single_tokens(
     length:int,               # tokens of the text
     rate:float=0.15,          # probability of each to be hidden, in (0, 1)
@@ -107,9 +110,10 @@ def raw_length(
     while lengths(n + 1)[0] <= n_source: n += 1
     return n, lengths(n)[1]
 
-# %% ../../nbs/text/07_spans.ipynb #f0b63206
+# %% ../../nbs/text/07_spans.ipynb #2d46ab30
 N_SENTINEL = 100
 
+# %% ../../nbs/text/07_spans.ipynb #f0b63206
 class SentinelPieces:
     "Unigram pieces and, above them, sentinels that count down."
     def __init__(self,
@@ -152,7 +156,7 @@ class SentinelPieces:
         "Read what `save` wrote."
         return cls(UnigramPieces.load(folder))
 
-# %% ../../nbs/text/07_spans.ipynb #fecbcc63
+# %% ../../nbs/text/07_spans.ipynb #d6581c28
 @dataclass(frozen=True)
 class SpanCorruption:
     "A window's source and target, by hidden runs or by tokens hidden one by one."
@@ -165,6 +169,7 @@ class SpanCorruption:
         else: hidden = single_tokens(len(ids), self.rate, rng=rng)
         return corrupt(ids, hidden, self.sentinels)
 
+# %% ../../nbs/text/07_spans.ipynb #fecbcc63
 class WindowPairs:
     "An endless iterator of padded pairs made of the windows of a text, with an exact cursor."
     def __init__(self,
