@@ -258,6 +258,16 @@ def test_a_race_takes_the_peer_first():
     assert order == ['theirs', 'ours'] * 5 and row.metric == 'time of theirs / time of ours'
 
 
+def test_a_race_of_two_rounds_or_of_different_answers_is_refused_before_anything_is_timed():
+    called = []
+    fns = dict(theirs=lambda: called.append('theirs') or 1, ours=lambda: called.append('ours') or 2)
+    with pytest.raises(ValueError, match='S.x: 2 round.*at least 3'): race('S.x', 'x', fns, 1., 2, paper='toy')
+    assert not called
+    with pytest.raises(AssertionError, match='S.x: theirs and ours give different answers'):
+        race('S.x', 'x', fns, 1., same=True, paper='toy')
+    assert called == ['theirs', 'ours']
+
+
 def test_what_is_timed_in_one_thread_leaves_the_threads_as_they_were():
     before = torch.get_num_threads()
     assert bench.one_thread(lambda: (torch.get_num_threads(), torch.is_grad_enabled()))() == (1, False)

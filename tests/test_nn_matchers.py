@@ -103,3 +103,12 @@ def test_embeddings_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r'embeddings of \(40, 7\)'):
         make_student(small(), np.ones((40, 7), np.float32))
     with pytest.raises(ValueError, match='a width of 4'): student_table(np.ones((5, 4)), 5)
+
+
+def test_a_library_that_lacks_something_itself_is_not_called_missing(tmp_path, monkeypatch):
+    from papers_lib.engine import onnx_matcher
+    (tmp_path / 'half_there.py').write_text('import nothing_of_this_name')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match='of the extra `onnx`'): onnx_matcher._needs('nothing_of_this_name')
+    with pytest.raises(ModuleNotFoundError, match="No module named 'nothing_of_this_name'"):
+        onnx_matcher._needs('half_there')

@@ -183,6 +183,13 @@ def test_what_cannot_be_ranked_is_named(options, words):
     with pytest.raises(ValueError, match=words): rank_queries(rated(), asked(), N_ITEM, **options)
 
 
+@pytest.mark.parametrize('targets, n', [([3, 4], 2), ([], 0)])
+def test_sampled_ranks_are_of_one_target_each(targets, n):
+    q = Queries(np.arange(2), [np.array([0]), np.array([1])], [np.array([2]), np.array(targets, int)], None)
+    with pytest.raises(ValueError, match=f'{n} targets in a query'):
+        rank_queries(rated(n=2), q, N_ITEM, sampled=[('uniform', 3)])
+
+
 def test_a_model_of_nan_and_a_wrong_shape_are_named():
     with pytest.raises(ValueError, match='a score is not a number'):
         rank_queries(lambda h: torch.full((len(h), N_ITEM), torch.nan), asked(), N_ITEM)

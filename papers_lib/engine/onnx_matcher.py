@@ -17,7 +17,9 @@ __all__ = ['odd_sizes', 'export_onnx', 'OnnxMatcher', 'onnx_gap', 'eight_bits']
 def _needs(name):
     "Import a library of the extra `onnx`."
     try: return __import__(name)
-    except ImportError: raise ImportError(f"this needs {name}, of the extra `onnx`: pip install '.[onnx]'") from None
+    except ModuleNotFoundError as e:
+        if e.name != name: raise                                        # it is there, and lacks something itself
+        raise ImportError(f"this needs {name}, of the extra `onnx`: pip install '.[onnx]'") from None
 
 # %% ../../nbs/engine/17_onnx_matcher.ipynb #537b5efe
 def export_onnx(

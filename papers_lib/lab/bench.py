@@ -105,6 +105,7 @@ def race(
 )->Row:
     "Time two functions in turn and hold the ratio against a bound."
     peer, ours = fns
+    if n < 3: raise ValueError(f'{id}: {n} round(s): a median needs at least 3')
     if same and fns[peer]() != fns[ours](): raise AssertionError(f'{id}: {peer} and {ours} give different answers')
     return speed_row(id, statement, round_robin(fns, n=n), peer, ours, bound, paper=paper, **fields)
 

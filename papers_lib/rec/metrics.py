@@ -172,7 +172,8 @@ def rank_queries(
         if by not in SAMPLINGS or n < 1: raise ValueError(f'sampled={by!r}, {n}: must be one of {SAMPLINGS}, 1 or more')
         if by == 'popularity' and counts is None: raise ValueError('sampling by popularity needs the training counts')
     m, at_once = max(map(len, queries.targets)), max(1, _block // n_item)
-    if sampled and m > 1: raise ValueError(f'{m} targets in a query: sampled ranks are of one target')
+    if sampled and (unlike := sorted({len(t) for t in queries.targets} - {1})):
+        raise ValueError(f'{unlike[-1]} targets in a query: sampled ranks are of one target each')
     each = candidates is not None and len(candidates) and np.ndim(candidates[0])
     ranks, lists = np.full((len(queries), m), np.nan), np.empty((len(queries), k), np.int64)
     told = {f'{by}-{n}': np.empty((len(queries), 1)) for by, n in sampled}
