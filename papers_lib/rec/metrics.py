@@ -241,8 +241,8 @@ def popularity_lift(
 def diversity(
     ids:np.ndarray,      # (q, k) lists
     labels,              # (i, l) scipy sparse, an entry where an item has a label
-)->np.ndarray:           # (q,) between 0 and 1; nan where no pair has labels
-    "One minus the mean Jaccard similarity of the labels, over the pairs of each list."
+)->np.ndarray:           # (q,) between 0 and 1; nan where no pair has a label
+    "One minus the mean Jaccard similarity of labels over each list's pairs; a pair without any is left out."
     L = (labels.tocsr() != 0).astype(np.float32)
     n = np.asarray(L.sum(1)).ravel()
     rows = [L[np.maximum(ids[:, j], 0)] for j in range(ids.shape[1])]
