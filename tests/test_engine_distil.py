@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from papers_lib.engine.distil import (
-    DistilLoss, ListBatches, ListLoss, TokenDistil, agreement, as_scores, frozen, hinge, margin_mse, padded_table, score_kl,
-    score_mse, score_pairs, standardised, warn_scale, warn_unknown, bits_hash)
+    DistilLoss, ListBatches, ListLoss, TokenDistil, agreement, as_scores, bits_hash, frozen, hinge, margin_mse,
+    padded_table, score_kl, score_mse, score_pairs, standardised, warn_scale, warn_unknown)
 from papers_lib.engine.train import IGNORE, lm_loss
 from papers_lib.gpt2 import GPT2, GPT2Config
 

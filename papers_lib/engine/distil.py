@@ -177,7 +177,7 @@ class TokenDistil:
     ):
         self.loss = DistilLoss('kl', a, T)                                     # refuses what is no weight
         self.teacher, self.a, self.T = teacher.eval().requires_grad_(False), a, T
-        self.__qualname__ = f'TokenDistil(a={a}, T={T}, teacher={bits_hash(teacher)[:16]})'    # part of a run's identity
+        self.__qualname__ = f'TokenDistil(a={a}, T={T}, teacher={bits_hash(teacher)[:16]})'   # part of a run's identity
 
     def __call__(self, model:nn.Module, batch:dict[str, Int[Tensor, 'b t']])->Float[Tensor, '']:
         real = batch['targets'] != IGNORE
