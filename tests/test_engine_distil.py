@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from papers_lib.engine.distil import (
-    DistilLoss, ListBatches, ListLoss, agreement, as_scores, frozen, hinge, margin_mse, padded_table, score_kl,
-    score_mse, score_pairs, standardised, warn_scale, warn_unknown, bits_hash)
+    DistilLoss, ListBatches, ListLoss, TokenDistil, agreement, as_scores, bits_hash, frozen, hinge, margin_mse,
+    padded_table, score_kl, score_mse, score_pairs, standardised, warn_scale, warn_unknown)
+from papers_lib.engine.train import IGNORE, lm_loss
+from papers_lib.gpt2 import GPT2, GPT2Config
 
 numbers = st.floats(-20, 20, width=32)
 pairs = st.lists(st.tuples(numbers, numbers, numbers, numbers), min_size=1, max_size=8)
@@ -144,3 +146,44 @@ def test_a_vocabulary_that_reads_little_warns():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert warn_unknown(np.array([[1, 5, 6]]), 1, 'queries') < .5 and warn_unknown(np.zeros((2, 3)), 1, 'x') == 0
+
+
+def decoders(n_vocab=30):
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        made.append(GPT2(GPT2Config(n_vocab=n_vocab, ctx_len=8, d_model=16, n_layer=1, n_head=2)))
+    return made
+
+
+def tokens():
+    torch.manual_seed(2)
+    batch = dict(ids=torch.randint(30, (3, 8)), targets=torch.randint(30, (3, 8)))
+    batch['targets'][1, 4:] = IGNORE
+    return batch
+
+
+@pytest.mark.parametrize('a, T', [(0., 1.), (.3, 1.), (.5, 2.), (1., 4.)])
+def test_the_token_loss_is_the_mix_at_every_target_and_nowhere_else(a, T):
+    (student, teacher), batch = decoders(), tokens()
+    z, t = (m(batch['ids'])[batch['targets'] != IGNORE] for m in (student, teacher))
+    hard = lm_loss(student, batch)
+    assert torch.allclose(TokenDistil(teacher, a, T)(student, batch), a * score_kl(z, t, T).sum() + (1 - a) * hard,
+                          rtol=1e-4)
+
+
+def test_a_token_teacher_gets_no_gradient_and_another_vocabulary_is_refused():
+    (student, teacher), batch = decoders(), tokens()
+    before = bits_hash(teacher)
+    TokenDistil(teacher, .5, 2.)(student, batch).backward()
+    assert bits_hash(teacher) == before and all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is not None for p in student.parameters())
+    with pytest.raises(ValueError, match='a teacher of 40 tokens, a student of 30'):
+        TokenDistil(decoders(40)[0])(student, batch)
+
+
+def test_a_token_loss_names_itself_by_its_settings_and_its_teacher():
+    one, two = decoders()
+    names = {TokenDistil(*how).__qualname__ for how in ((one, .5, 2.), (one, .5, 1.), (two, .5, 2.))}
+    assert len(names) == 3 and TokenDistil(one, .5, 2.).__qualname__ in names
+    with pytest.raises(ValueError, match='must be above 0'): TokenDistil(one, .5, 0.)

@@ -284,6 +284,16 @@ def test_published_claims_name_their_controls():
         if r.kind == 'claim' and r.ours is not None: assert {c['name'] for c in r.controls} == {*claims[r.id].controls}
 
 
+def check_rows_of_c10(rows):
+    "Arms at both shares and with all labels, gains, costs; the small language models beside."
+    arms = {f'C10.{arm}-{x}' for arm in ('few-labels', 'gpt-1', 'distilled', 'shuffled', 'by-a-cnn') for x in (.2, .6)}
+    beside = {'C10.few-labels-1', 'C10.gpt-1-1', 'C10.over-teacher', 'C10.gain-0.2', 'C10.gain-0.6', 'C10.ms-gpt-1',
+              'C10.ms-cnn', 'C10.gpt-2-hard', 'C10.gpt-2-hard-and-soft', 'C10.gpt-2-gain'}
+    assert {id for id in rows if id.startswith('C10.')} == arms | beside
+    assert {len(x) for x in rows['C10']['values'].values()} == {2} and rows['C10']['n'] == 500
+    assert {c['name'] for c in rows['C10']['controls']} == {*claims['C10'].controls}
+
+
 @pytest.mark.slow
 def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     if not available('wikiqa'): pytest.skip('needs wikiqa')
@@ -292,11 +302,13 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
         'data.n_doc': 12, 'train.n_step': 5, 'model.d_emb': 8, 'model.n_map': 4, 'model.hidden': 8,
         'claims.exchanged': .3, 'claims.n_word': 300, 'claims.blocks': 1, 'claims.part': .01, 'claims.first': 20,
         'claims.copies': [2, 1], 'claims.rates': [.001, .01, .1], 'claims.few_rates': [.001, .01, .1],
-        'claims.deep_rates': [.001, .01, .1], 'claims.tune_seeds': [100]})
-    for name, set_ in (('C6', 'ud_ewt'), ('C8', 'qbqtc'), ('C9', 'qbqtc'), ('C12', 'scifact')):
+        'claims.deep_rates': [.001, .01, .1], 'claims.tune_seeds': [100], 'claims.scarce': [.2, .6],
+        'claims.backbone': 'tiny', 'claims.gpt1_rates': [.001, .003, .01], 'claims.lm_steps': 5})
+    for name, set_ in (
+            ('C6', 'ud_ewt'), ('C8', 'qbqtc'), ('C9', 'qbqtc'), ('C10', 'sentence_classification'), ('C12', 'scifact')):
         if not available(set_): pytest.skip(f'{name} needs {set_}')
-    measured = [id for id, c in claims.items() if c.needs != ('later',)]
-    assert all(rows[id]['ours'] is not None for id in measured), {id: rows[id]['why'] for id in measured}
+    assert all(rows[id]['ours'] is not None for id in claims), {id: rows[id]['why'] for id in claims}
+    check_rows_of_c10(rows)
     assert len(rows['C1']['values']['hard alone']) == 2 and 'T.cost.textcnn.100' in rows
     assert rows['C12.bm25.ndcg']['ours'] <= rows['C12.ceiling.ndcg']['ours'] and rows['C8.grades-majority']['ours'] > .5
     assert 0 < rows['C13.dropped-0']['ours'] < rows['C13.dropped-0.5']['ours'] < 1

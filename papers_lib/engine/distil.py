@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 
 # %% auto #0
 __all__ = ['soft_losses', 'hinge', 'score_mse', 'margin_mse', 'score_kl', 'positive_ce', 'DistilLoss', 'ListLoss', 'score_range',
-           'warn_scale', 'standardised', 'as_scores', 'bits_hash', 'frozen', 'padded_table', 'warn_unknown',
-           'ListBatches', 'score_pairs', 'agreement']
+           'warn_scale', 'standardised', 'as_scores', 'bits_hash', 'frozen', 'TokenDistil', 'padded_table',
+           'warn_unknown', 'ListBatches', 'score_pairs', 'agreement']
 
 # %% ../../nbs/engine/16_distil.ipynb #4bb94d1f
+from .train import IGNORE
 from ..text.corpora import given_of
 
 # %% ../../nbs/engine/16_distil.ipynb #a9c33094
@@ -172,6 +173,29 @@ def frozen(
     yield teacher
     if teacher.training: raise RuntimeError('the teacher was put into training mode')
     if bits_hash(teacher) != before: raise RuntimeError('the teacher was trained: its weights have changed')
+
+# %% ../../nbs/engine/16_distil.ipynb #bb35319f
+class TokenDistil:
+    "Next-token loss with a share of a teacher's distribution (5), as `fit` takes it: summed over the targets, nats."
+    def __init__(self,
+        teacher:nn.Module,   # has `hidden` and `head`, and the student's vocabulary; it is put into evaluation mode
+        a:float=.5,          # weight of the soft part, in [0, 1]; 0 is no distillation
+        T:float=1.,          # temperature
+    ):
+        self.loss = DistilLoss('kl', a, T)                                     # refuses what is no weight
+        self.teacher, self.a, self.T = teacher.eval().requires_grad_(False), a, T
+        self.__qualname__ = f'TokenDistil(a={a}, T={T}, teacher={bits_hash(teacher)[:16]})'   # part of a run's identity
+
+    def __call__(self, model:nn.Module, batch:dict[str, Int[Tensor, 'b t']])->Float[Tensor, '']:
+        real = batch['targets'] != IGNORE
+        z = model.head(model.hidden(batch['ids'])[real]).float()               # (n, v)
+        hard = F.cross_entropy(z, batch['targets'][real], reduction='sum')
+        if not self.a: return hard
+        with torch.no_grad():
+            teacher = self.teacher.to(z.device)
+            t = teacher.head(teacher.hidden(batch['ids'])[real]).float()
+        if t.shape != z.shape: raise ValueError(f'a teacher of {t.shape[1]} tokens, a student of {z.shape[1]}')
+        return self.a * score_kl(z, t, self.T).sum() + (1 - self.a) * hard     # (5)
 
 # %% ../../nbs/engine/16_distil.ipynb #4510f6e2
 def padded_table(

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from jaxtyping import Int
 
 # %% auto #0
-__all__ = ['speed_row', 'one_thread', 'onnx_race', 'race', 'timed', 'decode_speed', 'read_seconds', 'train_step', 'bench_batch',
-           'our_loss', 'hf_loss', 'TrainRace', 'bfloat16_loss', 'fresh_process', 'training_peak', 'MemoryRace',
-           'training_races', 'hf_greedy', 'DecodeRace', 'NanoGPT', 'select_races', 'run_races']
+__all__ = ['speed_row', 'one_thread', 'one_query', 'onnx_race', 'race', 'timed', 'decode_speed', 'read_seconds', 'train_step',
+           'bench_batch', 'our_loss', 'hf_loss', 'TrainRace', 'bfloat16_loss', 'fresh_process', 'training_peak',
+           'MemoryRace', 'training_races', 'hf_greedy', 'DecodeRace', 'NanoGPT', 'select_races', 'run_races']
 
 # %% ../../nbs/lab/10_bench.ipynb #29eb4947
 from ..nn.linear import cpp_compiler
@@ -63,6 +63,18 @@ def one_thread(
             with torch.inference_mode(): return fn()
         finally: torch.set_num_threads(before)
     return call
+
+# %% ../../nbs/lab/10_bench.ipynb #2c82e176
+def one_query(
+    n_doc:int,
+    n_vocab:int,
+    seed:int=0,
+)->tuple[Int[Tensor, '1 t'], Int[Tensor, '1 n s']]:
+    "Draw a query of 8 pieces and documents of 24 to 40."
+    rng = np.random.default_rng(seed)
+    size = rng.integers(24, 41, (n_doc, 1))
+    d = np.where(np.arange(40) < size, rng.integers(n_vocab // 2, n_vocab, (n_doc, 40)), 0)
+    return torch.from_numpy(rng.integers(n_vocab // 2, n_vocab, (1, 8))), torch.from_numpy(d)[None]
 
 # %% ../../nbs/lab/10_bench.ipynb #7a1f1c0a
 def onnx_race(
