@@ -91,12 +91,15 @@ sizes = {  # GPT-2 report, table 2; head counts from the released hparams.json
     '1558M': GPT2Config(d_model=1600, n_layer=48, n_head=25),
 }
 
-# %% ../nbs/04_gpt2.ipynb #4cf825a3
+# %% ../nbs/04_gpt2.ipynb #76c0de74
 _conv1d = ('attn.qkv', 'attn.out', 'mlp.fc', 'mlp.proj')   # stored (in, out) in the public layout
+
+# %% ../nbs/04_gpt2.ipynb #b8595d69
 _public = {'tok_emb': 'wte', 'positions': 'wpe', 'blocks.': 'h.', '.norm1': '.ln_1', '.norm2': '.ln_2',
            'norm_f': 'ln_f', 'attn.qkv': 'attn.c_attn', 'attn.out': 'attn.c_proj', 'mlp.fc': 'mlp.c_fc',
            'mlp.proj': 'mlp.c_proj'}
 
+# %% ../nbs/04_gpt2.ipynb #dd5b5969
 def hf_name(
     name:str,   # a parameter of our GPT2, e.g. 'blocks.3.attn.qkv.weight'
 )->str:         # its name in a public checkpoint, without the 'transformer.' prefix
@@ -104,6 +107,7 @@ def hf_name(
     for ours, theirs in _public.items(): name = name.replace(ours, theirs)
     return name
 
+# %% ../nbs/04_gpt2.ipynb #4cf825a3
 def _turned(name):
     "Tell whether the public layout holds this parameter transposed."
     return name.endswith(tuple(f'{layer}.weight' for layer in _conv1d))
@@ -203,14 +207,19 @@ def retokenize(self:Detokenizer, line:str)->str:
     if line.startswith(ESCAPE * 2): return line[2:]
     return ' ' + ' '.join(w for chunk in line.split(' ') for w in self.split(chunk)) + ' '
 
-# %% ../nbs/04_gpt2.ipynb #93febd60
+# %% ../nbs/04_gpt2.ipynb #a1330802
 _suffix = r"'(?:s|t|re|ve|m|ll|d)(?!\w)"
 _join   = r'(?<=\d)[,.](?=\d)|(?<=[\w>])-(?=[\w<])'
 _mark   = r'()\[\]",;:!?%$£#'
+
+# %% ../nbs/04_gpt2.ipynb #bee1feca
 _short  = r'(?<![A-Z])(?<!\.\w)(?<!^St)(?<!^Mr)(?<!^Dr)(?<!^Mrs)(?<!^No)(?<!^Jr)'    # not an abbreviation's
 _stop   = _short + r'\.(?=$|["\')\]])'
+
+# %% ../nbs/04_gpt2.ipynb #e7a6f546
 _clitic = r"(?:n't|'(?:s|re|ve|m|ll|d))$"
 
+# %% ../nbs/04_gpt2.ipynb #93febd60
 detokenizers = {
     'wikitext2': Detokenizer(
         left=frozenset(", . ; : ! ? ) ] % 's 't 're 've 'm 'll 'd".split()), right=frozenset('( [ $ £ #'.split()),
@@ -328,15 +337,17 @@ def answer_question(
     prompt = ''.join(f'Q: {q}\nA: {a}\n' for q, a in shots) + f'Q: {question}\nA:'
     return continue_text(model, tok, prompt, 20).strip().split('\n')[0]
 
-# %% ../nbs/04_gpt2.ipynb #d292120d
+# %% ../nbs/04_gpt2.ipynb #74ec74a6
 _raced = GPT2Config(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6)
 _small = GPT2Config(n_vocab=8192, ctx_len=256, d_model=128, n_layer=4, n_head=4)
 _large = replace(sizes['124M'], ctx_len=256)
 
+# %% ../nbs/04_gpt2.ipynb #fb9b2120
 def _decoding(name, cfg, batch_size, **rules):
     return DecodeRace('gpt2', f'S.generate.{name}.{batch_size}', name, partial(pair_of, GPT2, cfg),
                       batch_size=batch_size, **rules)
 
+# %% ../nbs/04_gpt2.ipynb #d292120d
 _decoding_races = (
     _decoding('small', _small, 1, bound=2., n_new=64, n=15), _decoding('small', _small, 16, bound=2., n_new=64, n=15),
     _decoding('124M', _large, 1, bound=1.2, n=9), _decoding('124M', _large, 16, bound=0.95, n=7))
@@ -410,9 +421,10 @@ class Claims:
     n_context:int = 5              # C2, C3, C8: texts behind which each of the twenty words is asked
     n_passage:int = 1_000          # LAMBADA passages scored
 
-# %% ../nbs/04_gpt2.ipynb #3ba00b11
+# %% ../nbs/04_gpt2.ipynb #ba8e748a
 _decay = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, clip=1.)
 
+# %% ../nbs/04_gpt2.ipynb #3ba00b11
 runs = {
     'tiny': RunSpec(
         model=GPT2Config(n_vocab=1024, ctx_len=64, d_model=64, n_layer=2, n_head=2),

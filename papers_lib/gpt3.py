@@ -42,13 +42,15 @@ class GPT3(GPT2):
         super().__init__(cfg)
         self.windows = tuple(None if i % 2 == 0 else cfg.window for i in range(cfg.n_layer))
 
-# %% ../nbs/06_gpt3.ipynb #3dd63d05
+# %% ../nbs/06_gpt3.ipynb #fcd9d988
 _size = lambda layers, d, heads: GPT3Config(n_layer=layers, d_model=d, n_head=heads)
 sizes = {  # table 2.1; XL as 16 x 128 (printed: 24 heads), 13B as d 5120 (printed: 5140)
     'Small': _size(12, 768, 12), 'Medium': _size(24, 1024, 16), 'Large': _size(24, 1536, 16),
     'XL': _size(24, 2048, 16), '2.7B': _size(32, 2560, 32), '6.7B': _size(32, 4096, 32),
     '13B': _size(40, 5120, 40), '175B': _size(96, 12288, 96),
 }
+
+# %% ../nbs/06_gpt3.ipynb #3dd63d05
 recipe = {  # table 2.1: batch in tokens, peak learning rate
     'Small': (0.5e6, 6.0e-4), 'Medium': (0.5e6, 3.0e-4), 'Large': (0.5e6, 2.5e-4), 'XL': (1e6, 2.0e-4),
     '2.7B': (1e6, 1.6e-4), '6.7B': (2e6, 1.2e-4), '13B': (2e6, 1.0e-4), '175B': (3.2e6, 0.6e-4),
@@ -273,9 +275,10 @@ class Claims:
     n_step_sums:int = 0            # C7: optimizer steps on sums; 0 leaves it out
     n_token:int = 0                # C7, C8, tables: prompt tokens spent on each set and K; 0 leaves them out
 
-# %% ../nbs/06_gpt3.ipynb #9634faec
+# %% ../nbs/06_gpt3.ipynb #b159c9db
 _decay = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, clip=1.)
 
+# %% ../nbs/06_gpt3.ipynb #9634faec
 runs = {
     'tiny': RunSpec(
         model=GPT3Config(n_vocab=1024, ctx_len=64, d_model=64, n_layer=2, n_head=2, window=16),

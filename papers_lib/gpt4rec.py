@@ -35,9 +35,10 @@ from .lab.pretrain import pretrained_folder
 from .lab.ratings import described, events, made_shop
 from .gpt2 import GPT2, GPT2Config
 
-# %% ../nbs/14_gpt4rec.ipynb #c4de771e
+# %% ../nbs/14_gpt4rec.ipynb #a45a248b
 BEFORE, AFTER = 'Previously, the customer has bought:', ' In the future, the customer wants to buy'
 
+# %% ../nbs/14_gpt4rec.ipynb #c4de771e
 def title_key(
     title:str,
 )->str:        # '' for a title without a word
@@ -135,7 +136,7 @@ class QueryBatches:
 
     def load_state(self, s:dict): self.at, self.epoch = s['at'], s['epoch']
 
-# %% ../nbs/14_gpt4rec.ipynb #f7e132e1
+# %% ../nbs/14_gpt4rec.ipynb #46d3c65d
 def query_batch(
     pairs:Sequence[tuple[Sequence[int], Sequence[int]]],   # (prompt, answer)
     eot:int,             # fills rows up on the right
@@ -146,6 +147,7 @@ def query_batch(
     return dict(ids=ids, targets=pad_right([[*(p[1:] if whole else [IGNORE] * (len(p) - 1)), *a] for p, a in pairs],
                                            IGNORE))
 
+# %% ../nbs/14_gpt4rec.ipynb #f7e132e1
 def query_loss(
     model:nn.Module,                       # has `hidden` and `head`
     batch:dict[str, Int[Tensor, 'b t']],   # ids, targets
@@ -155,7 +157,7 @@ def query_loss(
     logits = model.head(model.hidden(batch['ids'])[counted])                       # (targets, v)
     return F.cross_entropy(logits.float(), batch['targets'][counted], reduction='sum')     # (1)
 
-# %% ../nbs/14_gpt4rec.ipynb #434ce761
+# %% ../nbs/14_gpt4rec.ipynb #d005b7de
 def write_queries(
     model:nn.Module,
     tok,
@@ -176,6 +178,7 @@ def write_queries(
         for i, beams in zip(part, found): told[i] = [(tok.decode(ids).strip(), score) for ids, score in beams]
     return told
 
+# %% ../nbs/14_gpt4rec.ipynb #434ce761
 def distinct(
     queries:Sequence[tuple[str, float]],
 )->list[str]:
@@ -227,7 +230,7 @@ class Purchases:
         for name, ok in right.items():
             if not ok: raise ValueError(f'Purchases.{name}={getattr(self, name)}: out of range, see its comment')
 
-# %% ../nbs/14_gpt4rec.ipynb #371b51f0
+# %% ../nbs/14_gpt4rec.ipynb #cb7bf99c
 @dataclass(frozen=True)
 class TitledShop:
     "Purchases, split, with what is said of the items."
@@ -241,6 +244,7 @@ class TitledShop:
     @property
     def seen(self)->np.ndarray: return self.train.counts > 0      # (i,) items that training holds
 
+# %% ../nbs/14_gpt4rec.ipynb #371b51f0
 def _most_met(data, n)->Interactions:
     "Keep the n items that are met most and the users with two of them."
     if n: data = data.keep(np.isin(data.item, np.argsort(-data.counts, kind='stable')[:n]))
@@ -286,7 +290,7 @@ def title_tokenizer(
     titles = [f' {t}.' for t, seen in zip(shop.titles, shop.seen) if seen]
     return train_fast_bpe([*titles, *[BEFORE + AFTER] * len(titles)], n_vocab)
 
-# %% ../nbs/14_gpt4rec.ipynb #c41d9caa
+# %% ../nbs/14_gpt4rec.ipynb #4e1f1267
 def read_titles(
     shop:TitledShop,
     tok:FastBPE,
@@ -304,6 +308,7 @@ def read_titles(
     fit(model, TokenBatches(tokens, cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed), **fit_options)
     return model.eval()
 
+# %% ../nbs/14_gpt4rec.ipynb #c41d9caa
 def _backbone(model_cls, spec, seed, folder):
     shop = open_shop(spec.data)
     tok = title_tokenizer(shop, spec.data.n_vocab)
@@ -327,7 +332,7 @@ def backbone(
     folder = pretrained_folder(GPT2, RunSpec(cfg, train, purchases, None), seed, _backbone)
     return load_model(folder, GPT2, GPT2Config), FastBPE.load(folder)
 
-# %% ../nbs/14_gpt4rec.ipynb #34697447
+# %% ../nbs/14_gpt4rec.ipynb #6a9fa153
 class PublicTokens:
     "A tokenizer of `transformers` with the names that are used here."
     def __init__(self, theirs): self.theirs, self.eot, self.n_vocab = theirs, theirs.eos_token_id, len(theirs)
@@ -335,6 +340,7 @@ class PublicTokens:
     def encode_batches(self, texts)->Iterator[list[int]]: return map(self.encode, texts)
     def decode(self, ids)->str: return self.theirs.decode(ids)
 
+# %% ../nbs/14_gpt4rec.ipynb #34697447
 def teach_queries(
     model:GPT2,                 # is changed
     tok,
@@ -373,8 +379,10 @@ def answer_nats(
         out += [float(x.sum()) for x in nats.split(counted.sum(1).tolist())]
     return np.array(out)
 
-# %% ../nbs/14_gpt4rec.ipynb #706eb6ff
+# %% ../nbs/14_gpt4rec.ipynb #4cc1fc14
 _both = 'on the most-met part of Amazon Beauty, whole users held out'
+
+# %% ../nbs/14_gpt4rec.ipynb #706eb6ff
 claims = {
     'C1': Claim('Queries and BM25 beat id models: +75.7 % and +22.2 % Recall over the best baseline (abstract)',
                 f"Recall@10 of ten generated queries, one item each, is higher than that of BM25 with the title bought "
@@ -438,11 +446,14 @@ class Claims:
     length_penalty:float = 0.       # a: exponent of the length in the ranking of beams
     n_epoch:int = 10                # passes of SASRec
 
-# %% ../nbs/14_gpt4rec.ipynb #5c012ab3
+# %% ../nbs/14_gpt4rec.ipynb #cd0425fb
 sizes = {'117M': GPT2Config()}
+
+# %% ../nbs/14_gpt4rec.ipynb #64f30955
 _adam = dict(schedule='linear', min_frac=.05, weight_decay=.01, beta2=.98, clip=1.)
 _some = ((0.6, 0.3), (0.6, 0.75), (1.5, 0.), (1.5, 0.3), (1.5, 0.75), (1.5, 1.), (3., 0.3), (3., 0.75))
 
+# %% ../nbs/14_gpt4rec.ipynb #5c012ab3
 runs = {
     'tiny': RunSpec(GPT2Config(n_vocab=1024, ctx_len=96, d_model=64, n_layer=2, n_head=2),
                     TrainConfig(40, 32, 4e-3, n_warmup=4, **_adam), Purchases('ml-100k', n_item=200, test=.2),
@@ -462,7 +473,7 @@ runs = {
                      Claims(True, '', (1, 2, 5, 10, 20, 40), _some, (5e-5, 1e-4, 2e-4), 2000, .4, 2000, 200, 1, 64)),
 }
 
-# %% ../nbs/14_gpt4rec.ipynb #8a7fddcb
+# %% ../nbs/14_gpt4rec.ipynb #125aa5b9
 def _race_search(seed:int=0, n_doc:int=12_000, n_query:int=20_000)->Iterator[Row]:
     "Time a search of many queries over made titles."
     rng = np.random.default_rng(seed)
@@ -475,5 +486,6 @@ def _race_search(seed:int=0, n_doc:int=12_000, n_query:int=20_000)->Iterator[Row
               'titles of 9, lists of 40, Zipf 1.2; the index is there', rule='at_most', bound=10., n=3,
               **median_interval(times).facts())
 
+# %% ../nbs/14_gpt4rec.ipynb #8a7fddcb
 races = {'S.search': _race_search}
 paper = Paper('gpt4rec', GPT2, runs, claims, races)

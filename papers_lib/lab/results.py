@@ -94,21 +94,23 @@ def dirty()->bool|None:   # None where git cannot tell
     status = _git('status', '--porcelain', '--', 'papers_lib', 'settings.ini', 'constraints.txt')
     return None if status is None else bool(status or changed_notebooks())
 
-# %% ../../nbs/lab/08_results.ipynb #319f52c2
+# %% ../../nbs/lab/08_results.ipynb #9b6f3a2f
 def _cpu_info(field:str)->str:   # '' where the system does not tell
     "Read a field of the first CPU."
     path = Path('/proc/cpuinfo')
     lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
     return next((line.split(':', 1)[1].strip() for line in lines if line.startswith(field)), '')
 
+# %% ../../nbs/lab/08_results.ipynb #319f52c2
 _instruction_sets = ('avx2', 'avx512f', 'avx512_bf16', 'avx512_vnni', 'amx_bf16', 'amx_int8', 'asimd', 'bf16', 'sve')
 
-# %% ../../nbs/lab/08_results.ipynb #3af2487d
+# %% ../../nbs/lab/08_results.ipynb #6ab2a9e6
 def instruction_sets()->list[str]:   # those that matrix products use
     "Name what this CPU multiplies with."
     flags = set((_cpu_info('flags') or _cpu_info('Features')).split())
     return [name for name in _instruction_sets if name in flags]
 
+# %% ../../nbs/lab/08_results.ipynb #3af2487d
 def bfloat16_units()->bool:
     "Tell whether this CPU multiplies bfloat16 in hardware."
     return bool({'avx512_bf16', 'amx_bf16', 'bf16'} & set(instruction_sets()))
@@ -327,11 +329,14 @@ class Table:
         body = ''.join(f'<tr>{line("td", cells)}</tr>' for cells in self.cells())
         return f'<table><thead><tr>{line("th", self.head)}</tr></thead><tbody>{body}</tbody></table>'
 
-# %% ../../nbs/lab/08_results.ipynb #e0e9be6a
+# %% ../../nbs/lab/08_results.ipynb #10058acc
 _design_fields = {'paper', 'id', 'design', 'date', 'commit', 'why'}
 _grid_fields = _design_fields | {'ids', 'values'}
+
+# %% ../../nbs/lab/08_results.ipynb #81281902
 _gridded = ('cpu', 'gpu')               # presets that judge claims
 
+# %% ../../nbs/lab/08_results.ipynb #e0e9be6a
 def _is_line(d)->bool:
     "Tell whether an object out of JSON is a line of designs."
     if not isinstance(d, dict) or not all(isinstance(d.get(k), str) for k in _design_fields): return False
@@ -550,11 +555,12 @@ def card_of(
     if here is None: raise ValueError(f'{paper} {id}: neither this run nor results/ has a row of it')
     return Card(here, provenance, 'this run', rows)
 
-# %% ../../nbs/lab/08_results.ipynb #8876ec30
+# %% ../../nbs/lab/08_results.ipynb #61afda76
 @lru_cache(maxsize=8)
 def _read_unchanged(stamps):
     return read_those([path for path, *_ in stamps])
 
+# %% ../../nbs/lab/08_results.ipynb #8876ec30
 def published(paper:str)->Table:
     "Published rows of a paper, all presets; a file that has not changed is checked once a process."
     stamps = tuple((p, (at := p.stat()).st_ino, at.st_size, at.st_mtime_ns)

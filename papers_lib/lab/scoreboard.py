@@ -193,9 +193,10 @@ def _claims_table(files)->str:
              for paper, preset, r in found]
     return _table(['claim', 'what we test', 'preset', 'effect [95 %]', 'verdict'], lines)
 
-# %% ../../nbs/lab/11_scoreboard.ipynb #e30ecf97
+# %% ../../nbs/lab/11_scoreboard.ipynb #7dab9df2
 _peers = ('transformers', 'nanoGPT', 'recbole')
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #e30ecf97
 def _speed_table(files)->str:
     "List the published races against other libraries."
     races = [(paper, r, p) for paper, rows, p in files for r in rows
@@ -476,10 +477,11 @@ def _paper_title(paper:str)->str:
     notebook = paper_notebooks().get(paper)
     return title(notebook)[0] if notebook else paper
 
-# %% ../../nbs/lab/11_scoreboard.ipynb #82e07586
+# %% ../../nbs/lab/11_scoreboard.ipynb #1acbbe4d
 _kind_titles = dict(claim='claims', table="the paper's tables, and further measurements", parity='equal numbers',
                     speed='speed and memory', leak='leaks')
 
+# %% ../../nbs/lab/11_scoreboard.ipynb #82e07586
 def _groups(keys, found, page:Path)->list[dict]:
     "Fold the rows that stand beneath no claim: by paper and kind."
     parts = defaultdict(list)
