@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from fastcore.basics import patch
 import numpy as np
 
 # %% auto #0
@@ -76,173 +77,201 @@ class Run:
     variants:list[Measured] = field(default_factory=list)
     started:float = field(default_factory=time.time)
 
-    def wants(
-        self,
-        *ids:str,   # of claims
-    )->bool:
-        "Tell whether this run measures any of these claims."
-        return bool(set(ids) & set(measured_claims(self.paper, self.preset, self.spec, self.selected)))
+# %% ../../nbs/lab/06_run.ipynb #b314c546
+@patch
+def wants(
+    self:Run,
+    *ids:str,   # of claims
+)->bool:
+    "Tell whether this run measures any of these claims."
+    return bool(set(ids) & set(measured_claims(self.paper, self.preset, self.spec, self.selected)))
 
-    def tracker(
-        self,
-        arm:str,       # what is trained
-        **config,      # its configuration, flat
-    ):
-        "A W&B run for one `fit`; nothing is recorded where W&B is disabled."
-        if self.wandb_mode == 'disabled': return NoTracker()      # W&B itself is not even needed then
-        from papers_lib.lab.wandb_tracker import WandbTracker
-        config |= dict(preset=self.preset)
-        made = WandbTracker(f'papers-{self.paper.name}', self.out.name, arm, config, self.wandb_mode, self.out)
-        self.trackers.append(made)
-        return made
+# %% ../../nbs/lab/06_run.ipynb #3b4fcd38
+@patch
+def tracker(
+    self:Run,
+    arm:str,       # what is trained
+    **config,      # its configuration, flat
+):
+    "A W&B run for one `fit`; nothing is recorded where W&B is disabled."
+    if self.wandb_mode == 'disabled': return NoTracker()      # W&B itself is not even needed then
+    from papers_lib.lab.wandb_tracker import WandbTracker
+    config |= dict(preset=self.preset)
+    made = WandbTracker(f'papers-{self.paper.name}', self.out.name, arm, config, self.wandb_mode, self.out)
+    self.trackers.append(made)
+    return made
 
-    def map(
-        self,
-        fn:Callable,               # takes and gives plain values; of a module or of this notebook
-        configs:Sequence[dict],    # its arguments; dataclasses in them become dictionaries
-    )->list[dict]:                 # results, in order
-        "Compute variants, or take them from the cache."
-        found = measure(fn, configs, workers=_at_once(self.device))
-        self.variants += found
-        return [m.result for m in found]
+# %% ../../nbs/lab/06_run.ipynb #69a27c64
+@patch
+def map(
+    self:Run,
+    fn:Callable,               # takes and gives plain values; of a module or of this notebook
+    configs:Sequence[dict],    # its arguments; dataclasses in them become dictionaries
+)->list[dict]:                 # results, in order
+    "Compute variants, or take them from the cache."
+    found = measure(fn, configs, workers=_at_once(self.device))
+    self.variants += found
+    return [m.result for m in found]
 
-    def grid(
-        self,
-        fn:Callable,                 # as `map`'s
-        axes:dict[str, Sequence],    # argument -> its values; the seed last
-        **fixed,                     # the other arguments
-    )->np.ndarray:                   # of results, an axis a key of `axes`
-        "Compute all combinations."
-        points = [dict(zip(axes, values)) | fixed for values in itertools.product(*axes.values())]
-        results = np.empty(len(points), dtype=object)
-        results[:] = self.map(fn, points)
-        return results.reshape([len(values) for values in axes.values()])
+# %% ../../nbs/lab/06_run.ipynb #37a1a57c
+@patch
+def grid(
+    self:Run,
+    fn:Callable,                 # as `map`'s
+    axes:dict[str, Sequence],    # argument -> its values; the seed last
+    **fixed,                     # the other arguments
+)->np.ndarray:                   # of results, an axis a key of `axes`
+    "Compute all combinations."
+    points = [dict(zip(axes, values)) | fixed for values in itertools.product(*axes.values())]
+    results = np.empty(len(points), dtype=object)
+    results[:] = self.map(fn, points)
+    return results.reshape([len(values) for values in axes.values()])
 
-    def tune(
-        self,
-        fn:Callable,                      # (**arm, lr, seed) -> `held_out` of the tuning text
-        arms:dict[str, dict],             # name -> the arguments that make the arm
-        rates:Sequence[float]|dict,       # to try, at least three; or those of each arm
-        seeds:Sequence[int]=(100, 101),   # tuning seeds: they judge nothing
-        **fixed,                          # arguments of all arms
-    )->dict[str, Tuned]:                  # arm -> its rate
-        "Choose each arm's learning rate; the runs count among this run's variants."
-        return tune_rate(fn, arms, rates, seeds, fan_out=self.map, **fixed)
+# %% ../../nbs/lab/06_run.ipynb #4e5a8ce7
+@patch
+def tune(
+    self:Run,
+    fn:Callable,                      # (**arm, lr, seed) -> `held_out` of the tuning text
+    arms:dict[str, dict],             # name -> the arguments that make the arm
+    rates:Sequence[float]|dict,       # to try, at least three; or those of each arm
+    seeds:Sequence[int]=(100, 101),   # tuning seeds: they judge nothing
+    **fixed,                          # arguments of all arms
+)->dict[str, Tuned]:                  # arm -> its rate
+    "Choose each arm's learning rate; the runs count among this run's variants."
+    return tune_rate(fn, arms, rates, seeds, fan_out=self.map, **fixed)
 
-    def add(
-        self,
-        row:Row,
-    )->Row:
-        "Judge a row and keep it."
-        row.verdict = verdict(row)
-        if row.verdict == 'not identified': row.why = unidentified(row)
-        self.rows.append(row)
-        return row
+# %% ../../nbs/lab/06_run.ipynb #1770e041
+@patch
+def add(
+    self:Run,
+    row:Row,
+)->Row:
+    "Judge a row and keep it."
+    row.verdict = verdict(row)
+    if row.verdict == 'not identified': row.why = unidentified(row)
+    self.rows.append(row)
+    return row
 
-    def claim(
-        self,
-        id:str,                 # of a declared claim
-        effect:Effect|float,    # what was measured
-        controls:dict|None=None,   # declared control -> what was measured of it
-        why:str='',             # what this measurement cannot tell: *not identified*
-        **facts,                # other fields of the row
-    )->Row|None:                # None for a claim that was not asked for
-        "Record a claim; what is tested, and how it is judged, was declared."
-        if id not in self.paper.claims: raise ValueError(f'{id}: {self.paper.name} declares no such claim')
-        if not self.wants(id): return None
-        claim, found = self.paper.claims[id], controls or {}
-        if extra := set(found) - set(claim.controls):
-            raise ValueError(f'{id}: control(s) {", ".join(sorted(extra))} are not in its design')
-        _check_measured(id, claim, effect, self.seeds)
-        told = [control(name, must, found.get(name)) for name, must in claim.controls.items()] or None
-        fixed = _declared(claim) | dict(controls=told, why=claim.flaw or why)
-        return self.add(_row(self.paper.name, 'claim', id, effect, **facts | fixed))
+# %% ../../nbs/lab/06_run.ipynb #3b6225c8
+@patch
+def claim(
+    self:Run,
+    id:str,                 # of a declared claim
+    effect:Effect|float,    # what was measured
+    controls:dict|None=None,   # declared control -> what was measured of it
+    why:str='',             # what this measurement cannot tell: *not identified*
+    **facts,                # other fields of the row
+)->Row|None:                # None for a claim that was not asked for
+    "Record a claim; what is tested, and how it is judged, was declared."
+    if id not in self.paper.claims: raise ValueError(f'{id}: {self.paper.name} declares no such claim')
+    if not self.wants(id): return None
+    claim, found = self.paper.claims[id], controls or {}
+    if extra := set(found) - set(claim.controls):
+        raise ValueError(f'{id}: control(s) {", ".join(sorted(extra))} are not in its design')
+    _check_measured(id, claim, effect, self.seeds)
+    told = [control(name, must, found.get(name)) for name, must in claim.controls.items()] or None
+    fixed = _declared(claim) | dict(controls=told, why=claim.flaw or why)
+    return self.add(_row(self.paper.name, 'claim', id, effect, **facts | fixed))
 
-    def table(
-        self,
-        id:str,
-        effect:Effect|float,    # what was measured
-        rule:str='scaled',      # 'paper' where size, data and protocol are the paper's
-        **facts,                # other fields of the row
-    )->Row:
-        "Record a table cell or a claim's evidence."
-        return self.add(_row(self.paper.name, 'table', id, effect, rule=rule, **facts))
+# %% ../../nbs/lab/06_run.ipynb #aa05a21b
+@patch
+def table(
+    self:Run,
+    id:str,
+    effect:Effect|float,    # what was measured
+    rule:str='scaled',      # 'paper' where size, data and protocol are the paper's
+    **facts,                # other fields of the row
+)->Row:
+    "Record a table cell or a claim's evidence."
+    return self.add(_row(self.paper.name, 'table', id, effect, rule=rule, **facts))
 
-    def parity(
-        self,
-        id:str,
-        gap:float,      # largest difference, relative to the largest value of theirs
-        against:str,    # the public class
-        *,
-        tests:str='Logits equal to transformers',
-        bound:float=1e-5,
-        **facts,        # other fields of the row
-    )->Row:
-        "Record how far we are from the public implementation on the same weights."
-        told = dict(metric='largest difference of logits, relative', dataset='random tokens',
-                    protocol='random weights, gains and biases included; float32')
-        return self.add(_row(self.paper.name, 'parity', id, gap, tests=tests, rule='at_most', bound=bound,
-                             baseline_name=f'transformers {against}', **told | facts))
+# %% ../../nbs/lab/06_run.ipynb #22ffc19f
+@patch
+def parity(
+    self:Run,
+    id:str,
+    gap:float,      # largest difference, relative to the largest value of theirs
+    against:str,    # the public class
+    *,
+    tests:str='Logits equal to transformers',
+    bound:float=1e-5,
+    **facts,        # other fields of the row
+)->Row:
+    "Record how far we are from the public implementation on the same weights."
+    told = dict(metric='largest difference of logits, relative', dataset='random tokens',
+                protocol='random weights, gains and biases included; float32')
+    return self.add(_row(self.paper.name, 'parity', id, gap, tests=tests, rule='at_most', bound=bound,
+                         baseline_name=f'transformers {against}', **told | facts))
 
-    def not_attempted(
-        self,
-        id:str,
-        why:str,
-        kind:str='table',       # a declared claim's row is a claim's, whatever is said here
-        **facts,                # other fields of the row
-    )->Row:
-        "Record that there is no number, and why."
-        if id in self.paper.claims: kind, facts = 'claim', _declared(self.paper.claims[id]) | facts
-        return self.add(Row(self.paper.name, kind, id, why=why, **facts))
+# %% ../../nbs/lab/06_run.ipynb #e316a26f
+@patch
+def not_attempted(
+    self:Run,
+    id:str,
+    why:str,
+    kind:str='table',       # a declared claim's row is a claim's, whatever is said here
+    **facts,                # other fields of the row
+)->Row:
+    "Record that there is no number, and why."
+    if id in self.paper.claims: kind, facts = 'claim', _declared(self.paper.claims[id]) | facts
+    return self.add(Row(self.paper.name, kind, id, why=why, **facts))
 
-    def card(
-        self,
-        id:str,   # of a declared claim
-    )->Card:
-        "The verdict on a claim: of this run, or as published where this run has none."
-        here = [r for r in self.rows if r.id == id and r.kind == 'claim']
-        return card_of(self.paper.name, id, here, dict(preset=self.preset, seeds=self.seeds))
+# %% ../../nbs/lab/06_run.ipynb #25efacd5
+@patch
+def not_identified(
+    self:Run,
+    id:str,       # of a declared claim
+    why:str,      # what the models that ran cannot tell
+    n_seeds:int,  # how many of each ran
+    **facts,      # other fields of the row
+)->Row:
+    "Record that models ran and gave no number."
+    return self.not_attempted(id, why, n_seeds=n_seeds, **facts)
 
-    def not_identified(
-        self,
-        id:str,       # of a declared claim
-        why:str,      # what the models that ran cannot tell
-        n_seeds:int,  # how many of each ran
-        **facts,      # other fields of the row
-    )->Row:
-        "Record that models ran and gave no number."
-        return self.not_attempted(id, why, n_seeds=n_seeds, **facts)
+# %% ../../nbs/lab/06_run.ipynb #e45ff783
+@patch
+def card(
+    self:Run,
+    id:str,   # of a declared claim
+)->Card:
+    "The verdict on a claim: of this run, or as published where this run has none."
+    here = [r for r in self.rows if r.id == id and r.kind == 'claim']
+    return card_of(self.paper.name, id, here, dict(preset=self.preset, seeds=self.seeds))
 
-    def expect(
-        self,
-        holds:bool,             # what a lesson asserts about this run's numbers
-        what:str,               # in words
-    )->None:
-        "Assert a lesson's sentence; in an overridden run, which it was not written for, say so and go on."
-        if holds: return
-        if json.loads(self.overrides or '{}'): print(f'not so in this overridden run: {what}', file=sys.stderr)
-        else: raise AssertionError(what)
+# %% ../../nbs/lab/06_run.ipynb #924f3214
+@patch
+def expect(
+    self:Run,
+    holds:bool,             # what a lesson asserts about this run's numbers
+    what:str,               # in words
+)->None:
+    "Assert a lesson's sentence; in an overridden run, which it was not written for, say so and go on."
+    if holds: return
+    if json.loads(self.overrides or '{}'): print(f'not so in this overridden run: {what}', file=sys.stderr)
+    else: raise AssertionError(what)
 
-    def finish(
-        self,
-        why:str='not selected',   # reason for claims without a row
-    )->Table:
-        "Write results.json and provenance.json; a claim without a row becomes *not attempted*."
-        if _given_up(self.out):
-            raise TimeoutError('a cell took too long and the runner gave this run up: its rows are not written')
-        done = {r.id for r in self.rows}
-        for id in self.paper.claims:
-            if id not in done: self.not_attempted(id, why)
-        order = {k: i for i, k in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
-        self.rows.sort(key=lambda r: (order[r.kind], r.id))
-        data = {name: hash for m in self.variants for name, hash in m.reads.items()}
-        told = provenance(self.preset, self.seeds, self.started, self.overrides, self.selected, _running(self), data)
-        told |= dict(variants=_origins(self.variants), grid=self.spec.grid_hash)
-        write_results(self.out / 'results.json', self.rows, told)
-        atomic_write(self.out / 'provenance.json', json.dumps(told, indent=1))
-        for t in self.trackers: t.finish()
-        self.trackers.clear()
-        return Table([(self.rows, told)])
+# %% ../../nbs/lab/06_run.ipynb #d92609a4
+@patch
+def finish(
+    self:Run,
+    why:str='not selected',   # reason for claims without a row
+)->Table:
+    "Write results.json and provenance.json; a claim without a row becomes *not attempted*."
+    if _given_up(self.out):
+        raise TimeoutError('a cell took too long and the runner gave this run up: its rows are not written')
+    done = {r.id for r in self.rows}
+    for id in self.paper.claims:
+        if id not in done: self.not_attempted(id, why)
+    order = {k: i for i, k in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
+    self.rows.sort(key=lambda r: (order[r.kind], r.id))
+    data = {name: hash for m in self.variants for name, hash in m.reads.items()}
+    told = provenance(self.preset, self.seeds, self.started, self.overrides, self.selected, _running(self), data)
+    told |= dict(variants=_origins(self.variants), grid=self.spec.grid_hash)
+    write_results(self.out / 'results.json', self.rows, told)
+    atomic_write(self.out / 'provenance.json', json.dumps(told, indent=1))
+    for t in self.trackers: t.finish()
+    self.trackers.clear()
+    return Table([(self.rows, told)])
 
 # %% ../../nbs/lab/06_run.ipynb #b72ac092
 def _origins(variants:list[Measured])->dict:
