@@ -4,10 +4,14 @@ import hashlib
 import os
 
 import pytest
+from hypothesis import settings
 
 from papers_lib.lab import data
 from papers_lib.text.corpora import SEPARATOR
 from papers_lib.text.tokenizers import train_fast_bpe
+
+settings.register_profile('house', deadline=None)     # a busy machine is no counterexample
+settings.load_profile('house')
 
 
 @pytest.fixture(scope='session')

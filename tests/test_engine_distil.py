@@ -18,7 +18,7 @@ numbers = st.floats(-20, 20, width=32)
 pairs = st.lists(st.tuples(numbers, numbers, numbers, numbers), min_size=1, max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs)
 def test_mse_is_offset_and_a_quarter_of_the_margin_error(rows):
     x = torch.tensor(rows, dtype=torch.float64)
@@ -27,7 +27,7 @@ def test_mse_is_offset_and_a_quarter_of_the_margin_error(rows):
     assert torch.allclose(score_mse(z, t), offset**2 + margin_mse(z, t) / 4, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(pairs, st.floats(-5, 5))
 def test_what_does_not_move_margins_and_distributions(rows, by):
     x = torch.tensor(rows, dtype=torch.float64)

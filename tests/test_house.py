@@ -4,7 +4,7 @@ import ast, json, re, subprocess
 from collections import defaultdict
 from pathlib import Path
 
-import pytest
+import hypothesis, pytest
 
 from papers_lib.lab.presets import paper_of
 from papers_lib.lab.plots import shown
@@ -210,3 +210,7 @@ def test_every_figure_finds_its_rows_among_the_published_ones(name):
 def test_no_two_cells_of_a_notebook_have_one_id(path):
     ids = [c['id'] for c in json.loads(path.read_text(encoding='utf-8'))['cells']]
     assert len({*ids}) == len(ids), sorted(i for i in {*ids} if ids.count(i) > 1)
+
+
+def test_a_busy_machine_is_no_counterexample():
+    assert hypothesis.settings().deadline is None and hypothesis.settings(max_examples=5).deadline is None

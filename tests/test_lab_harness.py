@@ -189,7 +189,7 @@ def test_numbers_are_those_of_lm_evals_own_adapter(theirs):
     assert got == theirs.generate_until(requests('generate_until', wishes), disable_tqdm=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(
@@ -210,7 +210,7 @@ def test_each_request_has_one_answer_whatever_is_asked_with_it(pairs, rng):
     assert [x for x, _ in mixed] == pytest.approx([together[i][0] for i in order], abs=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(['It i', 'She wa', 'of th', 'a', 'Mr']),
     st.lists(st.text('aehinst', min_size=1, max_size=4), min_size=2, max_size=4, unique=True),

@@ -90,7 +90,7 @@ def test_a_missing_file_and_no_parquet(tmp_path):
     with pytest.raises(ValueError, match='cannot be read as Parquet'): read_triples(tmp_path / 'x.parquet')
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=2, max_size=9))
 def test_pairwise_accuracy_counts_pairs(rows):
     good, score = (np.array(x) for x in zip(*rows))

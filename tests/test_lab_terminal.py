@@ -80,7 +80,7 @@ def test_no_text_of_a_table_is_lost(monkeypatch, columns):
 SIGNS = '\u0301\u200d\ufe0f👍🏽漢\u0e33\u1100\u1161🇩🇪\u200b\u20e3µ '
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(st.text(st.characters() | st.sampled_from(SIGNS), max_size=60), min_size=3, max_size=3),
                 max_size=4))
 def test_no_text_of_any_table_is_lost(rows):

@@ -196,7 +196,7 @@ def test_without_a_mask_permuted_tokens_permute_the_output_only_where_nothing_te
     assert off < 1e-12 if positions == 'none' else off > 1e-4
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(chunks=st.lists(st.integers(1, 8), min_size=1, max_size=6), placement=st.sampled_from(placements),
        positions=st.sampled_from([*position_kinds, 'bias']), pads=st.lists(st.integers(0, 6), min_size=3, max_size=3))
 def test_cached_equals_uncached_in_any_chunks_with_any_padding(chunks, placement, positions, pads):
@@ -302,7 +302,7 @@ def test_the_bias_hook_reaches_the_scores_of_every_layer(model, ids, impl, monke
 
 # ---- weights by name
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**62), st.integers(1, 9), st.integers(1, 9), st.integers(1, 40))
 def test_more_rows_begin_with_the_rows_of_fewer(seed, few, more, width):
     small, large = normal_of(seed, 'a.weight', (few, width)), normal_of(seed, 'a.weight', (few + more, width))

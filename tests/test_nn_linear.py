@@ -45,7 +45,7 @@ def burn(seconds):
 
 # ---- all kernels alike
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lead=st.lists(st.integers(0, 5), min_size=1, max_size=3), n_in=st.integers(1, 40), n_out=st.integers(1, 40),
        biased=st.booleans())
 def test_every_kernel_gives_the_values_and_gradients_of_torch(lead, n_in, n_out, biased):

@@ -28,7 +28,7 @@ def masks(draw, depth=3):
 def matrix(mask, t=T): return mask.dense(t, T, T - t).expand(B, t, T)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(masks(), masks(), masks())
 def test_masks_form_a_boolean_algebra(x, y, z):
     assert matrix(~(x & y)).equal(matrix(~x | ~y)) and matrix(~(x | y)).equal(matrix(~x & ~y))   # De Morgan
@@ -38,7 +38,7 @@ def test_masks_form_a_boolean_algebra(x, y, z):
     assert matrix(~x).equal(~matrix(x)) and not matrix(x & ~x).any() and matrix(x | ~x).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(masks(), st.integers(1, T))
 def test_flex_and_dense_agree(mask, t):
     mod, m = mask.flex(T - t), matrix(mask, t)
@@ -48,7 +48,7 @@ def test_flex_and_dense_agree(mask, t):
     assert ours == m.tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(masks(), st.integers(1, T))
 def test_the_last_queries_of_a_mask_are_its_last_rows(mask, t):
     assert matrix(mask, t).equal(matrix(mask)[:, T - t:])

@@ -13,7 +13,7 @@ from papers_lib.nn.matchers import (
 def small(**kw): return StudentConfig(40, cls=1, sep=2, **dict(d_emb=8, d_model=8, n_map=3, n_layer=2, n_head=2) | kw)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=4), st.integers(0, 5), st.integers(0, 10**6))
 def test_padding_moves_no_text(sizes, extra, seed):
     torch.manual_seed(seed)
@@ -28,7 +28,7 @@ def test_padding_moves_no_text(sizes, extra, seed):
     assert (whole >= 0).all() and not whole[[i for i, n in enumerate(sizes) if n == 0]].any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), min_size=1, max_size=5))
 def test_pairs_are_joined_as_lists_would_be(sizes):
     rng = np.random.default_rng(0)

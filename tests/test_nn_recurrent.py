@@ -38,7 +38,7 @@ tgt[:, 0] = pair.start
 real = torch.arange(6) < torch.tensor([[6], [2], [4]])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 99))
 def test_a_prompt_padded_on_the_left_is_the_prompt_alone(lengths, seed):
     model, rng = drawn(LSTMDecoder, sizes), np.random.default_rng(seed)
@@ -93,7 +93,7 @@ def test_weights_follow_from_seed_and_name_and_the_forget_gate_starts_open(decod
             elif p.ndim == 2: assert p.std().item() * p.shape[1] ** .5 == pytest.approx(1, abs=0.25), name
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_sequence_of_moves_gives_what_copies_of_the_source_give(data):
     moved_rows_say_what_they_say_alone(data, drawn(LSTMSeq2Seq, pair), src, real, pair.start, atol=1e-5)

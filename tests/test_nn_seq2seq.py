@@ -32,7 +32,7 @@ src, tgt = torch.randint(30, (3, 6)), torch.randint(30, (3, 8))
 real = torch.arange(6) < torch.tensor([[6], [2], [4]])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_sequence_of_moves_gives_what_copies_of_the_source_give(data):
     moved_rows_say_what_they_say_alone(data, Toy().eval(), src, real, 0, atol=1e-4)

@@ -88,7 +88,7 @@ every = st.builds(Parts, norm=st.sampled_from(list(norms)), act=st.sampled_from(
 DEEP = dict(placement='deepnorm', residual_init='deepnorm')
 every = every | every.map(lambda parts: dataclasses.replace(parts, **DEEP))
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(every, st.integers(0, 19), st.integers(1, 19))
 def test_any_parts_are_causal_and_read_through_the_cache_what_they_read_at_once(parts, at, cut):
     stack = lively(model(parts))
@@ -275,7 +275,7 @@ def test_a_saved_list_of_windows_is_the_same_parts():
     assert Parts(windows=[None, 3]) == Parts(windows=(None, 3)) and hash(Parts(windows=[None, 3]))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(every, st.integers(20_000, 60_000))
 def test_widened_comes_nearest(parts, n):
     count = lambda sizes: sum(p.numel() for p in Stack(sizes, parts).parameters())

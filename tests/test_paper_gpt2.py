@@ -151,7 +151,7 @@ def test_overfits_one_batch():
     assert loss.item() < 0.1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(at=st.integers(0, 19), token=st.integers(0, 96))
 def test_no_logit_depends_on_a_later_token(at, token):
     model, changed = random_model(GPT2, cfg), ids.clone()
@@ -191,7 +191,7 @@ pieces = ['the', 'city', "'s", ',', '.', '@-@', '@,@', '@.@', '"', '(', ')', '$'
           '-', "'", 'a-b', '1,5', '...']
 
 @pytest.mark.parametrize('name', ['wikitext2', 'ptb'])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(words=st.lists(st.sampled_from(pieces), max_size=12))
 def test_detokenizers_invert_any_line(name, words):
     d = detokenizers[name]

@@ -78,7 +78,7 @@ def test_data_rules():
     assert decontaminate(docs, [unrelated]) == [[d] for d in docs]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from('abcdefgh'), min_size=1, max_size=8), st.integers(0, 1000))
 def test_a_signature_is_of_the_set_of_words(words, seed):
     m = MinHash(seed=seed)
@@ -86,7 +86,7 @@ def test_a_signature_is_of_the_set_of_words(words, seed):
     assert m.similarity(*signs) == 1.
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0, 10, allow_subnormal=False), min_size=1, max_size=5).filter(any), st.floats(1, 100))
 def test_sources_are_drawn_by_the_ratio_of_their_weights(weights, factor):
     drawn = draw_sources(weights, 200, seed=1)

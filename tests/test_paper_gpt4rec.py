@@ -46,7 +46,7 @@ def test_titles_that_cannot_be_read_and_repeats_are_left_out():
     with pytest.raises(ValueError, match='no item has a title with a word'): readable(data, [''] * 7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 7), max_size=12), st.integers(28, 90))
 def test_a_cut_prompt_keeps_its_question_and_the_latest_titles(tok, history, room):
     prompts = TitlePrompts(tok, TITLES, room, 16)

@@ -61,7 +61,7 @@ def test_a_value_that_makes_no_prompt_is_named(field, value):
     with pytest.raises(ValueError, match=rf'template {template.id}: {field}='): fill(template, RIGHT | {field: value})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(alphabet=st.sampled_from('ab 19_,<>→é\n'), max_size=20))
 def test_any_text_is_read_and_a_piece_has_its_words_number(text):
     tok = IdPieces(prompt_pieces(600), ['<a1>'])
@@ -70,7 +70,7 @@ def test_any_text_is_read_and_a_piece_has_its_words_number(text):
     assert words == sorted(words) and {*words} <= {*range(1, len(text.split()) + 1)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(10, 50), min_size=1, max_size=4))
 def test_a_rating_is_read_as_it_was_written(tenths):
     tok = IdPieces(prompt_pieces(600))
@@ -162,7 +162,7 @@ def test_ratings_stay_near_their_star(star):
     assert read_rating(f'{drawn[0]:.1f}') == drawn[0] and read_rating('five') is None and read_rating('9') == 5
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(2, 30), st.integers(0, 10**6))
 def test_a_window_is_within_the_training_events(n, seed):
     window, target = training_window([*range(n)], np.random.default_rng(seed))

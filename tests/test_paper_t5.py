@@ -222,7 +222,7 @@ def test_9_half_precision_is_bfloat16():
     with torch.autocast('cpu', torch.bfloat16): assert target_loss(model, batch).isfinite()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 999), st.integers(1, 5))
 def test_10_the_cache_is_exact_in_pieces_of_any_length(seed, size):
     net = random_model(T5, replace(cfg, n_bucket=8, max_distance=6), seed=seed).double()

@@ -114,7 +114,7 @@ def test_dropout_acts_on_the_sum_of_embedding_and_position():
     assert all(b.attn.drop_weights == 0 for b in [*net.encoder, *net.decoder])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.floats(0, 0.9))
 def test_the_smoothed_loss_is_its_formula_and_a_sum_over_pairs(seed, epsilon):
     pairs, loss = drawn(3, seed), SmoothedLoss(epsilon)

@@ -57,7 +57,7 @@ def test_its_parameters_are_counted():
 
 
 @given(st.integers(1, 60), st.integers(2, 12), st.sampled_from([0., .1, .5, 1.]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_windows_cover_the_history_and_end_at_its_last_item(n, ctx_len, back):
     h = list(range(n))
     found = cut_windows(h, ctx_len, back)

@@ -133,7 +133,7 @@ def test_ties_by_item_and_by_file_do_as_they_say():
     assert named(interactions(*columns, ties='file'))[1] == [7, 5, 6]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=40))
 def test_every_event_is_kept_once_and_times_never_run_back(rows):
     rows = list({(u, i): (u, i, t) for u, i, t in rows}.values())

@@ -75,7 +75,7 @@ def test_every_metric_equals_ranx(n_target):
         for m in METRICS: assert ranked.each(m, k).mean() == pytest.approx(told[f'{theirs[m]}@{k}'], abs=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from([None, 2, 5]))
 def test_renaming_the_items_moves_no_rank(seed, levels):
     q, score = asked(), rated(levels=levels)

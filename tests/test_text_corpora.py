@@ -57,7 +57,7 @@ MARKS = [
 TEXT = st.lists(st.sampled_from(MARKS), min_size=1, max_size=60).map(''.join)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(text=TEXT, block=st.integers(1, 40), max_chars=st.integers(1, 30))
 def test_documents_do_not_depend_on_where_blocks_end(tmp_path_factory, text, block, max_chars):
     path = tmp_path_factory.getbasetemp() / 'blocks.txt'
@@ -65,7 +65,7 @@ def test_documents_do_not_depend_on_where_blocks_end(tmp_path_factory, text, blo
     assert list(read_documents(path, max_chars, block)) == list(whole(text, max_chars))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     parts=st.lists(
         st.sampled_from([b'a', b'bc\n', 'é'.encode(), '👍'.encode(), b'\xc3', b'\xff', b'\0', b'\xf0\x9f', b'\r\n']),
@@ -188,7 +188,7 @@ def test_shards_hold_every_token_and_an_end_after_each_document(tmp_path, fast, 
     assert got.manifest['documents'] == 6 and got.bytes_per_token == sum(len(d.encode()) for d in books[:6]) / len(want)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(where=st.slices(60).filter(lambda s: s.step is None or s.step))
 def test_shards_are_sliced_as_an_array_is(sliced, where):
     got, want = sliced
@@ -341,7 +341,7 @@ def test_bloom_filter_forgets_nothing_and_rarely_lies():
     assert exact.seen(outside).sum() == 0 and 0.03 < loose.seen(outside).mean() < 0.07
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.text(max_size=6), max_size=30, unique=True), st.integers(1, 7), st.randoms())
 def test_dealing_takes_every_so_manieth_by_length_whatever_the_order(docs, every, random):
     picked = dealt(docs, every)

@@ -21,7 +21,7 @@ def plain(docs, query, k1=1.5, b=.75):
 texts = st.lists(st.sampled_from(['x', 'y', 'zz', 'ß', '3', 'the', '!']), max_size=6).map(' '.join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(texts, min_size=1, max_size=9), texts, st.floats(0, 3), st.floats(0, 1), st.integers(1, 12), st.data())
 def test_it_is_the_formula_in_the_order_of_its_scores(docs, query, k1, b, k, data):
     index, want = BM25(docs, k1=k1, b=b), np.array(plain(docs, query, k1, b))
@@ -132,7 +132,7 @@ def taken(hits, k):
     return out
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.lists(st.integers(0, 12), max_size=6, unique=True), max_size=5), st.integers(1, 14))
 def test_the_k_over_m_rule_gives_new_items_in_the_order_of_the_queries(rows, k):
     hits = np.array([row + [-1] * (6 - len(row)) for row in rows], np.int64).reshape(-1, 6)
@@ -148,7 +148,7 @@ def test_places_are_shared_out_whole(k, m):
     assert sum(shares) == k and max(shares) - min(shares) <= 1 and shares == sorted(shares, reverse=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(st.tuples(st.integers(-1, 9), st.floats(.1, 9)), min_size=4, max_size=4), min_size=1,
                 max_size=5), st.integers(1, 12))
 def test_by_score_an_item_counts_by_its_best(rows, k):

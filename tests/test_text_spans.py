@@ -13,7 +13,7 @@ def runs(hidden):
     return int((np.diff(hidden.astype(int), prepend=0) == 1).sum())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(2, 700), st.sampled_from([(0.15, 3.), (0.15, 10.), (0.5, 3.), (0.1, 1.), (0.25, 2.)]),
        st.integers(0, 2**32 - 1))
 def test_counts_are_the_cards_and_the_text_comes_back(length, budget, seed):

@@ -10,7 +10,7 @@ from papers_lib.text.synthetic import random_strings, repeats, spoil, sums
 SEED = st.integers(0, 2**31)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEED)
 def test_random_strings_are_writable_of_bounded_length_and_of_every_plane(seed):
     strings = list(random_strings(400, seed))
@@ -22,7 +22,7 @@ def test_random_strings_are_writable_of_bounded_length_and_of_every_plane(seed):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(t=st.integers(4, 90), n_vocab=st.integers(2, 1000), seed=SEED)
 def test_repeats_have_a_period_between_a_quarter_and_a_half(t, n_vocab, seed):
     x = repeats(20, t, n_vocab, np.random.default_rng(seed))
@@ -33,7 +33,7 @@ def test_repeats_have_a_period_between_a_quarter_and_a_half(t, n_vocab, seed):
         repeats(1, 3, 5, np.random.default_rng(0))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=st.integers(0, 300), seed=SEED, low=st.integers(2, 3), more=st.integers(0, 2))
 def test_sums_are_right_different_and_none_that_is_skipped(n, seed, low, more):
     digits = low, low + more
@@ -62,7 +62,7 @@ def test_sums_that_are_not_there_are_refused_and_do_not_hang(kw):
         sums(**kw, seed=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(max_size=200), seed=SEED)
 def test_spoilt_pages_are_text_from_their_seed(text, seed):
     page = spoil(text, np.random.default_rng(seed))

@@ -46,7 +46,7 @@ def test_written_out_equals_fast_on_thousands_of_strings(slow, fast):
     assert not wrong, wrong[:3]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(s=st.text(st.one_of(st.sampled_from("'sStTrRe  \n\t\r\x00\x850_é日👍\u0301\u200d"), ANY), max_size=40))
 def test_white_space_contractions_and_joiners(slow, fast, s):
     assert slow.encode(s) == fast.encode(s) and fast.decode(fast.encode(s)) == s
@@ -70,7 +70,7 @@ def test_learning_covers_everything(books):
     assert learnt.n_vocab == 400 and learnt.decode(learnt.encode('naïve 日本 👍')) == 'naïve 日本 👍'
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     text=st.text(st.one_of(st.sampled_from('low er\x04\x06é🙂'), ANY), max_size=20),
     lost=st.sets(st.sampled_from(b'l\x04e\xc3\xf0'), max_size=4),
@@ -87,7 +87,7 @@ def test_a_vocabulary_that_lacks_bytes_is_read_the_same_by_both(text, lost):
 # ---- digits and special tokens
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(st.one_of(st.sampled_from('ab 12Ⅷ²<|end|>'), ANY), max_size=40), special=st.booleans())
 def test_digits_and_special_tokens_are_the_same_in_both(text, special):
     merges = learn_merges('the cat 1984 and the 1984 dog <|end|> <|end|>', 30)
@@ -125,7 +125,7 @@ def pieces(request):
     return PieceBPE(fast.model), fast
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(st.one_of(st.sampled_from('aeinst 12,▁<>0x/'), ANY), max_size=40))
 def test_piece_bpe_equals_sentencepiece(pieces, text):
     slow, fast = pieces
@@ -135,7 +135,7 @@ def test_piece_bpe_equals_sentencepiece(pieces, text):
         assert slow.decode(slow.encode(text)) == text and slow.unk not in slow.encode(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ids=st.lists(st.integers(0, 59), max_size=12))
 def test_any_ids_are_decoded_the_same_by_both(pieces, ids):
     slow, fast = pieces
@@ -211,7 +211,7 @@ def tokenizers(pieces, fast, slow):
 TEXT = st.text(st.one_of(st.sampled_from('aeinst  12,é日👍\ufffd'), ANY), max_size=15)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=TEXT, at=st.integers(0, 40))
 def test_a_prompt_and_its_continuation_are_the_whole_text(pieces, fast, slow, text, at):
     "Wherever the ids are cut where text can be cut, in every tokenizer."
@@ -224,7 +224,7 @@ def test_a_prompt_and_its_continuation_are_the_whole_text(pieces, fast, slow, te
         assert tok.decode(ids, after=[]) == whole and tok.decode([], after=ids) == ''
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(prompt=TEXT, more=st.lists(st.integers(0, 59), max_size=6))
 def test_a_text_keeps_its_end_whatever_is_written_after_it(pieces, fast, slow, prompt, more):
     for tok in tokenizers(pieces, fast, slow):
@@ -377,7 +377,7 @@ def unigram():
     return train_unigram(LINES, 60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text('abcdefinort  shey.1', max_size=40))
 def test_the_likeliest_cut_is_sentencepieces(unigram, text):
     scores = {p.piece: p.score for p in read_pieces(unigram.model, 'UNIGRAM').pieces if p.type == 1}

@@ -19,7 +19,7 @@ def library(text, **options):
     return [w for w, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(normal)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(st.characters(max_codepoint=0x5ff) | st.sampled_from(RARE), max_size=40), st.booleans(),
        st.sampled_from([None, True, False]), st.booleans())
 def test_words_equal_the_library(text, lower, strip, cjk):
