@@ -296,6 +296,17 @@ def test_seeds_that_are_repeated_are_refused(told, declared):
     assert 'its seeds [0, 1, 1] are not different ones' in verify(dict(toy=declared))[0]
 
 
+def test_a_claim_without_a_number_is_told_as_declared_now_and_a_measured_one_is_not(told, declared):
+    rows, prov = read_results(told)
+    waiting = Row('toy', 'claim', 'C2', says='Section 2', tests='B < C', rule='greater', margin=0., why='no data')
+    write_results(told, [*rows, waiting], prov)
+    claims = dict(C1=replace(declared.claims['C1'], tests='other words'), C2=Claim('Section 3', 'C < D', 'greater', .1))
+    declare(replace(declared, claims=claims), 'other words')
+    found = {r.id: (r.tests, r.margin, r.why, r.verdict) for r in read_results(told)[0]}
+    before = {r.id: (r.tests, r.margin, r.why, r.verdict) for r in rows}
+    assert found.pop('C2') == ('C < D', .1, 'no data', 'not attempted') and found == before
+
+
 @pytest.mark.parametrize('changed', [dict(margin=.1), dict(tests='Another sentence'), dict(rule='less'), dict(n=9),
                                      dict(controls={'placebo': 'nothing'}), dict(arms=('a', 'b')), dict(looks=(5, 10))])
 def test_a_design_that_changes_without_a_line_is_found_and_not_published(told, repo, declared, changed):

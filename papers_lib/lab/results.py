@@ -17,9 +17,9 @@ __all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'noteboo
            'dirty', 'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'high_water', 'peak_run_memory',
            'library_versions', 'current_commit', 'provenance', 'sealed', 'write_results', 'runs_of', 'run_of',
            'read_object', 'read_results', 'read_those', 'number', 'interval', 'Table', 'designs', 'designs_of',
-           'redesigned', 'undeclared', 'declare', 'bar', 'cleared', 'carried', 'Card', 'number_range', 'card_of',
-           'published', 'renewed', 'publish', 'verify', 'run_order', 'next_folder', 'fresh_folder', 'finished_runs',
-           'newest']
+           'redesigned', 'undeclared', 'declared_facts', 'declare', 'bar', 'cleared', 'carried', 'Card', 'number_range',
+           'card_of', 'published', 'renewed', 'publish', 'verify', 'run_order', 'next_folder', 'fresh_folder',
+           'finished_runs', 'newest']
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
 from ..store.files import atomic_write
@@ -411,6 +411,21 @@ def _grid_line(paper, preset, why)->dict:
     return dict(design=spec.grid_hash, why='; '.join([*changed.values(), why]), values=spec.grid,
                 ids=[id for id in _concerned(paper.claims, changed) if id in late])
 
+# %% ../../nbs/lab/08_results.ipynb #744cab19
+def declared_facts(claim)->dict:
+    "What a claim's row takes from its declaration."
+    told = {k: getattr(claim, k) for k in ('says', 'tests', 'rule', 'margin', 'bound', 'design')}
+    return told | dict(looks=list(claim.looks) or None)
+
+# %% ../../nbs/lab/08_results.ipynb #2820aa79
+def _reword(paper):
+    "Tell a paper's published claims that have no number in the words of today."
+    now = lambda r: replace(r, **declared_facts(paper.claims[r.id]))
+    for path in results_dir().glob(f'{paper.name}.*.json'):
+        rows, prov = read_results(path)
+        told = [now(r) if r.verdict == 'not attempted' and r.id in paper.claims else r for r in rows]
+        if told != rows: write_results(path, told, prov)
+
 # %% ../../nbs/lab/08_results.ipynb #603675c1
 def declare(
     paper:Paper,
@@ -424,6 +439,7 @@ def declare(
     lines = [json.dumps(dict(paper=paper.name, id=id) | told | line(id), ensure_ascii=False) for id in ids]
     before = path.read_text(encoding='utf-8') if path.exists() else ''
     if lines: atomic_write(path, before + '\n'.join(lines) + '\n')
+    _reword(paper)
     return ids
 
 # %% ../../nbs/lab/08_results.ipynb #ff8fc4f1

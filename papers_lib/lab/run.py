@@ -22,7 +22,7 @@ from .memo import Measured, measure
 from .presets import Paper, RunSpec, check_parameters, measured_claims
 from .pretrain import Tuned, tune_rate
 from .results import (
-    Card, Table, card_of, next_folder, notebook_hash, provenance, repo_root, write_results)
+    Card, Table, card_of, declared_facts, next_folder, notebook_hash, provenance, repo_root, write_results)
 from ..store.files import atomic_write
 
 # %% ../../nbs/lab/06_run.ipynb #93c525ee
@@ -30,12 +30,6 @@ def _row(paper, kind, id, effect, **facts)->Row:
     "Make a row of an effect, or of a number without an interval."
     measured = effect.facts() if isinstance(effect, Effect) else dict(ours=float(effect), n_seeds=1)
     return Row(paper, kind, id, **measured | facts)
-
-# %% ../../nbs/lab/06_run.ipynb #c4236970
-def _declared(claim)->dict:
-    "What a claim's row takes from its declaration."
-    told = {k: getattr(claim, k) for k in ('says', 'tests', 'rule', 'margin', 'bound', 'design')}
-    return told | dict(looks=list(claim.looks) or None)
 
 # %% ../../nbs/lab/06_run.ipynb #30a2a52e
 def _check_measured(id, claim, effect, seeds):
@@ -170,7 +164,7 @@ def claim(
         raise ValueError(f'{id}: control(s) {", ".join(sorted(extra))} are not in its design')
     _check_measured(id, claim, effect, self.seeds)
     told = [control(name, must, found.get(name)) for name, must in claim.controls.items()] or None
-    fixed = _declared(claim) | dict(controls=told, why=claim.flaw or why)
+    fixed = declared_facts(claim) | dict(controls=told, why=claim.flaw or why)
     return self.add(_row(self.paper.name, 'claim', id, effect, **facts | fixed))
 
 # %% ../../nbs/lab/06_run.ipynb #aa05a21b
@@ -213,7 +207,7 @@ def not_attempted(
     **facts,                # other fields of the row
 )->Row:
     "Record that there is no number, and why."
-    if id in self.paper.claims: kind, facts = 'claim', _declared(self.paper.claims[id]) | facts
+    if id in self.paper.claims: kind, facts = 'claim', declared_facts(self.paper.claims[id]) | facts
     return self.add(Row(self.paper.name, kind, id, why=why, **facts))
 
 # %% ../../nbs/lab/06_run.ipynb #25efacd5
