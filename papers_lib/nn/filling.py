@@ -5,6 +5,7 @@
 # %% ../../nbs/nn/11_filling.ipynb #3502ec9a
 from __future__ import annotations
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from jaxtyping import Bool, Float, Int
 
@@ -71,32 +72,36 @@ class BlankFiller(Decoder):
         "Tell how positions grow as a blank is filled."
         return torch.tensor([0, 1], device=positions.device)
 
-    @torch.no_grad()
-    def prefill(self,
-        ids:Int[Tensor, 'b t'],                    # part A, spans written before, a start piece last
-        positions:Int[Tensor, 'b *2 t'],
-        n_context:Int[Tensor, 'b'],                # columns to the end of part A, padding counted
-        pad:Bool[Tensor, 'b t']|None=None,         # True = real token; rows are padded on the left
-        stride:Int[Tensor, 'b p']|None=None,       # what each token adds to its positions, if it is not `strides`
-    )->tuple[Float[Tensor, 'b v'], BlankCache]:
-        "Read texts with blanks; give the logits after the last token, and the cache."
-        if pad is not None and pad.all(): pad = None
-        both = positions if positions.ndim == 3 else positions[:, None]
-        stride = self.strides(positions) if stride is None else stride
-        room = self.ctx_len - int((both[..., -1] * (stride > 0)).max())
-        cache = BlankCache(len(self.blocks), pad, both[..., -1], stride, room)
-        h = self.hidden(ids, mask=blank_mask(n_context), positions=positions, cache=cache)
-        return self.head(h[:, -1]), cache
+# %% ../../nbs/nn/11_filling.ipynb #d7f62433
+@patch
+@torch.no_grad()
+def prefill(self:BlankFiller,
+    ids:Int[Tensor, 'b t'],                    # part A, spans written before, a start piece last
+    positions:Int[Tensor, 'b *2 t'],
+    n_context:Int[Tensor, 'b'],                # columns to the end of part A, padding counted
+    pad:Bool[Tensor, 'b t']|None=None,         # True = real token; rows are padded on the left
+    stride:Int[Tensor, 'b p']|None=None,       # what each token adds to its positions, if it is not `strides`
+)->tuple[Float[Tensor, 'b v'], BlankCache]:
+    "Read texts with blanks; give the logits after the last token, and the cache."
+    if pad is not None and pad.all(): pad = None
+    both = positions if positions.ndim == 3 else positions[:, None]
+    stride = self.strides(positions) if stride is None else stride
+    room = self.ctx_len - int((both[..., -1] * (stride > 0)).max())
+    cache = BlankCache(len(self.blocks), pad, both[..., -1], stride, room)
+    h = self.hidden(ids, mask=blank_mask(n_context), positions=positions, cache=cache)
+    return self.head(h[:, -1]), cache
 
-    @torch.no_grad()
-    def step(self,
-        ids:Int[Tensor, 'b t'],      # the next token of each row, or several
-        cache:BlankCache,            # of what came before
-    )->tuple[Float[Tensor, 'b v'], BlankCache]:
-        "Read more tokens of a span; give the logits after the last, and the cache."
-        positions = cache.move(ids.shape[1])
-        h = self.hidden(ids, positions=positions if positions.shape[1] == 2 else positions[:, 0], cache=cache)
-        return self.head(h[:, -1]), cache
+# %% ../../nbs/nn/11_filling.ipynb #19cd0266
+@patch
+@torch.no_grad()
+def step(self:BlankFiller,
+    ids:Int[Tensor, 'b t'],      # the next token of each row, or several
+    cache:BlankCache,            # of what came before
+)->tuple[Float[Tensor, 'b v'], BlankCache]:
+    "Read more tokens of a span; give the logits after the last, and the cache."
+    positions = cache.move(ids.shape[1])
+    h = self.hidden(ids, positions=positions if positions.shape[1] == 2 else positions[:, 0], cache=cache)
+    return self.head(h[:, -1]), cache
 
 # %% ../../nbs/nn/11_filling.ipynb #9046fd55
 def shrunk_gradient(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib, re, unicodedata
 from collections.abc import Callable, Sequence
 import numpy as np
+from fastcore.basics import patch
 from jaxtyping import Float, Int
 
 # %% auto #0
@@ -21,24 +22,25 @@ def words(
     "Split a text into words: runs of letters and digits, case folded, compatibility forms unified."
     return _run.findall(unicodedata.normalize('NFKC', text).casefold())
 
-# %% ../../nbs/text/09_search.ipynb #dc4a872a
+# %% ../../nbs/text/09_search.ipynb #aed325dd
 def _bm25s():
     try: import bm25s
     except ImportError:
         raise ImportError("search over texts needs bm25s, of the extra `rec`: pip install '.[rec]'") from None
     return bm25s
 
+# %% ../../nbs/text/09_search.ipynb #847b41fd
 def _in_hash_order(n)->np.ndarray:   # (n,) numbers of documents, the one that wins ties first
     keys = [int.from_bytes(hashlib.sha256(b'%d' % i).digest()[:8], 'big') for i in range(n)]
     return np.argsort(np.array(keys, np.uint64), kind='stable')
 
-_block = 2048   # queries at once
-
+# %% ../../nbs/text/09_search.ipynb #d80ca821
 def _checked(ids, n)->np.ndarray:
     ids = np.asarray(ids, np.int64)
     if len(ids) and not (0 <= ids.min() and ids.max() < n): raise ValueError(f'a document outside of 0 to {n - 1}')
     return ids
 
+# %% ../../nbs/text/09_search.ipynb #dc4a872a
 class BM25:
     "Search over texts by formula (1)."
     def __init__(self,
@@ -60,69 +62,82 @@ class BM25:
         self._rows = [[self._words.setdefault(t, len(self._words)) for t in d] for d in split]
         self._scores = self._index(k1, b)
 
-    def _index(self, k1, b):
-        from scipy.sparse import csr_matrix
-        shape = len(self._words), self.n_doc
-        if not self._words: return csr_matrix(shape, dtype=np.float32)
-        made = _bm25s().BM25(k1=k1, b=b, method='atire', idf_method='lucene')
-        made.index((self._rows, dict(self._words)), show_progress=False)
-        told = made.scores
-        return csr_matrix((told['data'], told['indices'], told['indptr'][:shape[0] + 1]), shape)
+# %% ../../nbs/text/09_search.ipynb #001ea8ca
+@patch
+def _index(self:BM25, k1, b):
+    from scipy.sparse import csr_matrix
+    shape = len(self._words), self.n_doc
+    if not self._words: return csr_matrix(shape, dtype=np.float32)
+    made = _bm25s().BM25(k1=k1, b=b, method='atire', idf_method='lucene')
+    made.index((self._rows, dict(self._words)), show_progress=False)
+    told = made.scores
+    return csr_matrix((told['data'], told['indices'], told['indptr'][:shape[0] + 1]), shape)
 
-    def tuned(self,
-        k1:float,
-        b:float,
-    )->BM25:
-        "Index the same documents with other constants, without splitting them again."
-        other = BM25([], k1=k1, b=b, tokens=self.tokens)
-        vars(other).update({k: v for k, v in vars(self).items() if k not in ('k1', 'b', '_scores')})
-        other._scores = other._index(k1, b)
-        return other
+# %% ../../nbs/text/09_search.ipynb #c9845a36
+@patch
+def tuned(self:BM25,
+    k1:float,
+    b:float,
+)->BM25:
+    "Index the same documents with other constants, without splitting them again."
+    other = BM25([], k1=k1, b=b, tokens=self.tokens)
+    vars(other).update({k: v for k, v in vars(self).items() if k not in ('k1', 'b', '_scores')})
+    other._scores = other._index(k1, b)
+    return other
 
-    def _products(self, queries):   # sparse (queries, documents)
-        from scipy.sparse import csr_matrix
-        split = [[self._words[t] for t in self.tokens(q) if t in self._words] for q in queries]
-        rows = np.repeat(np.arange(len(split)), [len(x) for x in split])
-        at = rows, np.array([t for x in split for t in x], np.int64)
-        counts = csr_matrix((np.ones(len(rows), np.float32), at), (len(split), len(self._words)))  # repeats add up
-        return counts @ self._scores                                                              # (1)
+# %% ../../nbs/text/09_search.ipynb #c2ddb2a7
+@patch
+def _products(self:BM25, queries):   # sparse (queries, documents)
+    from scipy.sparse import csr_matrix
+    split = [[self._words[t] for t in self.tokens(q) if t in self._words] for q in queries]
+    rows = np.repeat(np.arange(len(split)), [len(x) for x in split])
+    at = rows, np.array([t for x in split for t in x], np.int64)
+    counts = csr_matrix((np.ones(len(rows), np.float32), at), (len(split), len(self._words)))  # repeats add up
+    return counts @ self._scores                                                              # (1)
 
-    def search(self,
-        queries:Sequence[str],
-        k:int,                                       # length of the lists; may exceed the documents
-        *,
-        exclude:Sequence[Sequence[int]]|None=None,   # documents that each query's list may not hold
-    )->tuple[Int[np.ndarray, 'q k'], Float[np.ndarray, 'q k']]: # documents, -1 where none is left; scores, 0 there
-        "Find the best documents for each query."
-        if isinstance(queries, str): raise ValueError('queries is one text: give a list of texts')
-        if k < 1: raise ValueError(f'k={k}: must be at least 1')
-        if exclude is not None and len(exclude) != len(queries):
-            raise ValueError(f'{len(exclude)} lists to exclude for {len(queries)} queries')
-        ids, scores = np.full((len(queries), k), -1), np.zeros((len(queries), k), np.float32)
-        barred = np.zeros(self.n_doc, bool)
-        for a in range(0, len(queries), _block):
-            found = self._products(queries[a:a + _block])
-            for i in range(found.shape[0]):
-                part = slice(*found.indptr[i:i + 2])
-                values, columns = found.data[part], found.indices[part]
-                if exclude is not None and len(exclude[a + i]):
-                    out = self._column[_checked(exclude[a + i], self.n_doc)]
-                    barred[out] = True
-                    kept = ~barred[columns]
-                    barred[out], values, columns = False, values[kept], columns[kept]
-                if len(values) > k:
-                    least = np.partition(values, len(values) - k)[len(values) - k]
-                    values, columns = values[kept := values >= least], columns[kept]    # equals of the last one too
-                best = np.lexsort((columns, -values))[:k]
-                ids[a + i, :len(best)], scores[a + i, :len(best)] = self._order[columns[best]], values[best]
-        return ids, scores
+# %% ../../nbs/text/09_search.ipynb #90d94fab
+_block = 2048   # queries at once
 
-    def score(self,
-        query:str,
-        ids:Int[np.ndarray, 'n'],          # documents
-    )->Float[np.ndarray, 'n']:             # 0 where no word is shared
-        "Score given documents for one query."
-        return self._products([query]).toarray()[0][self._column[_checked(ids, self.n_doc)]]
+# %% ../../nbs/text/09_search.ipynb #1f12ebd3
+@patch
+def search(self:BM25,
+    queries:Sequence[str],
+    k:int,                                       # length of the lists; may exceed the documents
+    *,
+    exclude:Sequence[Sequence[int]]|None=None,   # documents that each query's list may not hold
+)->tuple[Int[np.ndarray, 'q k'], Float[np.ndarray, 'q k']]: # documents, -1 where none is left; scores, 0 there
+    "Find the best documents for each query."
+    if isinstance(queries, str): raise ValueError('queries is one text: give a list of texts')
+    if k < 1: raise ValueError(f'k={k}: must be at least 1')
+    if exclude is not None and len(exclude) != len(queries):
+        raise ValueError(f'{len(exclude)} lists to exclude for {len(queries)} queries')
+    ids, scores = np.full((len(queries), k), -1), np.zeros((len(queries), k), np.float32)
+    barred = np.zeros(self.n_doc, bool)
+    for a in range(0, len(queries), _block):
+        found = self._products(queries[a:a + _block])
+        for i in range(found.shape[0]):
+            part = slice(*found.indptr[i:i + 2])
+            values, columns = found.data[part], found.indices[part]
+            if exclude is not None and len(exclude[a + i]):
+                out = self._column[_checked(exclude[a + i], self.n_doc)]
+                barred[out] = True
+                kept = ~barred[columns]
+                barred[out], values, columns = False, values[kept], columns[kept]
+            if len(values) > k:
+                least = np.partition(values, len(values) - k)[len(values) - k]
+                values, columns = values[kept := values >= least], columns[kept]    # equals of the last one too
+            best = np.lexsort((columns, -values))[:k]
+            ids[a + i, :len(best)], scores[a + i, :len(best)] = self._order[columns[best]], values[best]
+    return ids, scores
+
+# %% ../../nbs/text/09_search.ipynb #c363b417
+@patch
+def score(self:BM25,
+    query:str,
+    ids:Int[np.ndarray, 'n'],          # documents
+)->Float[np.ndarray, 'n']:             # 0 where no word is shared
+    "Score given documents for one query."
+    return self._products([query]).toarray()[0][self._column[_checked(ids, self.n_doc)]]
 
 # %% ../../nbs/text/09_search.ipynb #c365f1ad
 def quotas(
@@ -132,6 +147,7 @@ def quotas(
     "Share places out evenly, the remainder to the first."
     return [k // m + (i < k % m) for i in range(m)]
 
+# %% ../../nbs/text/09_search.ipynb #11a206d2
 def merge_by_beam(
     hits:Int[np.ndarray, 'm n'],   # of each query, best first, -1 beyond its last
     k:int,
@@ -146,6 +162,7 @@ def merge_by_beam(
                 quota -= len(items) - before
     return list(items)
 
+# %% ../../nbs/text/09_search.ipynb #ebe16cda
 def merge_by_score(
     hits:Int[np.ndarray, 'm n'],
     scores:Float[np.ndarray, 'm n'],
