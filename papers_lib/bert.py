@@ -5,7 +5,6 @@
 # %% ../nbs/03_bert.ipynb #7c9e092d
 from __future__ import annotations
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 # %% auto #0
 __all__ = ['sizes', 'claims', 'recipe', 'runs', 'races', 'paper', 'BERTConfig', 'BERTEncoder', 'BERTOutput', 'BERT', 'truncated',
-           'minilm', 'masked_loss', 'pretraining_loss', 'pretrain', 'Claims', 'race_pretraining', 'race_embedding',
-           'pretrained']
+           'minilm', 'masked_loss', 'pretraining_loss', 'pretrain', 'Claims', 'pretrained']
 
 # %% ../nbs/03_bert.ipynb #07bb8753
 from .nn.activations import gelu
@@ -27,17 +25,16 @@ from .nn.blocks import Block, check_sizes, draw_seed, normal_of
 from .nn.linear import Linear, linear
 from .nn.norms import LayerNorm
 from .nn.positions import LearnedPositions
-from .text.masking import ExampleBatches, create_examples, padded_batch
-from .text.wordpiece import SPECIALS, FastWordPiece
+from .text.masking import ExampleBatches, create_examples
+from .text.wordpiece import FastWordPiece
 from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, save_model, untie
 from .engine.heads import SentenceEncoder
-from .engine.parity import check_exportable, pair_of
-from .engine.stats import Row
+from .engine.parity import check_exportable
 from .engine.train import IGNORE, TrainConfig, fit, uncorrected_adamw
-from .lab.bench import race, train_step
 from .lab.data import SentenceCorpus, get, sentence_corpus
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
+from .lab.races import StepRace, race_embedding
 
 # %% ../nbs/03_bert.ipynb #5106febe
 @dataclass(frozen=True)
@@ -418,7 +415,7 @@ runs = {
 _raced = BERTConfig(n_vocab=8192, ctx_len=128, d_model=256, n_layer=4, n_head=4, d_ff=1024)
 
 # %% ../nbs/03_bert.ipynb #45c93b1f
-def _random_batch(cfg, batch_size, seed):
+def _random_batch(cfg, seed, batch_size=8):
     "Full rows of random pieces in two segments, 15 % hidden."
     g = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, cfg.n_vocab, (batch_size, cfg.ctx_len), generator=g)
@@ -429,58 +426,20 @@ def _random_batch(cfg, batch_size, seed):
                 weight=(hidden.sum() / batch_size).expand(batch_size))
 
 # %% ../nbs/03_bert.ipynb #5e8b3f30
-def race_pretraining(
-    seed:int=0,                  # of weights and pieces
-    *,
-    cfg:BERTConfig=_raced,
-    batch_size:int=8,            # sequences
-    n:int=15,                    # rounds
-)->Iterator[Row]:
-    "Race a step of pre-training against `BertForPreTraining`."
-    ours, theirs = (m.train() for m in pair_of(BERT, cfg, seed))
-    batch = _random_batch(cfg, batch_size, seed)
-    mean = lambda model, b: pretraining_loss(model, b) / (b['targets'] != IGNORE).sum()
-    public = lambda model, b: model(input_ids=b['ids'], token_type_ids=b['segments'], attention_mask=b['pad'].long(),
-                                    labels=b['targets'], next_sentence_label=b['labels']).loss
-    yield race('S.train', 'A step of pre-training is at least as fast as that of BertForPreTraining', {
-        'transformers': train_step(theirs, batch, public), 'papers_lib': train_step(ours, batch, mean)}, 1., n=n,
-        paper='bert', dataset='random pieces', protocol='forward, backward, fused AdamW in both arms; '
-        f'd {cfg.d_model}, {cfg.n_layer} layers, {cfg.ctx_len} pieces, batch {batch_size}, float32')
-
-# %% ../nbs/03_bert.ipynb #4cf3c459
-def _public_embed(theirs, tok, rows, batch_size):
-    out = []   # in batches in the order given
-    for first in range(0, len(rows), batch_size):
-        ids, real = padded_batch(rows[first:first + batch_size], tok.pad)
-        h = theirs.bert(input_ids=ids, attention_mask=real.long()).last_hidden_state * real[..., None]
-        out.append(F.normalize(h.sum(1) / real.sum(1, keepdim=True), dim=-1))
-    return torch.cat(out).numpy()
+_race_pretraining = StepRace(
+    'bert', BERT, _raced, pretraining_loss, lambda b: dict(
+        input_ids=b['ids'], token_type_ids=b['segments'], attention_mask=b['pad'].long(), labels=b['targets'],
+        next_sentence_label=b['labels']),
+    _random_batch, 'd 256, 4 layers, 128 pieces, batch 8, float32',
+    says='A step of pre-training is at least as fast as that of BertForPreTraining', bound=1., n=15,
+    dataset='random pieces')
 
 # %% ../nbs/03_bert.ipynb #374a1330
-def race_embedding(
-    seed:int=0,                          # of weights and texts
-    *,
-    by_length:bool,                      # our arm's batches; the peer's are in the order given
-    n_text:int=10_000,
-    cfg:BERTConfig=sizes['minilm'],      # the body of all-MiniLM-L6-v2, random weights
-    n:int=5,                             # rounds
-)->Iterator[Row]:
-    "Race the embedding of short texts against `transformers`."
-    ours, theirs = pair_of(BERT, replace(cfg, n_vocab=5 + 26), seed)
-    rng = np.random.default_rng(seed)
-    words = [' '.join(rng.choice([*'abcdefghijklmnopqrstuvwxyz'], k)) for k in rng.integers(3, 40, n_text)]
-    model = SentenceEncoder(ours.encoder, FastWordPiece([*SPECIALS, *'abcdefghijklmnopqrstuvwxyz']))
-    public = torch.inference_mode()(lambda: _public_embed(theirs, model.tok, model.pieces(words), 64))
-    bound = 1.5 if by_length else 1.
-    yield race('S.embed.sorted' if by_length else 'S.embed.same', f'Embedding short texts takes transformers at least '
-               f'{bound:g} times as long', {'transformers': public,
-                                            'papers_lib': lambda: model.embed(words, by_length=by_length)}, bound, n=n,
-               paper='bert', dataset='random texts', protocol=f'{n_text:,} texts of 3 to 39 pieces, batches of 64, '
-               f'tokenizing included; ours ' + ('by length' if by_length else 'in the same order'))
+_race_embedding = partial(race_embedding, paper='bert', model=BERT, cfg=sizes['minilm'])
 
 # %% ../nbs/03_bert.ipynb #82f0fe56
-races = {'S.train': race_pretraining, 'S.embed.same': partial(race_embedding, by_length=False),
-         'S.embed.sorted': partial(race_embedding, by_length=True)}
+races = {'S.train': _race_pretraining, 'S.embed.same': partial(_race_embedding, by_length=False),
+         'S.embed.sorted': partial(_race_embedding, by_length=True)}
 paper = Paper('bert', BERT, runs, claims, races)
 
 # %% ../nbs/03_bert.ipynb #7feb1add

@@ -20,7 +20,6 @@ __all__ = ['sizes', 'Labelled', 'claims', 'runs', 'races', 'paper', 'GLMConfig',
            'GLM130B', 'Claims', 'train_glm', 'pretrained']
 
 # %% ../nbs/07_glm.ipynb #806d88dc
-from .nn.attention import attend
 from .nn.blocks import Block, check_sizes, deepnorm, deepnorm_init, residual_std
 from .nn.filling import BlankFiller, blank_mask, shrunk_gradient
 from .nn.linear import Linear
@@ -36,10 +35,10 @@ from .engine.cloze import Cloze, cloze_batch, cloze_loss, cloze_scores
 from .engine.generate import generate
 from .engine.stats import Row
 from .engine.train import IGNORE, TrainConfig, fit
-from .lab.bench import race
 from .lab.data import sentence_corpus
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
+from .lab.races import race_mask
 
 # %% ../nbs/07_glm.ipynb #fa7ffbf7
 @dataclass(frozen=True)
@@ -97,12 +96,10 @@ _public = {'tok_emb.': 'word_embeddings.', 'positions.place.': 'transformer.posi
            '.mlp.fc.': '.mlp.dense_h_to_4h.', '.mlp.proj.': '.mlp.dense_4h_to_h.',
            'norm_f.': 'transformer.final_layernorm.'}
 
-# %% ../nbs/07_glm.ipynb #2aaf4f61
 def _public_name(name):
     for ours, theirs in _public.items(): name = name.replace(ours, theirs)
     return name
 
-# %% ../nbs/07_glm.ipynb #2527d2aa
 @patch
 def public_tensors(self:GLM)->dict[str, Tensor]:
     "Give every tensor its released name; the output matrix is not among them, it is the embedding."
@@ -160,7 +157,6 @@ def from_tensors(cls:GLM,
     bare = {k.removeprefix('module.').removeprefix('glm.'): v for k, v in tensors.items()}
     return load_strict(model, {ours.get(k, k): v for k, v in bare.items()}).eval()
 
-# %% ../nbs/07_glm.ipynb #6b93daab
 @patch(cls_method=True)
 def from_hf(cls:GLM,
     source,   # a folder with config.json and model.safetensors, or a hub name
@@ -220,7 +216,6 @@ class GLMClassifier(nn.Module):
         h = self.glm.hidden(ids, mask=padding(pad), positions=positions)[:, 0]
         return self.out(torch.tanh(self.dense(h)))
 
-# %% ../nbs/07_glm.ipynb #b4211f2d
 def classifier_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:   # ids, pad, targets; summed, nats
     "Loss of fine-tuning by a new layer."
     return F.cross_entropy(model(batch['ids'], batch['pad']).float(), batch['targets'], reduction='sum')
@@ -417,7 +412,6 @@ claims = {  # fixed before anything is measured
 # %% ../nbs/07_glm.ipynb #b0f0572d
 _recipe = dict(schedule='cosine', min_frac=0.05, beta1=0.9, beta2=0.98, eps=1e-6, weight_decay=0.1, clip=1.)
 
-# %% ../nbs/07_glm.ipynb #63bdd29a
 _readers = ('GLM', 'BERT', 'causal', 'T5', 'T5, one stack', 'T5, two whole stacks', 'GLM, short blanks',
             'GLM, nothing read')
 _little = GLMConfig(n_vocab=1000, ctx_len=64, d_model=64, n_layer=2, n_head=2, dropout=0., init_std=0.07)
@@ -462,7 +456,6 @@ def _pretrain(model_cls, spec, seed, folder):
     model, corpus = train_glm(spec, seed)
     save_model(folder, model, corpus.tokenizer)
 
-# %% ../nbs/07_glm.ipynb #d73e9b39
 def pretrained(
     preset:str='tiny',
     seed:int=0,
@@ -472,19 +465,9 @@ def pretrained(
 
 # %% ../nbs/07_glm.ipynb #e446cf98
 def _race_mask(seed:int=0)->Iterator[Row]:
-    "Race the two forms in which attention takes the mask, and the plain formula."
-    g = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(8, 8, 384, 64, generator=g) for _ in range(3))
+    "Race the mask of texts of unequal parts A."
     mask = blank_mask(torch.linspace(200, 330, 8).long()).dense(384, 384)
-    bias = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)[:, None]
-    told = dict(paper='glm', dataset='random numbers', protocol='forward; 8 texts of 384 tokens, of which 200 to 330 '
-                'are part A; 8 heads of 64')
-    bools = lambda: attend(q, k, v, mask)
-    yield race('S.mask.bias', 'The mask as booleans is at most 5 % slower than as a dense bias',
-               {'bias': lambda: attend(q, k, v, bias=bias), 'booleans': bools}, 0.95, n=15, **told)
-    yield race('S.mask.plain', 'The mask in the fused kernel is at most 5 % slower than the plain formula',
-               {'plain': lambda: attend(q, k, v, mask, impl='plain'), 'fused': bools}, 0.95, n=15, **told)
+    yield from race_mask(seed, paper='glm', mask=mask, what='8 texts of 384 tokens, of which 200 to 330 are part A')
 
-# %% ../nbs/07_glm.ipynb #93cc88ce
 races = {'S.mask': _race_mask}
 paper = Paper('glm', GLM, runs, claims, races)

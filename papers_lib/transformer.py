@@ -11,7 +11,7 @@ import numpy as np, torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from fastcore.basics import patch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 # %% auto #0
 __all__ = ['sizes', 'N_MADE', 'claims', 'runs', 'races', 'paper', 'TransformerConfig', 'Transformer', 'marian_names', 'reordered',
@@ -27,7 +27,7 @@ from .text.pairs import PairBatches, made_pairs, pair_batch, sources, transducti
 from .text.tokenizers import FastBPE, train_fast_bpe
 
 # %% ../nbs/01_transformer.ipynb #f276caba
-from .engine.checkpoint import check_keys, load_strict
+from .engine.checkpoint import check_keys
 from .engine.generate import beam_search
 from .engine.parity import check_exportable, pair_of
 from .engine.stats import Row
@@ -36,7 +36,7 @@ from .lab.bench import race
 from .lab.data import get
 from .lab.memo import definitions_hash
 from .lab.presets import Claim, Paper, RunSpec
-from .lab.races import PairRace, random_pairs
+from .lab.races import StepRace, random_pairs
 
 # %% ../nbs/01_transformer.ipynb #e545c91d
 @dataclass(frozen=True)
@@ -428,9 +428,11 @@ runs = {
 _raced = TransformerConfig(n_vocab=8000, ctx_len=64, d_model=256, n_layer=3, n_head=4, d_ff=1024, dropout=0.1)
 
 # %% ../nbs/01_transformer.ipynb #4cfd5c08
-_race_training = PairRace(   # without label smoothing, which Marian's class does not have
-    'transformer', Transformer, _raced, SmoothedLoss(0.), tokens=range(_raced.eot), public=lambda b: dict(
-        input_ids=b['src'], attention_mask=b['src_mask'].long(), labels=b['targets'], decoder_input_ids=b['tgt']))
+_race_training = StepRace(   # without label smoothing, which Marian's class does not have
+    'transformer', Transformer, _raced, SmoothedLoss(0.), lambda b: dict(
+        input_ids=b['src'], attention_mask=b['src_mask'].long(), labels=b['targets'], decoder_input_ids=b['tgt']),
+    lambda cfg, seed: random_pairs(cfg, 32, range(cfg.eot), seed=seed),
+    '3 + 3 layers, d 256, vocabulary 8,000, 32 pairs of 8 to 23 tokens')
 
 # %% ../nbs/01_transformer.ipynb #520d48c2
 def race_beams(seed:int=0, n_source:int=32, max_tokens:int=24)->Iterator[Row]:

@@ -77,9 +77,7 @@ def test_a_paper_takes_only_a_backbone_from_another(path):
 
 @pytest.mark.parametrize('path', papers, ids=name_of)
 def test_a_papers_module_is_short(path):
-    lines = path.read_text(encoding='utf-8').splitlines()
-    told = [line for line in lines if line.strip() and not line.startswith("# %%")]    # a cell has no length
-    assert len(told) <= 420, 'experiments stay in the article'
+    assert len(path.read_text(encoding='utf-8').splitlines()) <= 480, 'experiments stay in the article'
 
 
 def exported(path):

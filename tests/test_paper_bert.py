@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 
 from papers_lib.bert import (
-    BERT, BERTConfig, BERTEncoder, claims, paper, pretrain, pretrained, pretraining_loss, masked_loss, race_embedding,
-    race_pretraining, runs, sizes, truncated)
+    BERT, BERTConfig, BERTEncoder, claims, paper, pretrain, pretrained, pretraining_loss, masked_loss, runs,
+    sizes, truncated)
 from papers_lib.engine.checkpoint import load_model
 from papers_lib.engine.heads import Classifier, SentenceEncoder, Tagger, fine_tune, label_scores
 from papers_lib.engine.parity import random_model
@@ -189,8 +189,8 @@ def test_the_public_model_gives_the_vectors_of_transformers():
 
 
 def test_races_run_at_a_toy_size():
-    rows = [*race_pretraining(cfg=CFG, n=3)]
-    for by_length in (False, True): rows += race_embedding(by_length=by_length, n_text=20, cfg=CFG, n=3)
+    rows = [*replace(paper.races['S.train'], cfg=CFG, n=3)(0)]
+    for key in ('S.embed.same', 'S.embed.sorted'): rows += paper.races[key](0, n_text=20, cfg=CFG, n=3)
     assert [r.id for r in rows] == ['S.train', 'S.embed.same', 'S.embed.sorted']
     assert [r.bound for r in rows] == [1., 1., 1.5]
 

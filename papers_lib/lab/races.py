@@ -6,25 +6,32 @@
 from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from fastcore.basics import patch
 import numpy as np, torch
 from torch import Tensor, nn
-from jaxtyping import Int
+from torch.nn import functional as F
+from jaxtyping import Bool, Int
 
 # %% auto #0
-__all__ = ['full_text_score', 'scoring_race', 'PackedRace', 'FloorRace', 'WeightsRace', 'ShotsRace', 'random_pairs', 'PairRace']
+__all__ = ['full_text_score', 'scoring_race', 'PackedRace', 'FloorRace', 'WeightsRace', 'ShotsRace', 'random_pairs', 'StepRace',
+           'race_embedding', 'race_mask', 'time_search']
 
 # %% ../../nbs/lab/20_races.ipynb #85878d4d
+from ..nn.attention import attend
 from ..nn.linear import cpp_compiler, packed
+from ..text.masking import padded_batch
 from ..text.pairs import pair_batch
+from ..text.search import BM25
+from ..text.wordpiece import SPECIALS, FastWordPiece
 from ..engine.generate import generate
+from ..engine.heads import SentenceEncoder
 from ..engine.parity import pair_of
 from ..engine.recipe import n_params
 from ..engine.score import score, token_nll
-from ..engine.stats import Row, over_units, time_ratio
+from ..engine.stats import Row, median_interval, over_units, round_robin, time_ratio
 from ..engine.train import IGNORE
 from .bench import decode_speed, hf_greedy, race, read_seconds, train_step
 from .data import available, get
@@ -246,30 +253,93 @@ def random_pairs(
 
 # %% ../../nbs/lab/20_races.ipynb #9cebb1eb
 @dataclass(frozen=True)
-class PairRace:
-    "A training step of an encoder–decoder against the same weights in the public class."
+class StepRace:
+    "A training step of a model of its own objective against the same weights in the public class."
     paper:str              # whose row it is
     model:type             # of ours, has `to_hf`
     cfg:Any                # its sizes
     loss:Callable          # (model, batch) -> nats, a sum over the targets
     public:Callable        # batch -> arguments of the public class, which gives a mean
-    tokens:range           # ids that are drawn
-    batch_size:int = 32    # pairs
+    batch:Callable         # (sizes, seed) -> a batch, its `targets` in it
+    size:str               # the model and the batch, for the reader
+    says:str = 'A training step is at most 5 % slower than transformers'
+    bound:float = .95      # as in `race`
     n:int = 9              # rounds
+    dataset:str = 'random pairs'
 
     def __call__(self, seed:int=0)->Iterator[Row]:
         "Run the race."
         ours, theirs = (m.train() for m in pair_of(self.model, self.cfg, seed))
-        batch = random_pairs(self.cfg, self.batch_size, self.tokens, seed=seed)
+        batch = self.batch(self.cfg, seed)
         mean = lambda model, b: self.loss(model, b) / (b['targets'] != IGNORE).sum()
         arms = dict(transformers=train_step(theirs, batch, lambda model, b: model(**self.public(b)).loss),
                     papers_lib=train_step(ours, batch, mean))
-        yield race('S.train', 'A training step is at most 5 % slower than transformers', arms, .95, n=self.n,
-                   paper=self.paper, dataset='random pairs', protocol=self.protocol)
+        yield race('S.train', self.says, arms, self.bound, n=self.n, paper=self.paper, dataset=self.dataset,
+                   protocol=f'forward, backward, fused AdamW; {self.size}')
 
-    @property
-    def protocol(self)->str:
-        "Say what a step is, and how large."
-        c = self.cfg
-        return (f'forward, backward, fused AdamW; {c.n_layer} + {c.n_layer} layers, d {c.d_model}, vocabulary '
-                f'{c.n_vocab:,}, {self.batch_size} pairs of 8 to 23 tokens')
+# %% ../../nbs/lab/20_races.ipynb #4bc8dcc4
+def _public_embed(theirs, tok, rows, batch_size):
+    "Mean of the last states of each text, of unit length."
+    out = []
+    for first in range(0, len(rows), batch_size):
+        ids, real = padded_batch(rows[first:first + batch_size], tok.pad)
+        h = theirs.bert(input_ids=ids, attention_mask=real.long()).last_hidden_state * real[..., None]
+        out.append(F.normalize(h.sum(1) / real.sum(1, keepdim=True), dim=-1))
+    return torch.cat(out).numpy()
+
+# %% ../../nbs/lab/20_races.ipynb #153364a6
+def race_embedding(
+    seed:int=0,              # of weights and texts
+    *,
+    paper:str,               # whose row it is
+    model:type,              # has an `encoder` and `to_hf`
+    cfg:Any,                 # its sizes; the vocabulary is the letters
+    by_length:bool,          # our arm's batches; the peer's are in the order given
+    n_text:int=10_000,
+    n:int=5,                 # rounds
+)->Iterator[Row]:
+    "Race the embedding of short texts against `transformers`."
+    letters, rng = [*'abcdefghijklmnopqrstuvwxyz'], np.random.default_rng(seed)
+    ours, theirs = pair_of(model, replace(cfg, n_vocab=len(SPECIALS) + len(letters)), seed)
+    texts = [' '.join(rng.choice(letters, k)) for k in rng.integers(3, 40, n_text)]
+    encoder = SentenceEncoder(ours.encoder, FastWordPiece([*SPECIALS, *letters]))
+    public = torch.inference_mode()(lambda: _public_embed(theirs, encoder.tok, encoder.pieces(texts), 64))
+    bound, order = (1.5, 'by length') if by_length else (1., 'in the same order')
+    yield race('S.embed.sorted' if by_length else 'S.embed.same', f'Embedding short texts takes transformers at least '
+               f'{bound:g} times as long', {'transformers': public,
+                                            'papers_lib': lambda: encoder.embed(texts, by_length=by_length)}, bound,
+               n=n, paper=paper, dataset='random texts', protocol=f'{n_text:,} texts of 3 to 39 pieces, batches of 64, '
+               f'tokenizing included; ours {order}')
+
+# %% ../../nbs/lab/20_races.ipynb #bdbe3aba
+def race_mask(
+    seed:int=0,                      # of the numbers
+    *,
+    paper:str,                       # whose rows they are
+    mask:Bool[Tensor, 'b t t'],      # who sees whom
+    what:str,                        # the mask, for the reader
+    n_head:int=8,
+)->Iterator[Row]:
+    "Race the two forms in which attention takes a mask, and the plain formula."
+    g = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(len(mask), n_head, mask.shape[-1], 64, generator=g) for _ in range(3))
+    bias = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)[:, None]
+    told = dict(paper=paper, dataset='random numbers', protocol=f'forward; {what}; {n_head} heads of 64')
+    bools = lambda: attend(q, k, v, mask)
+    yield race('S.mask.bias', 'The mask as booleans is at most 5 % slower than as a dense bias',
+               {'bias': lambda: attend(q, k, v, bias=bias), 'booleans': bools}, 0.95, n=15, **told)
+    yield race('S.mask.plain', 'The mask in the fused kernel is at most 5 % slower than the plain formula',
+               {'plain': lambda: attend(q, k, v, mask, impl='plain'), 'fused': bools}, 0.95, n=15, **told)
+
+# %% ../../nbs/lab/20_races.ipynb #3a706b6d
+def time_search(seed:int=0, *, paper:str, n_doc:int=12_000, n_query:int=20_000)->Iterator[Row]:
+    "Time a search of many queries over made titles."
+    rng = np.random.default_rng(seed)
+    word = lambda mean: rng.zipf(1.2, max(1, rng.poisson(mean))) % 20_000
+    made = lambda n, mean: [' '.join(f'w{t}' for t in word(mean)) for _ in range(n)]
+    index, queries = BM25(made(n_doc, 9)), made(n_query, 6)
+    times = round_robin({'search': lambda: index.search(queries, 40)}, n=3, warmup=1)['search']
+    yield Row(paper, 'speed', 'S.search', tests='A search of 20,000 queries over 12,000 titles takes at most 10 s',
+              metric='time', unit='s', dataset='made titles', protocol=f'{n_query:,} queries of 6 words, {n_doc:,} '
+              'titles of 9, lists of 40, Zipf 1.2; the index is there', rule='at_most', bound=10., n=3,
+              **median_interval(times).facts())
