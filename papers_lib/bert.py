@@ -400,7 +400,7 @@ runs = {
                     data=DataConfig('books', 1000), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=BERTConfig(n_vocab=1000, ctx_len=64, d_model=64, n_layer=2, n_head=2, d_ff=256, dropout=0.),
                    train=TrainConfig(n_step=300, batch_size=32, lr=2e-3, n_warmup=30, **recipe),
-                   data=DataConfig('books', 1000), n_seeds=5, claims=Claims(tags=True, tasks=('sst2', 'mrpc'),
+                   data=DataConfig('books', 1000), n_seeds=5, widen=2, claims=Claims(tags=True, tasks=('sst2', 'mrpc'),
                        rates_of_study=(3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3), widths=(32, 96),
                        public_rates=(1e-4, 2e-4, 4e-4, 8e-4), gap_rates=(3e-4, 6e-4, 1.2e-3, 2.4e-3))),
     'gpu': RunSpec(model=BERTConfig(n_vocab=8000, ctx_len=128, d_model=384, n_layer=6, n_head=6, d_ff=1536),

@@ -418,7 +418,7 @@ runs = {
                    Claims(rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), exchanged=.3, blocks=1, n_word=12000,
                           copies=(16, 2), part=1., leads=(0., .5), scarce=(.01, .1), backbone='cpu',
                           gpt1_rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), lm_steps=200,
-                          lm_rates=(3e-3, 1e-2, 3e-2, 1e-1)), n_seeds=5),
+                          lm_rates=(3e-3, 1e-2, 3e-2, 1e-1)), n_seeds=5, widen=2),
     'gpu': RunSpec(StudentConfig(d_emb=128, n_map=100, hidden=128),
                    TrainConfig(3000, 256, 2e-3, n_warmup=100, **_recipe),
                    Lesson(n_list=10000, n_test=1600, n_doc=60, n_taught=40000, teacher_lr=1e-4),

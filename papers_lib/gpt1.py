@@ -449,7 +449,7 @@ runs = {
                     data=DataConfig('books', 1024), claims=Claims()),
     'cpu': RunSpec(model=_small,
                    train=TrainConfig(n_step=1600, batch_size=8, lr=5e-3, n_warmup=160, eval_every=80, **_adam),
-                   data=DataConfig('books', 1024), n_seeds=5, claims=Claims(
+                   data=DataConfig('books', 1024), n_seeds=5, widen=2, claims=Claims(
                        **_tasks, sizes=(150, 500, 1500), steps=(80, 160, 320, 640, 1600), n_pair=500, n_document=600)),
     'gpu': RunSpec(model=GPT1Config(n_vocab=8192, ctx_len=256, d_model=384, n_layer=6, n_head=6, init_std=0.028),
                    train=TrainConfig(n_step=1000, batch_size=64, lr=1e-3, n_warmup=100, eval_every=50, dtype='bfloat16',

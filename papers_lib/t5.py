@@ -332,7 +332,7 @@ class Claims:
     rates:tuple = (1.5e-3, 3e-3, 6e-3, 1.2e-2)   # C9: peak rates that each arm chooses from
     n_step:int = 400          # C9: optimizer steps of 32 strings
     topic_rates:tuple = ()    # C1 to C6: AdaFactor's peak rates of pre-training that each arm chooses from
-    tune_rates:tuple = (0.006, 0.015, 0.035, 0.08, 0.2)   # C1 to C6: those of fine-tuning
+    tune_rates:tuple = (0.001, 0.0025, 0.006, 0.015, 0.035, 0.08, 0.2)   # C1 to C6: those of fine-tuning
     topic_steps:int = 300     # C1 to C6: optimizer steps of 20 texts
     tune_steps:int = 60       # C1 to C6: optimizer steps of 16 questions
     order_rates:tuple = ()    # C7, C8: AdaFactor's peak rates that each arm chooses from
@@ -349,7 +349,7 @@ _brief = TrainConfig(n_step=60, batch_size=8, lr=3e-3, schedule='linear', n_warm
 runs = {
     'tiny': RunSpec(model=_toy, train=_brief, data=DataConfig('books', 1100), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=_toy, train=replace(_brief, n_step=300, n_warmup=60), data=DataConfig('books', 1100),
-                   n_seeds=6,
+                   n_seeds=6, widen=2,
                    claims=Claims(stacks=('one', 'half', 'whole'), topic_rates=(0.025, 0.05, 0.1, 0.2),
                                  order_rates=(0.0125, 0.025, 0.05, 0.1), tasks=('sst2', 'stsb', 'translation'))),
     'gpu': RunSpec(model=T5Config(n_vocab=8100, ctx_len=512, d_model=512, n_layer=6, n_head=8, d_head=64, d_ff=1024),

@@ -410,7 +410,7 @@ runs = {
                                         'learned', 'shaw', 't5', 'xl', 'alibi'),
                                  recurrent=(8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
                                  vocabularies=('byte', 'bpe512', 'bpe1024', 'bpe4096', 'wordpiece1024',
-                                               'unigram1024')), n_seeds=6),
+                                               'unigram1024')), n_seeds=6, widen=2),
     'gpu': RunSpec(model=TransformerConfig(n_vocab=8000, ctx_len=256, d_model=256, n_layer=4, n_head=8, d_ff=1024,
                                            dropout=0.3),
                    train=TrainConfig(n_step=1120, batch_size=512, lr=1.5e-3, schedule='linear', n_warmup=224,

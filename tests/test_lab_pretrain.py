@@ -105,6 +105,30 @@ def test_the_mean_over_seeds_chooses_and_what_diverged_is_never_chosen():
     assert tune(dict(a=dict(best=1e-2, spoilt=RATES)))['a'].edge                    # no rate trains it
 
 
+@pytest.mark.parametrize('best, widen, rate, edge, n', [
+    (1e-2, 2, 1e-2, False, 3), (1e-3, 1, 1e-3, False, 4), (1e-1, 2, 1e-1, False, 4), (1e-4, 1, 1e-4, True, 4),
+    (1e-4, 2, 1e-4, False, 5), (1e-9, 2, 1e-5, True, 5), (1e9, 2, 10., True, 5)])
+def test_a_grid_goes_on_beyond_the_edge_at_which_its_best_rate_lies(best, widen, rate, edge, n):
+    found = tune(dict(a=dict(best=best)), widen=widen)['a']
+    assert (found.rate, found.edge, len(found.rates)) == (pytest.approx(rate), edge, n)
+    assert found.rates == sorted(found.rates) and len(found.losses) == n
+
+
+def test_a_grid_goes_on_for_every_arm_and_no_rate_runs_twice():
+    asked = []
+    def counted(fn, configs):
+        asked.extend((c['best'], c['lr'], c['seed']) for c in configs)
+        return [fn(**c) for c in configs]
+    arms = dict(low=dict(best=1e-4), inside=dict(best=1e-2), high=dict(best=1.))
+    found = tune_rate(curve, arms, RATES, (100, 101), widen=2, fan_out=counted)
+    assert len({*asked}) == len(asked) == 3 * 2 * 7                      # a step to either side, twice
+    assert {len(t.rates) for t in found.values()} == {7} and not any(t.edge for t in found.values())
+    own = tune(dict(a=dict(best=1e-4), b=dict(best=1.)), dict(a=RATES, b=(1., 3., 9.)), widen=1)
+    assert own['a'].rates == pytest.approx([1e-4, *RATES])
+    assert own['b'].rates == pytest.approx([1 / 3, 1, 3, 9], rel=.02)
+    with pytest.raises(ValueError, match='widen=-1: must be at least 0'): tune(dict(a=dict(best=1.)), widen=-1)
+
+
 @pytest.mark.parametrize('fields, words', [
     (dict(seeds=(0, 1)), 'from 100 on'), (dict(seeds=(99, 100)), 'from 100 on'), (dict(seeds=(100, 100)), 'each once'),
     (dict(seeds=()), 'from 100 on'), (dict(seeds=(100.,)), 'from 100 on'), (dict(seeds=(True, 100)), 'from 100 on'),

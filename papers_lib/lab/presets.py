@@ -44,9 +44,11 @@ class RunSpec:
     data:Any            # which data
     claims:Any          # how the claims are measured: the paper's grids
     n_seeds:int = 1     # seeds of each measured variant
+    widen:int = 0       # times that a grid of learning rates may be continued beyond a best one at its edge
 
     def __post_init__(self):
         if self.n_seeds < 1: raise ValueError(f'RunSpec.n_seeds={self.n_seeds}: must be at least 1')
+        if self.widen < 0: raise ValueError(f'RunSpec.widen={self.widen}: must be at least 0')
 
     def configs(self)->dict:
         "Flat configuration for a tracker: {'model.n_layer': 2, ...}."
@@ -57,7 +59,8 @@ class RunSpec:
         "All numbers a measurement depends on, flat, as JSON gives them back; an empty grid is left out."
         told = {f'{part}.{k}': v for part in _parts for k, v in _fields(getattr(self, part)).items()
                 if v not in (None, '', ())}
-        return json.loads(json.dumps(told | dict(n_seeds=self.n_seeds), sort_keys=True))
+        told |= dict(n_seeds=self.n_seeds) | (dict(widen=self.widen) if self.widen else {})
+        return json.loads(json.dumps(told, sort_keys=True))
 
     @property
     def grid_hash(self)->str: return hashlib.sha256(json.dumps(self.grid).encode()).hexdigest()[:16]

@@ -54,9 +54,12 @@ class Tuned:
     def means(self)->list[float]: return [sum(row) / len(row) for row in self.losses]     # of each rate, over seeds
 
     @property
-    def edge(self)->bool:
-        "Tell whether the chosen rate is the smallest or the largest that was tried."
-        return self.rate in (self.rates[0], self.rates[-1])
+    def side(self)->int:
+        "Say at which edge of the grid the chosen rate lies: -1 the smallest, 1 the largest, 0 inside."
+        return (self.rate == self.rates[-1]) - (self.rate == self.rates[0])
+
+    @property
+    def edge(self)->bool: return self.side != 0     # whether a better rate may lie outside
 
     def __str__(self):
         tried = ', '.join(f'{r:g}: {m:.3f}' for r, m in zip(self.rates, self.means))
@@ -86,6 +89,19 @@ def _tuning_loss(result, arm, config)->float:   # infinite for a run that diverg
     loss = result['loss']
     return float(loss) if loss is not None and math.isfinite(loss) else math.inf
 
+# %% ../../nbs/lab/05_pretrain.ipynb #7c1a676b
+def _beyond(tried, side)->float:
+    "The rate beyond an end of a sorted grid, as far as the one before it."
+    end, before = (tried[0], tried[1]) if side < 0 else (tried[-1], tried[-2])
+    return float(f'{end * end / before:.1e}')
+
+# %% ../../nbs/lab/05_pretrain.ipynb #0118ca60
+def _best(arms, rates, seeds, loss)->dict[str, Tuned]:
+    "Each arm's rate of the lowest mean loss; of equals the smallest."
+    grids = {arm: [[loss[arm, lr, s] for s in seeds] for lr in rates[arm]] for arm in arms}
+    at = {arm: min(range(len(grid)), key=lambda i: sum(grid[i])) for arm, grid in grids.items()}
+    return {arm: Tuned(rates[arm][at[arm]], rates[arm], grids[arm], seeds) for arm in arms}
+
 # %% ../../nbs/lab/05_pretrain.ipynb #c1078598
 def tune_rate(
     fn:Callable,                      # trains an arm: (**arm, lr, seed) -> what `held_out` gives on the tuning text
@@ -93,6 +109,7 @@ def tune_rate(
     rates:Sequence[float]|dict,       # peak learning rates to try, at least three; or those of each arm
     seeds:Sequence[int]=(100, 101),   # 100 and above
     *,
+    widen:int=0,                      # times that all grids may go on where an arm's best rate lies at an edge
     fan_out:Callable=map_variants,    # (fn, configs) -> results; a run's `map` counts them among its variants
     **fixed,                          # arguments of all arms
 )->dict[str, Tuned]:                  # arm -> its rate
@@ -100,10 +117,15 @@ def tune_rate(
     rates = rates if isinstance(rates, dict) else {arm: rates for arm in arms}
     rates, seeds = {arm: sorted(map(float, tried)) for arm, tried in rates.items()}, list(seeds)
     _check_grid(arms, rates, seeds)
-    runs = [(arm, dict(**made, **fixed, lr=lr, seed=seed))
-            for arm, made in arms.items() for lr in rates[arm] for seed in seeds]
-    results = fan_out(fn, [config for _, config in runs])
-    loss = {(arm, c['lr'], c['seed']): _tuning_loss(r, arm, c) for (arm, c), r in zip(runs, results)}
-    grids = {arm: [[loss[arm, lr, s] for s in seeds] for lr in rates[arm]] for arm in arms}
-    best = {arm: min(range(len(grid)), key=lambda i: sum(grid[i])) for arm, grid in grids.items()}
-    return {arm: Tuned(rates[arm][best[arm]], rates[arm], grids[arm], seeds) for arm in arms}
+    if widen < 0: raise ValueError(f'widen={widen}: must be at least 0')
+    loss = {}   # (arm, rate, seed) -> of the tuning text
+    for left in range(widen, -1, -1):
+        runs = [(arm, dict(**made, **fixed, lr=lr, seed=seed)) for arm, made in arms.items() for lr in rates[arm]
+                for seed in seeds if (arm, lr, seed) not in loss]
+        results = fan_out(fn, [config for _, config in runs])
+        loss |= {(arm, c['lr'], c['seed']): _tuning_loss(r, arm, c)
+                 for (arm, c), r in zip(runs, results, strict=True)}
+        found = _best(arms, rates, seeds, loss)
+        sides = {t.side for t in found.values()} - {0}
+        if not left or not sides: return found
+        rates = {arm: sorted([*tried, *(_beyond(tried, side) for side in sides)]) for arm, tried in rates.items()}

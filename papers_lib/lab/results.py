@@ -386,6 +386,7 @@ def _concerned(claims:dict, changed:dict[str, str])->list[str]:   # ids
     "List the claims that changed numbers of a preset concern."
     readers = {f'claims.{name}': [id for id, c in claims.items() if name in c.needs]
                for c in claims.values() for name in c.needs}
+    readers['widen'] = [id for id, c in claims.items() if any('rates' in name for name in c.needs)]
     each = lambda k: [] if changed[k].startswith(f'{k} is new') else [*claims]      # who reads a field that none names
     return [id for id in claims if any(id in readers.get(k, each(k)) for k in changed)]
 

@@ -129,10 +129,12 @@ def tune(
     arms:dict[str, dict],             # name -> the arguments that make the arm
     rates:Sequence[float]|dict,       # to try, at least three; or those of each arm
     seeds:Sequence[int]=(100, 101),   # tuning seeds: they judge nothing
+    widen:int|None=None,              # times that grids may go on beyond an edge; None is what the preset says
     **fixed,                          # arguments of all arms
 )->dict[str, Tuned]:                  # arm -> its rate
     "Choose each arm's learning rate; the runs count among this run's variants."
-    return tune_rate(fn, arms, rates, seeds, fan_out=self.map, **fixed)
+    widen = self.spec.widen if widen is None else widen
+    return tune_rate(fn, arms, rates, seeds, widen=widen, fan_out=self.map, **fixed)
 
 # %% ../../nbs/lab/06_run.ipynb #1770e041
 @patch
