@@ -94,7 +94,7 @@ class TitlePrompts:
 
 # %% ../nbs/14_gpt4rec.ipynb #b064b739
 class QueryBatches:
-    "Endless batches of prompts with their answers, one of each user a pass, neighbours of like length."
+    "Endless batches of prompts with their answers, neighbours of like length; a pass leaves its last few users out."
     def __init__(self,
         prompts:TitlePrompts,
         histories:Sequence[np.ndarray],  # of training users; those with one item teach nothing

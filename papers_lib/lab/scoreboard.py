@@ -20,9 +20,8 @@ from ..store.files import atomic_write
 from ..engine.stats import Row, control_rules, holm, new_seed
 from .plots import Svg, forest
 from .results import (
-    carried, cleared, cpu_name, finished_runs, interval, number, number_range, paper_notebooks, read_object, run_of,
-    runs_of,
-    read_results, redesigned, repo_root, results_dir)
+    cleared, cpu_name, finished_runs, interval, number, number_range, paper_notebooks, read_object, read_results,
+    redesigned, repo_root, results_dir, run_of, runs_of)
 from .terminal import as_line, as_text
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #8825cb6c
@@ -161,11 +160,14 @@ def _machine(prov)->str:
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #26bd8baa
 def _run_name(prov)->str:
-    "Name a published run, and say how much of it came from earlier ones."
-    told = lambda p: ', '.join(filter(None, (_machine(p), carried(p) if 'variants' in p else '')))
-    *later, first = runs_of(prov)
-    parts = [f"{p['claims'].replace(',', ' ')} {told(p)}" for p in later]
-    return f"{prov['preset']}, " + '; '.join([*parts, f'the rest {told(first)}' if parts else told(first)])
+    "Name a published run and its machines, and say how much of it came from earlier ones; the scoreboard says more."
+    runs = runs_of(prov)
+    counted = [p.get('variants') or {} for p in runs]
+    earlier = sum(c['n'] for v in counted for c in v.get('carried') or [])
+    n = earlier + sum(v.get('computed', 0) for v in counted)
+    machines = dict.fromkeys(map(_machine, runs))
+    return ', '.join([prov['preset'], *machines, *([f'{len(runs)} runs'] if len(runs) > 1 else []),
+                      *([f'{earlier} of {n} variants carried over'] if earlier else [])])
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #2a131700
 def _table(head, lines)->str:
