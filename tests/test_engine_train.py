@@ -1,12 +1,14 @@
 "Training: exact resume, splits of a batch, one run and no other, and what goes wrong with files and processes."
 import json, os, signal, subprocess, sys, time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np, pytest, torch
 
 from papers_lib.engine.checkpoint import checkpoints, latest
-from papers_lib.engine.train import IGNORE, Diverged, TrainConfig, fit, flops_per_token, lm_loss, param_groups
+from papers_lib.engine.train import (
+    IGNORE, Diverged, TrainConfig, fit, flops_per_token, lm_loss, param_groups, peak_flops)
 from papers_lib.nn.stack import Parts, Sizes, Stack
 from papers_lib.store.files import CorruptFile
 from papers_lib.text.corpora import TokenBatches
@@ -62,6 +64,48 @@ def test_a_finished_run_gives_what_it_measured_and_trains_no_more(tmp_path, monk
     again, _, stored = run(tmp_path, options=score)
     assert same(first, again) and stored == result and asked == [1]
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*') if p.is_file()} == stamps
+
+
+@dataclass(frozen=True)
+class Weighted:
+    "A loss with a setting."
+    weight:float = 1.
+    def __call__(self, model, batch): return self.weight * lm_loss(model, batch)
+
+
+def scaled(model, batch, weight): return weight * lm_loss(model, batch)
+
+@pytest.mark.parametrize('loss, other', [(Weighted(), Weighted(2.)), (lm_loss, Weighted()),
+                                         (partial(scaled, weight=1.), partial(scaled, weight=2.))])
+def test_a_loss_with_other_settings_is_another_run(tmp_path, loss, other):
+    for n_step in (6, 9): run(tmp_path, n_step, options=dict(loss_fn=loss))          # the same goes on
+    with pytest.raises(ValueError, match='made with other settings: loss'): run(tmp_path, options=dict(loss_fn=other))
+
+
+class OneTarget:
+    "Batches whose rows have one target each."
+    batch_size = 4
+    def __iter__(self): return self
+    def __next__(self): return dict(ids=torch.randint(61, (4, 16)), targets=torch.randint(61, (4,)))
+    def state(self): return {}
+    def load_state(self, s): pass
+
+
+@pytest.mark.parametrize('batches, told', [(OneTarget(), False), (TokenBatches(tokens, 16, 4, seed=0), True)])
+def test_a_known_gpu_gets_a_speed_only_where_rows_have_tokens(monkeypatch, batches, told):
+    from papers_lib.engine import train as module
+    monkeypatch.setattr(module, '_peak_of', lambda device: 989e12)
+    def last(net, batch):
+        logits = net.head(net.hidden(batch['ids']))
+        return torch.nn.functional.cross_entropy(logits[:, -1], batch['targets'].view(4, -1)[:, -1], reduction='sum')
+    result = fit(Stack(cfg, Parts()), batches, replace(train, n_step=2, batch_size=4), loss_fn=last, device='cpu')
+    assert (result.mfu is not None) == told
+
+
+@pytest.mark.parametrize('name, peak', [('NVIDIA H100 80GB HBM3', 989e12), ('NVIDIA H100 PCIe', 756e12),
+    ('NVIDIA L4', 121e12), ('NVIDIA L40S', 362e12), ('NVIDIA L40', None), ('NVIDIA A100-SXM4-80GB', 312e12),
+    ('NVIDIA GH200 480GB', 989e12), ('NVIDIA GeForce RTX 4090', 165e12), ('NVIDIA RTX 4000 Ada', None)])
+def test_a_peak_is_that_of_this_gpu_and_no_relative(name, peak): assert peak_flops(name) == peak
 
 
 def test_a_finished_run_on_a_gpu_needs_no_batch_for_its_speed(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from papers_lib.engine import recipe
 from papers_lib.engine.checkpoint import load_model, save_model
 from papers_lib.engine.train import TrainConfig
 from papers_lib.gpt2 import GPT2, GPT2Config
-from papers_lib.lab import data, pretrain
+from papers_lib.lab import data, memo, pretrain
 from papers_lib.engine.evaluate import held_out
 from papers_lib.engine.recipe import split_for, train_lm
 from papers_lib.lab.memo import map_variants
@@ -51,7 +51,10 @@ def test_a_found_model_is_the_trained_one_and_its_text_is_noted(trainings):
     for _ in range(2):
         with reading() as noted: folder = pretrained_folder(GPT2, spec, 0)
         notes.append(noted)
-    assert notes == [dict(small=data.known('small').hash)] * 2
+    name = folder.parent.name
+    key = name.rpartition('-')[2]
+    assert notes == [{'small': data.known('small').hash, f'pretrained/{name}': key}] * 2 and len(key) == 32
+    assert memo.finders['pretrained'](name) == key                                   # so that what read it is kept
     model = load_model(folder, GPT2, GPT2Config)
     again, _ = recipe.train_lm(lambda n_vocab: GPT2(replace(spec.model, n_vocab=n_vocab)),
                                data.lm_corpus('small', 300), spec.train, seed=0)

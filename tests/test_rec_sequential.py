@@ -121,6 +121,13 @@ def test_a_pass_asks_every_user_once_and_goes_on_where_it_stopped(split):
     assert torch.equal(next(again)['ids'], want['ids'])
 
 
+def test_batches_are_named_by_their_data(split):
+    make = lambda data: SequenceBatches(data, 5, 16, seed=0)
+    item = split.train.item.copy(); item[:2] = item[:2][::-1]
+    other = interactions(split.train.users[split.train.user], split.train.items[item], np.arange(len(item)))
+    assert make(split.train).hash == make(split.train).hash != make(other).hash
+
+
 def test_short_histories_are_padded_on_the_left():
     data = interactions([0, 0, 0, 1], [4, 2, 3, 1], ties='file')
     b = next(SequenceBatches(data, 5, 4, seed=0))

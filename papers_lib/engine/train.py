@@ -4,9 +4,10 @@
 
 # %% ../../nbs/engine/05_train.ipynb #a87b05dc
 from __future__ import annotations
-import contextlib, json, math, os, resource, sys, time
+import contextlib, json, math, os, re, sys, time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import partial
 from pathlib import Path
 import torch
 from filelock import Timeout
@@ -21,7 +22,7 @@ __all__ = ['IGNORE', 'PEAK', 'TrainConfig', 'warmup_cosine', 'rate', 'n_targets'
 
 # %% ../../nbs/engine/05_train.ipynb #d64e0b59
 from ..store.files import locked
-from ..store.progress import end_progress, tell_progress
+from ..store.progress import end_progress, high_water, tell_progress
 from .checkpoint import latest, load_state, read_json, save_state
 from .tracking import NoTracker
 
@@ -137,15 +138,17 @@ def uncorrected_adamw(model:nn.Module, cfg:TrainConfig)->torch.optim.Optimizer:
 
 # %% ../../nbs/engine/05_train.ipynb #0af42172
 # dense bfloat16, FLOP/s
-PEAK = {'H200': 989e12, 'H100 PCIe': 756e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12, 'L4': 121e12,
-        'RTX 4090': 165e12}
+PEAK = {'H200': 989e12, 'GH200': 989e12, 'H100 PCIe': 756e12, 'H100': 989e12, 'A100': 312e12, 'L40S': 362e12,
+        'L4': 121e12, 'RTX 4090': 165e12}
 
 # %% ../../nbs/engine/05_train.ipynb #3e8ac5bd
 def peak_flops(
     name:str,           # of the GPU, as its driver gives it
 )->float|None:          # FLOP/s; None if the device is not in the table
     "Look up a GPU's dense bfloat16 peak by its name."
-    return next((v for k, v in PEAK.items() if k in name), None)
+    return next((v for k, v in PEAK.items() if re.search(rf'\b{k}\b', name)), None)
+
+def _peak_of(device): return peak_flops(torch.cuda.get_device_name()) if device.type == 'cuda' else None
 
 # %% ../../nbs/engine/05_train.ipynb #49cc9440
 def flops_per_token(
@@ -209,6 +212,13 @@ def _accelerator(device):
     return accelerator
 
 # %% ../../nbs/engine/05_train.ipynb #b7893d5f
+def _loss_identity(loss_fn)->dict:
+    "Name a loss and its settings: the plain fields of a dataclass, what a partial fixes."
+    inner, fixed = (loss_fn.func, loss_fn.keywords) if isinstance(loss_fn, partial) else (loss_fn, {})
+    if is_dataclass(inner) and not isinstance(inner, type): fixed = vars(inner) | fixed
+    plain = {k: v for k, v in fixed.items() if isinstance(v, (str, int, float, tuple, type(None)))}
+    return plain | dict(name=getattr(inner, '__qualname__', type(inner).__name__))
+
 def _identity(model, batches, cfg, loss_fn, optimizer):
     "Say which run this is, as JSON holds it; how long it lasts is left open."
     sizes, parts = (asdict(x) if (x := getattr(model, k, None)) is not None else {} for k in ('cfg', 'parts'))
@@ -216,8 +226,7 @@ def _identity(model, batches, cfg, loss_fn, optimizer):
     steps = {} if optimizer is adamw else dict(optimizer=getattr(optimizer, '__qualname__', type(optimizer).__name__))
     return json.loads(json.dumps(dict(
         train=asdict(cfg) | dict(n_step=None) | steps, model=dict(type=type(model).__name__, **sizes), parts=parts,
-        data=data,
-        loss=dict(name=getattr(loss_fn, '__qualname__', type(loss_fn).__name__))), default=str))
+        data=data, loss=_loss_identity(loss_fn)), default=str))
 
 # %% ../../nbs/engine/05_train.ipynb #67ce9c9c
 def _same(path, saved, mine):
@@ -260,7 +269,7 @@ def fit(
     forward = torch.compile(objective) if cfg.compile else objective
     rank, world = accelerator.process_index, accelerator.num_processes
     total, since = 0., 0                                                # nats a token, steps: since the last log
-    peak = peak_flops(torch.cuda.get_device_name()) if accelerator.device.type == 'cuda' else None
+    peak = _peak_of(accelerator.device)
 
     def save():
         if not (folder and accelerator.is_main_process): return
@@ -311,7 +320,7 @@ def fit(
                     tracker.log(dict(loss=value, lr=cfg.lr * rate(cfg, step), grad_norm=float(norm), tokens=out.tokens,
                                      tokens_per_s=out.tokens_per_s), out.step)
                     bar(out.step, value, out.tokens_per_s)
-                if peak and hasattr(model, 'cfg'):
+                if peak and hasattr(model, 'cfg') and whole['targets'].ndim > 1:     # one target a row tells no tokens
                     out.mfu = flops_per_token(model, whole['targets'].shape[1]) * out.tokens_per_s / peak / world
                 out.peak_memory = max(out.peak_memory, most_memory(accelerator.device))
                 if evaluate and (last or cfg.eval_every and out.step % cfg.eval_every == 0): check()
@@ -336,8 +345,7 @@ def _alone(folder):
 # %% ../../nbs/engine/05_train.ipynb #bc56b61a
 def most_memory(device:torch.device)->int:   # bytes
     "Say how much memory was held at most so far, of the GPU or of the process."
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    return torch.cuda.max_memory_allocated() if device.type == 'cuda' else high_water()
 
 # %% ../../nbs/engine/05_train.ipynb #84a329ba
 class Progress:

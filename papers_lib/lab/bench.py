@@ -33,7 +33,8 @@ from ..engine.stats import Row, paired_t, round_robin, time_ratio, verdict
 from ..engine.train import lm_loss
 from .data import lm_corpus
 from .presets import RunSpec
-from .results import bfloat16_units, high_water
+from .results import bfloat16_units
+from ..store.progress import high_water
 
 # %% ../../nbs/lab/10_bench.ipynb #7b385462
 def speed_row(

@@ -16,9 +16,9 @@ __all__ = ['pretrained_folder', 'Tuned', 'tune_rate']
 from ..engine.checkpoint import save_model
 from ..engine.recipe import FIRST_TUNING_SEED, train_lm
 from .data import get, lm_corpus
-from .memo import definitions_hash, map_variants
+from .memo import definitions_hash, finders, map_variants
 from .presets import RunSpec
-from ..store.cache import kept
+from ..store.cache import kept, note_read
 
 # %% ../../nbs/lab/05_pretrain.ipynb #07a991a7
 def _pretrain(model_cls, spec, seed, folder):
@@ -37,9 +37,14 @@ def pretrained_folder(
 )->Path:                # config.json, model.safetensors and the tokenizer, for `load_model`
     "Train a model by its preset, or find it in the user's cache."
     told = [spec.configs(), seed, get(spec.data.name).hash, definitions_hash(model_cls), definitions_hash(pretrain)]
-    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    return kept('models', f'{model_cls.__name__.lower()}-{seed}-{key[:32]}',
-                lambda tmp: pretrain(model_cls, spec, seed, tmp / 'model')) / 'model'
+    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+    name = f'{model_cls.__name__.lower()}-{seed}-{key}'
+    folder = kept('models', name, lambda tmp: pretrain(model_cls, spec, seed, tmp / 'model'))
+    note_read(f'pretrained/{name}', key)
+    return folder / 'model'
+
+# what the key stands for is in a variant's own key already: it cannot be stale
+finders['pretrained'] = lambda name: name.rpartition('-')[2]
 
 # %% ../../nbs/lab/05_pretrain.ipynb #ae067610
 @dataclass(frozen=True)

@@ -14,15 +14,16 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks',
-           'dirty', 'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'high_water', 'peak_run_memory',
-           'library_versions', 'current_commit', 'provenance', 'sealed', 'write_results', 'runs_of', 'run_of',
-           'read_object', 'read_results', 'read_those', 'number', 'interval', 'Table', 'designs', 'designs_of',
-           'redesigned', 'undeclared', 'declared_facts', 'declare', 'bar', 'cleared', 'carried', 'Card', 'number_range',
-           'card_of', 'published', 'renewed', 'publish', 'verify', 'run_order', 'next_folder', 'fresh_folder',
-           'finished_runs', 'newest']
+           'dirty', 'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'peak_run_memory', 'library_versions',
+           'current_commit', 'provenance', 'sealed', 'write_results', 'runs_of', 'run_of', 'read_object',
+           'read_results', 'read_those', 'number', 'interval', 'Table', 'designs', 'designs_of', 'redesigned',
+           'undeclared', 'declared_facts', 'declare', 'bar', 'cleared', 'carried', 'Card', 'number_range', 'card_of',
+           'published', 'renewed', 'publish', 'verify', 'run_order', 'next_folder', 'fresh_folder', 'finished_runs',
+           'newest']
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
 from ..store.files import atomic_write
+from ..store.progress import high_water
 from .terminal import as_line, as_text
 
 # %% ../../nbs/lab/08_results.ipynb #6d46ae26
@@ -129,15 +130,6 @@ def machine()->dict:
     return dict(cpu=cpu_name(), instruction_sets=instruction_sets(), cores=os.cpu_count(),
                 threads=torch.get_num_threads(), blas=blas[1] if blas else '', memory_gib=round(memory, 1),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
-
-# %% ../../nbs/lab/08_results.ipynb #985e7c22
-def high_water()->int:   # bytes
-    "Largest resident memory of this process since its program began."
-    status = Path('/proc/self/status')      # getrusage's figure starts at the size of the process that started this one
-    if status.exists():
-        lines = status.read_text(encoding='utf-8').splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith('VmHWM')))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 # %% ../../nbs/lab/08_results.ipynb #4bba397c
 def peak_run_memory()->int:   # MiB

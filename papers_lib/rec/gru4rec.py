@@ -4,6 +4,7 @@
 
 # %% ../../nbs/rec/09_gru4rec.ipynb #512784d9
 from __future__ import annotations
+import hashlib
 from dataclasses import dataclass, field
 import numpy as np, torch
 from torch import Tensor, nn
@@ -42,6 +43,9 @@ class SessionBatches:
 
     @property
     def n_batch(self)->int: return len(self.steps)                             # of a pass
+
+    @property
+    def hash(self)->str: return hashlib.sha256(np.concatenate(self.steps, 1).tobytes()).hexdigest()       # of the data
 
     def __iter__(self): return self
 

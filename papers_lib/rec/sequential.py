@@ -4,6 +4,7 @@
 
 # %% ../../nbs/rec/05_sequential.ipynb #be952b90
 from __future__ import annotations
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np, torch
@@ -221,6 +222,9 @@ class SequenceBatches:
 
     @property
     def n_batch(self)->int: return -(-len(self.user) // self.batch_size)      # of a pass
+
+    @property
+    def hash(self)->str: return hashlib.sha256(self.ids.tobytes() + self.targets.tobytes()).hexdigest()   # of the data
 
     def __iter__(self): return self
 

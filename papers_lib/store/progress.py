@@ -4,13 +4,13 @@
 
 # %% ../../nbs/store/04_progress.ipynb #cbd3952b
 from __future__ import annotations
-import json, os, time
+import json, os, resource, sys, time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['HowFar', 'tell_progress', 'end_progress', 'read_progress']
+__all__ = ['HowFar', 'tell_progress', 'end_progress', 'read_progress', 'high_water']
 
 # %% ../../nbs/store/04_progress.ipynb #489c89de
 from .files import atomic_write
@@ -84,3 +84,12 @@ def read_progress(
     living = [p for p in Path(folder).glob('[!.]*.json') if _alive(p.stem.rpartition('-')[2])]
     told = sorted(filter(None, map(_read, living)), key=lambda t: t.at)
     return {t.what: t for t in told}
+
+# %% ../../nbs/store/04_progress.ipynb #985e7c22
+def high_water()->int:   # bytes
+    "Largest resident memory of this process since its program began."
+    status = Path('/proc/self/status')      # getrusage's figure starts at the size of the process that started this one
+    if status.exists():
+        lines = status.read_text(encoding='utf-8').splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith('VmHWM')))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
