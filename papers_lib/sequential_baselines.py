@@ -43,6 +43,7 @@ _films = dict(n=943, spread=.2, over='units')      # users of MovieLens-100K, an
 _few = 'on MovieLens-100K, three configurations each'
 _rates = 'on MovieLens-100K, five rates each'
 
+# %% ../nbs/16_sequential_baselines.ipynb #04d10fba
 claims = {  # fixed before anything is measured
     'C1': Claim('The loss explains more than the architecture (Klenitskiy & Vasilev: NDCG@10 .182, .154, .134)',
                 f'NDCG@10 of BERT4Rec is above that of SASRec with BCE and one negative {_rates}', 'greater', .005,
@@ -111,6 +112,7 @@ class Passes:
     @property
     def n_step(self)->int: return self.n_epoch * -(-self.n_user // self.batch_size)     # optimizer steps
 
+# %% ../nbs/16_sequential_baselines.ipynb #03899cd3
 @dataclass(frozen=True)
 class Ratings:
     "Which set of events SASRec is trained on."
@@ -150,41 +152,56 @@ def public_sasrec(
     return SASRec(told, SimpleNamespace(num=lambda field: cfg.n_item + 1)).train()
 
 # %% ../nbs/16_sequential_baselines.ipynb #ba49d591
+def _histories(cfg, seed):
+    "Random histories of 128 users, and what comes next at each place."
+    torch.manual_seed(seed)
+    return torch.randint(1, cfg.n_item + 1, (128, cfg.ctx_len)), torch.randint(cfg.n_item, (128, cfg.ctx_len))
+
+# %% ../nbs/16_sequential_baselines.ipynb #8899b1cf
+def _our_step(cfg, ids, targets):
+    "A step of ours on these places, cross-entropy over all items."
+    loss = NextItem('ce', 0, 0., torch.zeros(1, dtype=torch.long))
+    mean = lambda net, b: loss(net, b) / (b['targets'] != IGNORE).sum()
+    return train_step(SASRecNet(cfg).train(), dict(ids=ids, targets=targets), mean)
+
+# %% ../nbs/16_sequential_baselines.ipynb #72ab7160
+def _their_step(cfg, ids, targets):
+    "A step of RecBole's on the last place."
+    asked = dict(item_list=ids, length=torch.full((128,), cfg.ctx_len), item=targets[:, -1] + 1)
+    return train_step(public_sasrec(cfg), asked, lambda net, b: net.calculate_loss(b))
+
+# %% ../nbs/16_sequential_baselines.ipynb #b93a968e
 def race_sasrec(
     seed:int=0,                 # of weights and histories
     cfg:SASRecConfig=SASRecConfig(12101),
     n:int=7,                    # rounds
 )->Iterator[Row]:
     "Race SASRec's training against RecBole's."
-    torch.manual_seed(seed)
-    ids = torch.randint(1, cfg.n_item + 1, (128, cfg.ctx_len))
-    targets = torch.randint(cfg.n_item, ids.shape)
-    last = torch.where(torch.arange(cfg.ctx_len) == cfg.ctx_len - 1, targets, IGNORE)
-    try: theirs = public_sasrec(cfg)
+    ids, targets = _histories(cfg, seed)
+    try: step = _their_step(cfg, ids, targets)
     except ImportError:
         why = 'RecBole is not installed: pip install recbole==1.2.1, then papers bench again'
         yield Row('sequential_baselines', 'speed', 'S.sasrec', why=why)
         return
-    asked = dict(item_list=ids, length=torch.full((128,), cfg.ctx_len), item=targets[:, -1] + 1)
-    step = train_step(theirs, asked, lambda net, b: net.calculate_loss(b))
-    loss = NextItem('ce', 0, 0., torch.zeros(1, dtype=torch.long))
-    ours = lambda ids, targets: train_step(SASRecNet(cfg).train(), dict(ids=ids, targets=targets),
-                                           lambda net, b: loss(net, b) / (b['targets'] != IGNORE).sum())
+    last = torch.where(torch.arange(cfg.ctx_len) == cfg.ctx_len - 1, targets, IGNORE)
     k = -(-5 * 128 // cfg.ctx_len)                               # histories with as many places as five steps there
     fixed = dict(n=n, paper='sequential_baselines', dataset='random histories')
     sizes = f'{cfg.n_item:,} items, {cfg.ctx_len} places, d {cfg.d_model}, {cfg.n_layer} blocks, cross-entropy over all'
     yield race('S.sasrec.step', 'A step that learns the last places is at most 5 % slower than that of RecBole',
-               dict(recbole=step, papers_lib=ours(ids, last)), .95, protocol=f'128 histories, {sizes}', **fixed)
+               dict(recbole=step, papers_lib=_our_step(cfg, ids, last)), .95, protocol=f'128 histories, {sizes}',
+               **fixed)
     yield race('S.sasrec.places', 'RecBole takes at least twice as long to learn as many places',
-               dict(recbole=lambda: [step() for _ in range(5)], papers_lib=ours(ids[:k], targets[:k])), 2.,
+               dict(recbole=lambda: [step() for _ in range(5)], papers_lib=_our_step(cfg, ids[:k], targets[:k])), 2.,
                protocol=f'640 places, there five steps of 128 histories, here one step of {k}; {sizes}', **fixed)
 
 # %% ../nbs/16_sequential_baselines.ipynb #b7af3330
-_published = dict(d_model=50, n_layer=2, n_head=1)
+_small = SASRecConfig(1682, ctx_len=20, d_model=32, n_layer=1)
+_published = SASRecConfig(12101, dropout=.5, d_model=50, n_layer=2, n_head=1)
 
+# %% ../nbs/16_sequential_baselines.ipynb #8d3ab6bb
 runs = {
-    'tiny': RunSpec(SASRecConfig(1682, ctx_len=20, d_model=32, n_layer=1), Passes(6, lr=3e-3), Ratings(), Claims()),
-    'cpu': RunSpec(SASRecConfig(1682, ctx_len=20, d_model=32, n_layer=1), Passes(30, lr=3e-3), Ratings(),
+    'tiny': RunSpec(_small, Passes(6, lr=3e-3), Ratings(), Claims()),
+    'cpu': RunSpec(_small, Passes(30, lr=3e-3), Ratings(),
                    Claims(tables=('ml-100k', 'amazon_beauty'), ties='ml-1m', orders='ml-1m',
                           closed=('ml-100k', 'amazon_beauty'), network=('ce',), negatives=('bce', 'gbce', 'ce'),
                           rivals=('BERT4Rec',), passes=(10, 30, 100), recurrent=(2, 290), long=200), n_seeds=5),
@@ -193,9 +210,10 @@ runs = {
                           closed=('ml-100k', 'amazon_beauty'), network=('ce',),
                           negatives=('bce', 'gbce', 'sampled-ce', 'ce'),
                           rivals=('BERT4Rec',), passes=(20, 60, 200), recurrent=(2, 290), long=400), n_seeds=5),
-    'paper': RunSpec(SASRecConfig(12101, dropout=.5, **_published), Passes(200, n_user=22363), Ratings('amazon_beauty'),
+    'paper': RunSpec(_published, Passes(200, n_user=22363), Ratings('amazon_beauty'),
                      Claims(tables=('amazon_beauty',))),
 }
 
+# %% ../nbs/16_sequential_baselines.ipynb #a0975ca9
 races = {'S.metrics': race_metrics, 'S.sasrec': race_sasrec}     # beginning of the rows' ids: race
 paper = Paper('sequential_baselines', SASRecNet, runs, claims, races)
