@@ -257,10 +257,10 @@ def render(
 
 # %% ../../nbs/engine/11_llm.ipynb #18c4db1c
 def weights_hash(
-    model:nn.Module,     # has `cfg`
+    model:nn.Module,     # its `cfg` counts where it has one
 )->str:                  # 64 hexadecimal digits
     "Hash a model's class, sizes and weights."
-    h = hashlib.sha256(f'{type(model).__name__} {model.cfg}'.encode('utf-8'))
+    h = hashlib.sha256(f"{type(model).__name__} {getattr(model, 'cfg', '')}".encode('utf-8'))
     for name, p in model.state_dict().items():
         h.update(name.encode('utf-8'))
         h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
