@@ -30,7 +30,7 @@ from .engine.train import IGNORE, TrainConfig, fit
 from .lab.bench import training_races
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
-from .lab.tasks import ChoiceExample, Example, TaskBatches, task_batch
+from .lab.tasks import ChoiceExample, Example, task_batch, task_batches
 from .store.files import CorruptFile
 
 # %% ../nbs/02_gpt1.ipynb #562c37a3
@@ -339,7 +339,7 @@ def finetune(
     _check_task(rows, labels, n_class, choice, model.cfg.ctx_len)
     torch.manual_seed(seed)
     task = TaskModel(model, n_class, choice)
-    fit(task, TaskBatches(rows, labels, train.batch_size, seed), train, loss_fn=loss, evaluate=evaluate)
+    fit(task, task_batches(rows, labels, train.batch_size, seed), train, loss_fn=loss, evaluate=evaluate)
     return task.eval()
 
 # %% ../nbs/02_gpt1.ipynb #20121c7d

@@ -153,7 +153,9 @@ def decontaminate(
     common:int=10,             # n-grams in more documents than this are ignored
 )->list[list[str]]:            # of each document the pieces that stay
     "Cut out of training documents what they share with test sets (appendix C)."
-    wanted = np.unique(np.concatenate([ngram_hashes(t, n) for t in tests]))
+    theirs = [ngram_hashes(t, n) for t in tests]
+    if not theirs: raise ValueError('tests: there is no text of a test set, so nothing to cut out')
+    wanted = np.unique(np.concatenate(theirs))
     grams = [ngram_hashes(d, n) for d in docs]
     hits = [np.flatnonzero(np.isin(g, wanted)) for g in grams]
     in_docs = Counter(h for g, at in zip(grams, hits) for h in set(g[at].tolist()))

@@ -57,6 +57,15 @@ def test_the_first_examples_are_the_same_for_every_number_of_them():
     assert draw_shots(SET, 4, 0) != draw_shots(SET, 4, 1) and draw_shots(SET, 4, 0, seed=1) != draw_shots(SET, 4, 0)
 
 
+def test_a_question_that_stands_twice_in_the_pool_costs_no_example():
+    pool = [*SET, SET[2], SET[2]]
+    for number in range(30):
+        shots = draw_shots(pool, 3, number, skip=SET[2])
+        assert len(shots) == 3 and SET[2] not in shots
+    assert len(draw_shots(pool, len(SET) - 1, 0, skip=SET[2])) == len(SET) - 1
+    with pytest.raises(ValueError, match=f'k={len(SET)}'): draw_shots(pool, len(SET), 0, skip=SET[2])
+
+
 def test_a_prompt_ends_where_the_choices_begin():
     prompt = few_shot(SET[0], SET[1:3], instruction='Count.')
     assert prompt == 'Count.\n\n' + '\n\n'.join([SET[1].solved, SET[2].solved, SET[0].context])

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from papers_lib.engine.distil import (
-    DistilLoss, ListBatches, ListLoss, TokenDistil, agreement, as_scores, bits_hash, frozen, hinge, margin_mse,
+    DistilLoss, ListBatches, ListLoss, TokenDistil, agreement, as_scores, frozen, hinge, margin_mse,
     padded_table, score_kl, score_mse, score_pairs, standardised, warn_scale, warn_unknown)
+from papers_lib.engine.llm import weights_hash
 from papers_lib.engine.train import IGNORE, lm_loss
 from papers_lib.gpt2 import GPT2, GPT2Config
 
@@ -84,12 +85,12 @@ def test_leads_are_scores_with_a_positive_of_zero():
 
 def test_a_frozen_teacher_is_bit_by_bit_the_same():
     teacher = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(.5), torch.nn.Linear(3, 1)).train()
-    before = bits_hash(teacher)
+    before = weights_hash(teacher)
     with frozen(teacher):
         assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
         x = torch.ones(1, 3)
         assert torch.equal(teacher(x), teacher(x))                    # no dropout
-    assert bits_hash(teacher) == before
+    assert weights_hash(teacher) == before
     with pytest.raises(RuntimeError, match='was trained'):
         with frozen(teacher): teacher[0].bias.data[0] = torch.nextafter(teacher[0].bias.data[0], torch.tensor(9.))
     with pytest.raises(RuntimeError, match='training mode'):
@@ -174,9 +175,9 @@ def test_the_token_loss_is_the_mix_at_every_target_and_nowhere_else(a, T):
 
 def test_a_token_teacher_gets_no_gradient_and_another_vocabulary_is_refused():
     (student, teacher), batch = decoders(), tokens()
-    before = bits_hash(teacher)
+    before = weights_hash(teacher)
     TokenDistil(teacher, .5, 2.)(student, batch).backward()
-    assert bits_hash(teacher) == before and all(p.grad is None for p in teacher.parameters())
+    assert weights_hash(teacher) == before and all(p.grad is None for p in teacher.parameters())
     assert all(p.grad is not None for p in student.parameters())
     with pytest.raises(ValueError, match='a teacher of 40 tokens, a student of 30'):
         TokenDistil(decoders(40)[0])(student, batch)

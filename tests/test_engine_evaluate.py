@@ -47,6 +47,12 @@ def test_without_a_limit_all_held_out_text_is_scored(model, corpus):
     assert held_out(model, corpus, 10**9) == held_out(model, corpus)
 
 
+@pytest.mark.parametrize('ids', [[], [TOK.eot] * 3])
+def test_a_split_without_text_is_named(model, ids):
+    empty = SimpleNamespace(tokenizer=TOK, tune=np.array(ids, dtype=np.int64))
+    with pytest.raises(ValueError, match="split='tune': there is no text in it"): held_out(model, empty, split='tune')
+
+
 def text(*docs): return SimpleNamespace(tokenizer=TOK, valid=encoded(docs))
 
 

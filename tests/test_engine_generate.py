@@ -217,6 +217,21 @@ def test_the_row_that_broke_is_named():
         beam_search(model, [[1], [2], [60, 3], [4]], 3, 3, 3, eot=7)
 
 
+def test_the_row_that_broke_is_named_after_others_have_left(model, monkeypatch):
+    greedy = generate(model, PROMPTS, 12)
+    eot = greedy[2][3]
+    ends = [row.index(eot) if eot in row else 12 for row in greedy]
+    prompts = [p for _, p in sorted(zip(ends, PROMPTS))]                        # the first ends first
+    step = type(model).step
+    def breaks(self, ids, cache):
+        logits, cache = step(self, ids, cache)
+        if len(ids) < len(prompts): logits = logits.index_fill(0, torch.tensor([len(ids) - 1]), torch.nan)
+        return logits, cache
+    monkeypatch.setattr(type(model), 'step', breaks)
+    with pytest.raises(FloatingPointError, match=f'row {len(prompts) - 1}: after'):
+        beam_search(model, prompts, 1, 1, 12, eot=eot, early_stopping=True)
+
+
 def test_what_a_row_has_so_far_is_not_built_anew_for_each_token():
     model, seen = tiny(), []
     generate(model, [[3, 1, 4]], 20, until=lambda new: seen.append((id(new), len(new))))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from decoders import broken, tiny
-from papers_lib.engine.generate import generate
+from papers_lib.engine.generate import generate, stream
 from papers_lib.engine.llm import (LLM, Continuation, LocalLLM, NotSupported, Recorded, cut, prompt_seeds, render,
                                    weights_hash)
 from papers_lib.store.files import CorruptFile
@@ -159,6 +159,20 @@ def test_prompt_and_continuation_are_the_whole_text(tokenizer):
             text = llm.complete([prompt], max_tokens=6, temperature=1.5, seed=seed)[0]
             spaces += text.startswith(' ')
     assert spaces or tokenizer is BPE, 'the case is met: a continuation that begins with a space'
+
+
+def test_rows_of_a_padded_vocabulary_are_never_written():
+    n, tok = BPE.n_vocab, BPE
+    wide, exact = tiny(n_vocab=n + 300), tiny(n_vocab=n)
+    exact.load_state_dict({k: v[:n] if len(v) == n + 300 else v for k, v in wide.state_dict().items()})
+    prompts = ['the capital', 'naïve café', 'costs']
+    for how in (dict(), dict(temperature=1.), dict(temperature=1.5, seed=2)):
+        asked = [LocalLLM(m, tok).complete(prompts, max_tokens=20, **how) for m in (wide, exact)]
+        assert asked[0] == asked[1]
+    rows = generate(wide, [tok.encode(p) for p in prompts], 20)
+    assert max(map(max, rows)) >= n, 'the case is met: the model prefers a row that is no token'
+    assert max(map(max, generate(wide, [tok.encode(p) for p in prompts], 20, n_vocab=n))) < n
+    assert max(stream(wide, tok.encode('costs'), 20, temperature=1., n_vocab=n)) < n
 
 
 def test_a_model_of_nan_is_an_error(llm):

@@ -7,9 +7,9 @@ from scipy import stats as scipy_stats
 
 from papers_lib.engine import stats
 from papers_lib.engine.stats import (
-    VALUES_LOST, Row, bootstrap, control, crossed, effect, estimators, holm, look_level, mean_t, median_interval,
-    new_seed, over_units, p_value, paired_hits, paired_t, power, rank_skill, share, slope, time_ratio, trend_t, trends,
-    unidentified, verdict, verdict_rules)
+    VALUES_LOST, Row, bootstrap, control, crossed, effect, equal_power, estimators, holm, look_level, mean_t,
+    median_interval, new_seed, over_units, p_value, paired_hits, paired_t, power, rank_skill, share, slope, time_ratio,
+    trend_t, trends, unidentified, verdict, verdict_rules)
 
 
 # coverage, by simulation, at the sizes that are used: 93 to 97 of 100
@@ -178,10 +178,33 @@ def test_ranking_by_confidence_shows_skill_and_its_absence():
     (lambda: effect('share', dict(hits=True, of=3)), 'no share'),
     (lambda: crossed([[1., 2.]]), 'at least 2 seeds'), (lambda: crossed(np.eye(3), weights=[1, 0, 1]), 'above 0'),
     (lambda: paired_hits([0, 2], [1, 1]), 'hits are 0 or 1'), (lambda: median_interval([1., 2.]), 'at least 3'),
+    (lambda: rank_skill([1, 0, 1, 0], [1., 2., 3., 4.]), '4 answers: fifths need at least 5'),
+    (lambda: over_units([[1., 2.]] * 12 + [[]], groups='clusters'), "'first': group 12 is empty"),
+    (lambda: over_units([[1.] * 12, []], groups='strata'), "'first': group 1 is empty"),
+    (lambda: over_units([], groups='clusters'), "'first': no group"), (lambda: paired_hits([], []), 'no tries'),
+    (lambda: equal_power(0., 0., 5, 1.), 'spread above 0'), (lambda: equal_power(0., 1., 5, 0.), 'margin=0'),
     (lambda: look_level((5, 10), 7), 'looks at 5, 10'), (lambda: power(1., 0., 5), 'spread above 0'),
 ])
 def test_what_is_too_little_or_no_number_is_refused(call, words):
     with pytest.raises(ValueError, match=words): call()
+
+
+def test_a_single_value_has_a_spread_of_nothing_and_no_nan():
+    assert paired_hits([True], [False]).sd == over_units([1.]).sd == 0.
+
+
+@pytest.mark.parametrize('expected, n, margin', [(0., 5, 1.5), (.3, 10, 1.), (-.3, 10, 1.), (.9, 40, 1.), (0., 3, .5)])
+def test_the_power_of_equality_is_the_share_of_intervals_inside_the_margins(expected, n, margin):
+    x = np.random.default_rng(4).normal(expected, 1., (20_000, n))
+    half = scipy_stats.t.ppf(.975, n - 1) * x.std(1, ddof=1) / math.sqrt(n)
+    inside = np.mean((x.mean(1) - half >= -margin) & (x.mean(1) + half <= margin))
+    assert equal_power(expected, 1., n, margin) == pytest.approx(inside, abs=.012)
+
+
+def test_the_power_of_equality_at_its_ends():
+    assert equal_power(0., 1e-3, 5, 1.) == pytest.approx(1.) and equal_power(3., 1., 1000, 1.) < 1e-6
+    known = 2 * scipy_stats.norm.cdf(.1 * math.sqrt(5000) - 1.96) - 1       # so many units that the spread is known
+    assert equal_power(0., 1., 5000, .1) == pytest.approx(known, abs=1e-3)
 
 
 # the verdict
@@ -228,6 +251,12 @@ def test_a_share_is_held_against_its_bound_by_its_exact_interval():
     most.values, most.bound = dict(hits=30, of=30), .9
     most.ci95 = share(30, 30).ci95
     assert verdict(most) == 'fails'
+
+
+def test_the_bound_of_a_share_is_read_on_its_scale():
+    judged = lambda k, bound: verdict(Row('x', 'claim', 'C1', rule='exact', bound=bound, **share(k, 50, 100).facts()))
+    assert (judged(50, 100), judged(49, 100), judged(0, 0), judged(1, 0)) == ('holds', 'fails', 'holds', 'fails')
+    assert (judged(50, 90), judged(46, 90), judged(50, 1)) == ('holds', 'fails', 'holds')
 
 
 def test_reproduced_needs_a_narrow_interval_and_a_small_tolerance():

@@ -19,7 +19,7 @@ from papers_lib.lab import data, harness
 from papers_lib.lab.harness import HarnessLM, evaluate, loglik_pairs, write_all, write_task
 from papers_lib.lab.questions import questions as question_set
 from papers_lib.llama import LLaMA, LLaMAConfig, smollm2
-from papers_lib.text.tokenizers import EOT, ByteTokenizer, train_fast_bpe
+from papers_lib.text.tokenizers import EOT, ByteTokenizer, train_fast_bpe, train_pieces
 
 TEXT = next(iter(data.documents('books')))[:60_000]
 WORDS = TEXT.split()
@@ -269,6 +269,16 @@ def test_sampled_answers_are_drawn_by_number_and_seed():
     assert (
         write_all(LLM, wish, batch_size=2) == first and len(set(first)) == 6 and write_all(LLM, wish, seed=1) != first
     )
+
+
+def test_an_answer_keeps_the_space_before_its_first_piece():
+    tok = train_pieces([TEXT], 330)
+    llm, spaces = LocalLLM(tiny(n_vocab=tok.n_vocab), tok), 0
+    for context in ('It is', 'She was', 'He said that', 'the'):
+        told, = write_all(llm, [(context, dict(max_gen_toks=8))])
+        assert [told] == llm.complete([context], max_tokens=8)
+        spaces += told.startswith(' ')
+    assert spaces, 'the case is met: a continuation that begins with a space'
 
 
 def test_answers_kept_by_lm_eval_are_taken_again(tmp_path, monkeypatch):

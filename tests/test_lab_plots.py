@@ -48,6 +48,11 @@ def test_curves_have_the_mean_of_their_seeds_and_a_band_only_over_seeds():
     assert [line.get_ydata().tolist() for line in ax.lines] == [[4., 2.], [2., 2.]] and len(ax.collections) == 1
 
 
+def test_no_arm_is_left_out_for_want_of_a_colour():
+    ax, = loss_curves({f'arm {i}': [[(0, 1. + i), (1, float(i))]] for i in range(8)}).axes
+    assert len(ax.lines) == 8 and ax.lines[6].get_color() == ax.lines[0].get_color()
+
+
 def drawn(picture):
     "Each claim of a forest: its verdict, then the ends of the shade and of the interval, in pixels."
     out = []

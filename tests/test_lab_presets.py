@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 from torch import nn
 
+from papers_lib.engine.stats import equal_power, power
 from papers_lib.lab.presets import (Claim, DataConfig, Paper, RunSpec, apply_overrides, check_parameters, finite,
                                     measured_claims,
                                     missing_data, paper_of, plan)
@@ -184,6 +185,7 @@ def test_which_claims_a_run_measures():
     (lambda: Claim('x', 'x', 'greater'), 'Claim.margin: rule .greater. needs one'),
     (lambda: Claim('x', 'x', 'exact'), 'Claim.bound: rule .exact. needs one'),
     (lambda: Claim('x', 'x', 'less', 0., controls={'placebo': 'none'}), "must be one of nothing, effect, floor"),
+    (lambda: Claim('x', 'x', 'exact', bound=1., controls={'placebo': 'nothing'}), 'placebo.*has no margin.*floor'),
     (lambda: Claim('x', 'x', 'less', 0., looks=(10, 5)), 'increasing numbers of seeds'),
     (lambda: Claim('x', 'x', 'less', 0., n=0), 'Claim.n=0'),
     (lambda: Claim('x', 'x', 'less', float('nan')), 'must be finite'),
@@ -194,6 +196,15 @@ def test_which_claims_a_run_measures():
     (lambda: DataConfig(n_vocab=256), 'must be at least 257'), (lambda: replace(spec, n_seeds=0), 'n_seeds=0')])
 def test_a_wrong_declaration_is_refused_where_it_stands(make, words):
     with pytest.raises(ValueError, match=words): make()
+
+
+def test_the_power_of_a_claim_follows_from_its_rule():
+    alike = Claim('x', 'x', 'equal', .1, expected=0., spread=.05, n=5)
+    assert alike.power == pytest.approx(equal_power(0., .05, 5, .1)) and alike.power > .5
+    assert replace(alike, expected=None).power is None and replace(alike, expected=.3).power < 1e-3
+    assert replace(alike, rule='greater', expected=.3).power == pytest.approx(power(.3, .05, 5, .1))
+    assert alike.design == replace(alike, expected=None).design
+    assert Claim('x', 'x', 'exact', bound=1., controls={'chance': 'floor'}).controls       # a floor needs no margin
 
 
 def test_a_paper_is_found_by_its_name(monkeypatch):

@@ -8,8 +8,8 @@ import pytest
 from papers_lib.engine.stats import Row, control, mean_t
 from papers_lib.lab import results
 from papers_lib.lab.results import (
-    Card, declare, dirty, fresh_folder, newest, paper_notebooks, publish, published, read_results, redesigned, renewed,
-    repo_root, run_of, run_order, runs_of, verify, write_results)
+    Card, card_of, declare, dirty, fresh_folder, newest, paper_notebooks, publish, published, read_results, redesigned,
+    renewed, repo_root, run_of, run_order, runs_of, verify, write_results)
 from papers_lib.lab.presets import Claim, Paper, RunSpec
 from repos import add_run, change, claim, git, speed, toy_repo
 
@@ -424,6 +424,17 @@ def test_a_card_says_the_verdict_and_what_it_follows_from(told, declared):
     held_back = claim(controls=[control('placebo', 'nothing', None)])
     held_back.verdict = 'not identified'
     assert 'placebo (must show nothing): not measured' in str(Card(held_back, prov, 'this run'))
+
+
+def test_a_card_takes_the_largest_preset_that_has_a_number(repo, tmp_path):
+    publish(add_run(tmp_path, preset='cpu', rows=[Row('toy', 'claim', 'C1', why='too large for a CPU')]))
+    assert card_of('toy', 'C1', [], {}).row.verdict == 'not attempted'
+    publish(add_run(tmp_path, preset='tiny', rows=[claim(values=(.7, .9, 1.1))]))
+    card = card_of('toy', 'C1', [], {})
+    assert (card.provenance['preset'], card.row.verdict) == ('tiny', 'holds')
+    publish(add_run(tmp_path, preset='gpu', rows=[claim()]))
+    assert card_of('toy', 'C1', [Row('toy', 'claim', 'C1', why='x', verdict='not attempted')], {}).row.ours == 1.
+    assert card_of('toy', 'C1', [], {}).provenance['preset'] == 'gpu'
 
 
 # where, and with what

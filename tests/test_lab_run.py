@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from papers_lib.engine.stats import mean_t, over_units
+from papers_lib.engine.stats import effect, look_level, mean_t, over_units, paired_t
 from papers_lib.lab import run as lab_run
 from papers_lib.lab.presets import Claim, DataConfig, Paper, RunSpec
 from papers_lib.lab.results import read_results
@@ -75,6 +75,20 @@ def test_one_model_of_each_arm_is_no_effect_of_training(root):
     run = start(toy, preset='cpu', device='cpu')
     with pytest.raises(ValueError, match='C1: one model of each arm'): run.claim('C1', over_units(np.arange(20.)))
     with pytest.raises(ValueError, match='C1: 4 values of 3 seeds'): run.claim('C1', mean_t([1., 1.1, .9, 1.]))
+
+
+def test_a_claim_that_looks_more_than_once_is_recorded_at_the_level_of_its_look(root):
+    looking = replace(toy.claims['C1'], margin=.6, looks=(3, 5), arms=('a', 'b'))
+    run = start(replace(toy, claims=dict(toy.claims, C1=looking)), preset='cpu', device='cpu')
+    found = paired_t([1., 1.1, .9], [0., .1, .05], ('a', 'b'))
+    row = run.claim('C1', found)
+    assert row.ci95 == effect(found.test, found.values, look_level((3, 5), 3)).ci95 and row.looks == [3, 5]
+    assert row.ci95[0] < found.ci95[0] and row.verdict == 'inconclusive'            # at 95 % it would hold
+    assert [r.ci95 for r in run.finish().rows if r.id == 'C1'] == [row.ci95]
+    with pytest.raises(ValueError, match='C1: 2 seeds: this design looks at 3, 5'):
+        run.claim('C1', paired_t([1., 1.1], [0., .1], ('a', 'b')))
+    plain = start(toy, preset='cpu', device='cpu')
+    assert plain.claim('C1', mean_t([1., 1.1, .9])).ci95 == mean_t([1., 1.1, .9]).ci95
 
 
 def test_an_exact_claim_is_held_against_its_declared_bound(root):

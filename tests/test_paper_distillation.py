@@ -10,7 +10,8 @@ from papers_lib.distillation import (
     CrossEncoder, Lesson, TeacherConfig, claims, distill, lists, others, paper, pool, race_textcnn, reader, runs,
     scored, some_lists, spoilt_lists, stored, students, tables, teacher_table, train_student, train_teacher)
 from papers_lib.engine.checkpoint import load_model, save_model
-from papers_lib.engine.distil import DistilLoss, ListBatches, frozen, score_pairs, bits_hash
+from papers_lib.engine.distil import DistilLoss, ListBatches, frozen, score_pairs
+from papers_lib.engine.llm import weights_hash
 from papers_lib.engine.train import TrainConfig
 from papers_lib.lab.data import available
 from papers_lib.lab.presets import plan
@@ -76,10 +77,10 @@ def test_a_student_step_leaves_the_frozen_teacher_and_the_copied_embeddings_as_t
         scores = np.stack([score_pairs(model, r['queries'], r['docs'], r['query'], r['doc'][:, i]) for i in (0, 1)], 1)
         net = make_student(StudentConfig(50, d_emb=16, n_map=4, cls=1, sep=2),
                            model.encoder.tok_emb.weight.detach().numpy().copy())
-        before = bits_hash(net.tok_emb)
+        before = weights_hash(net.tok_emb)
         train_student(net, ListBatches(**r, scores=scores, batch_size=10), DistilLoss(a=1.),
                       TrainConfig(5, 10, 1e-2), device='cpu')
-    assert bits_hash(net.tok_emb) == before and not any(p.grad is not None for p in model.parameters())
+    assert weights_hash(net.tok_emb) == before and not any(p.grad is not None for p in model.parameters())
 
 
 LOSSES = DistilLoss(a=0.), DistilLoss('mse', .5), DistilLoss('margin', 1.), DistilLoss('kl', .5, 2.)
@@ -111,7 +112,7 @@ def test_training_goes_on_where_it_stopped_and_refuses_another_loss(tmp_path):
         return train_student(net, ListBatches(**r, scores=scores, batch_size=10), loss, train(n), 'cpu', folder)
     whole = run(6, folder=tmp_path / 'a')
     run(4, folder=tmp_path / 'b')
-    assert bits_hash(run(6, folder=tmp_path / 'b')) == bits_hash(whole)
+    assert weights_hash(run(6, folder=tmp_path / 'b')) == weights_hash(whole)
     with pytest.raises(ValueError, match='made with other settings'): run(6, DistilLoss(a=.9), tmp_path / 'b')
 
 
@@ -212,7 +213,7 @@ def test_a_strangers_triples_become_a_student_with_a_card(public, student):
     net, card = load_model(out / 'model', Student, StudentConfig), (out / 'README.md').read_text()
     assert net.cfg.n_vocab == len(SPECIALS) + len(WORDS) and 'queries left aside' in card and '40 rows of 2' in card
     again = distill(file_of(public), public / 'teacher', cfg, public / 'out', train=SHORT, device='cpu')   # finished
-    assert bits_hash(load_model(again / 'model', Student, StudentConfig)) == bits_hash(net)
+    assert weights_hash(load_model(again / 'model', Student, StudentConfig)) == weights_hash(net)
 
 
 def test_labels_of_the_file_are_scores_or_leads(public):

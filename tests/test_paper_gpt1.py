@@ -10,7 +10,7 @@ from papers_lib.engine.train import IGNORE, TrainConfig, param_groups
 from papers_lib.gpt1 import (
     GPT1, FineTuneLoss, GPT1Config, Marks, TaskModel, choice_input, claims, class_logps, finetune, pair_input, paper,
     read_release, runs, single_input, sizes, task_input, two_order_input, with_marks)
-from papers_lib.lab.tasks import ChoiceExample, Example, TaskBatches, task_batch
+from papers_lib.lab.tasks import ChoiceExample, Example, task_batch, task_batches
 from papers_lib.nn.stack import Parts, Sizes, Stack
 from papers_lib.store.files import CorruptFile
 from papers_lib.text.tokenizers import BadVocabulary, WordBPE, train_word_bpe, word_tokens
@@ -199,7 +199,7 @@ def test_a_label_outside_the_classes_is_refused():
     with pytest.raises(ValueError, match='label 1.5: a grade lies between 0 and 1'): tune(rows, [0.2, 1.5], 1)
     with pytest.raises(ValueError, match='example 1, label 1: there are 1 answers'):
         tune([rows[0] * 2, rows[1]], [1, 1], 0, choice=True)
-    with pytest.raises(ValueError, match='1 labels'): TaskBatches(rows, [0], 2)
+    with pytest.raises(ValueError, match='1 labels'): task_batches(rows, [0], 2)
 
 
 def test_a_sequence_over_the_window_is_refused_before_training():
@@ -239,14 +239,14 @@ def test_a_task_is_learnt_and_a_run_repeats():
 
 
 def test_batches_go_on_where_they_stopped():
-    make = lambda: TaskBatches([single_input([i], MARKS, 24) for i in range(7)], list(range(7)), 3, seed=1)
+    make = lambda: task_batches([single_input([i], MARKS, 24) for i in range(7)], list(range(7)), 3, seed=1)
     whole, half = make(), make()
     seen = [next(whole)['targets'].tolist() for _ in range(6)]
     state = [next(half) for _ in range(2)] and half.state()
     again = make()
     again.load_state(state)
     assert [next(again)['targets'].tolist() for _ in range(4)] == seen[2:]
-    with pytest.raises(ValueError, match='other examples'): TaskBatches([[[1, 2]]], [0], 1).load_state(state)
+    with pytest.raises(ValueError, match='other examples'): task_batches([[[1, 2]]], [0], 1).load_state(state)
 
 
 def test_weight_decay_is_of_matrices():

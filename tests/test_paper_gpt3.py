@@ -76,6 +76,7 @@ def test_data_rules():
     assert kept_by_quality(np.ones(100), np.random.default_rng(0)).all()
     unrelated = 'an unrelated test text of no consequence at all for anybody who reads it now'
     assert decontaminate(docs, [unrelated]) == [[d] for d in docs]
+    with pytest.raises(ValueError, match='no text of a test set'): decontaminate(docs, [])
 
 
 @settings(max_examples=50)

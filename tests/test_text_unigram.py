@@ -29,6 +29,39 @@ def test_expected_pieces_are_those_of_all_cuts(word):
     assert logp == pytest.approx(math.log(total)) and {k: v for k, v in found.items() if v} == pytest.approx(want)
 
 
+def plainly(word, p, longest):
+    "The same by plain products, which words of ordinary length allow."
+    n = len(word)
+    spans = [(i, j, p[word[i:j]]) for i in range(n) for j in range(i + 1, min(n, i + longest) + 1) if word[i:j] in p]
+    before, after, found = [1.] + [0.] * n, [0.] * n + [1.], {}
+    for i, j, q in spans: before[j] += before[i] * q
+    for i, j, q in sorted(spans, key=lambda s: -s[1]): after[i] += q * after[j]
+    for i, j, q in spans: found[word[i:j]] = found.get(word[i:j], 0) + before[i] * q * after[j] / before[n]
+    return found, math.log(before[n])
+
+
+def test_ordinary_words_have_the_sums_of_plain_products_to_the_last_bit():
+    words = marked_words([*TEXTS, 'thethingthen' * 10])
+    p = {k: math.exp(s) for k, s in seed_pieces(words).items()}
+    for word in words: assert expected_pieces(word, p, 8) == plainly(word, p, 8)
+
+
+def test_a_text_without_spaces_may_be_long():
+    han = ''.join(chr(0x4e00 + i) for i in range(150))
+    found, logp = expected_pieces(han, {c: 1e-4 for c in han}, 1)
+    assert logp == pytest.approx(150 * math.log(1e-4), rel=1e-12) and [*found.values()] == pytest.approx([1.] * 150)
+    p = dict(a=1e-3, b=2e-3, ab=1e-5)
+    found, logp = expected_pieces('ab' * 200, p, 2)
+    pair = p['a'] * p['b'] + p['ab']
+    assert logp == pytest.approx(200 * math.log(pair), rel=1e-12) and found['ab'] == pytest.approx(200 * 1e-5 / pair)
+    assert found['a'] == found['b'] == pytest.approx(200 * 2e-6 / pair)
+    found, logp = expected_pieces('xa' * 400, dict(xa=1e-5, a=.5), 2)           # places that no cut reaches
+    assert logp == pytest.approx(400 * math.log(1e-5), rel=1e-12) and found['xa'] == pytest.approx(400)
+    mixed = expected_pieces('a' * 300 + 'b' * 300, dict(a=1e-9, b=.5, bb=.1), 2)
+    assert mixed[1] == pytest.approx(300 * math.log(1e-9) + expected_pieces('b' * 300, dict(b=.5, bb=.1), 2)[1])
+    assert han in next(iter(marked_words([han]))) and learn_unigram([han, han], 200)
+
+
 def test_the_corpus_gets_likelier_with_every_estimate():
     words = marked_words(TEXTS)
     scores, fits = seed_pieces(words), []

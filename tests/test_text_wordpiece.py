@@ -59,6 +59,14 @@ def test_a_broken_vocabulary_is_named(tmp_path, lines, words):
     with pytest.raises(BadVocabulary, match=words): FastWordPiece.load(tmp_path)
 
 
+@pytest.mark.parametrize('options', ['[]', '3', 'null', '"x"'])
+def test_options_that_are_no_object_are_named(tmp_path, options):
+    (tmp_path / 'vocab.txt').write_text('\n'.join(LETTERS) + '\n', encoding='utf-8')
+    (tmp_path / 'tokenizer_config.json').write_text(options, encoding='utf-8')
+    with pytest.raises(BadVocabulary, match='tokenizer_config.json: a JSON object was expected'):
+        FastWordPiece.load(tmp_path)
+
+
 def test_files_keep_the_options_and_the_public_class_reads_them(tmp_path):
     FastWordPiece(LETTERS, lower=False).save(tmp_path)
     back = FastWordPiece.load(tmp_path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 import numpy as np
 
 # %% auto #0
@@ -74,9 +75,9 @@ def draw_shots(
 )->list[Question|Schema]:
     "Draw the examples of one question."
     if k == 0: return []
-    if k > len(pool) - (skip in pool): raise ValueError(f'k={k}: the pool has {len(pool)} questions')
+    if k > len(pool) - pool.count(skip): raise ValueError(f'k={k}: the pool has {len(pool)} questions')
     order = np.random.default_rng([seed, number]).permutation(len(pool))
-    return [q for i in order[:k + 1] if (q := pool[i]) != skip][:k]
+    return list(islice((q for i in order if (q := pool[i]) != skip), k))
 
 # %% ../../nbs/engine/10_choices.ipynb #073ddd14
 choice_rules = ('sum', 'token', 'char', 'answer')

@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 
 # %% auto #0
 __all__ = ['soft_losses', 'hinge', 'score_mse', 'margin_mse', 'score_kl', 'positive_ce', 'DistilLoss', 'ListLoss', 'score_range',
-           'warn_scale', 'standardised', 'as_scores', 'bits_hash', 'frozen', 'TokenDistil', 'padded_table',
-           'warn_unknown', 'ListBatches', 'score_pairs', 'agreement']
+           'warn_scale', 'standardised', 'as_scores', 'frozen', 'TokenDistil', 'padded_table', 'warn_unknown',
+           'ListBatches', 'score_pairs', 'agreement']
 
 # %% ../../nbs/engine/16_distil.ipynb #4bb94d1f
+from .llm import weights_hash
 from .train import IGNORE
 from ..text.corpora import given_of
 
@@ -152,27 +153,17 @@ def as_scores(
         raise ValueError(f'row {row}: a label is not a finite number')
     return x if x.shape[1] == n_neg + 1 else np.concatenate([np.zeros((len(x), 1), np.float32), -x], 1)
 
-# %% ../../nbs/engine/16_distil.ipynb #4d5b4c5a
-def bits_hash(
-    model:nn.Module,
-)->str:
-    "Name a model's tensors, bit by bit."
-    found = hashlib.sha256()
-    for name, p in sorted(model.state_dict().items()):
-        found.update(name.encode() + p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
-
 # %% ../../nbs/engine/16_distil.ipynb #c1cc0eef
 @contextmanager
 def frozen(
     teacher:nn.Module,
 )->Iterator[nn.Module]:
     "Hold a teacher in evaluation mode and without gradients, and check that it is bit by bit the same at the end."
-    before = bits_hash(teacher)
+    before = weights_hash(teacher)
     teacher.eval().requires_grad_(False)
     yield teacher
     if teacher.training: raise RuntimeError('the teacher was put into training mode')
-    if bits_hash(teacher) != before: raise RuntimeError('the teacher was trained: its weights have changed')
+    if weights_hash(teacher) != before: raise RuntimeError('the teacher was trained: its weights have changed')
 
 # %% ../../nbs/engine/16_distil.ipynb #bb35319f
 class TokenDistil:
@@ -184,7 +175,8 @@ class TokenDistil:
     ):
         self.loss = DistilLoss('kl', a, T)                                     # refuses what is no weight
         self.teacher, self.a, self.T = teacher.eval().requires_grad_(False), a, T
-        self.__qualname__ = f'TokenDistil(a={a}, T={T}, teacher={bits_hash(teacher)[:16]})'   # part of a run's identity
+        # part of a run's identity
+        self.__qualname__ = f'TokenDistil(a={a}, T={T}, teacher={weights_hash(teacher)[:16]})'
 
     def __call__(self, model:nn.Module, batch:dict[str, Int[Tensor, 'b t']])->Float[Tensor, '']:
         real = batch['targets'] != IGNORE

@@ -55,8 +55,9 @@ def held_out(
     "Score the held-out documents, each by itself, in windows of one context."
     tok, t = corpus.tokenizer, model.cfg.ctx_len
     docs = split_documents(_text(corpus, split)[:max_tokens], tok.eot)
-    nats = [float(x.sum(dtype=np.float64)) for x in texts_nll(model, docs, ctx_len=t, stride=t, eot=tok.eot)]
     n_tokens, n_bytes = [len(d) for d in docs], [count_bytes(tok, d) for d in docs]
+    if not sum(n_bytes): raise ValueError(f'split={split!r}: there is no text in it to score')
+    nats = [float(x.sum(dtype=np.float64)) for x in texts_nll(model, docs, ctx_len=t, stride=t, eot=tok.eot)]
     return dict(split=split, loss=sum(nats) / sum(n_tokens), bpb=sum(nats) / math.log(2) / sum(n_bytes),     # (1)
                 n_tokens=sum(n_tokens), n_bytes=sum(n_bytes), doc_nats=nats, doc_tokens=n_tokens, doc_bytes=n_bytes)
 

@@ -121,6 +121,7 @@ def check_finite(
     logits:Float[Tensor, "b v"],
     n_new:int=0,          # tokens written before these logits
     per_row:int=1,        # rows of `logits` for each row of the request: beams
+    rows:Sequence[int]|None=None,   # rows of the request that are still there; None: all
 ):
     "Refuse logits that are not numbers, naming the row of the request."
     if torch.isfinite(logits.sum(-1, dtype=torch.promote_types(logits.dtype, torch.float32))).all(): return
@@ -128,7 +129,8 @@ def check_finite(
     if not bad.any(): return                              # finite ones with a sum beyond float32
     row = int(bad.any(-1).nonzero()[0])
     n_bad, value = int(bad[row].sum()), logits[row][bad[row]][0].item()
-    raise FloatingPointError(f'row {row // per_row}: after {n_new} new tokens {n_bad} of {logits.shape[-1]} logits are '
+    asked = row // per_row if rows is None else int(rows[row // per_row])
+    raise FloatingPointError(f'row {asked}: after {n_new} new tokens {n_bad} of {logits.shape[-1]} logits are '
                              f'not finite ({value}): the weights have diverged or a sum has overflowed')
 
 # %% ../../nbs/engine/07_generate.ipynb #66f71c7a
@@ -151,11 +153,12 @@ def _stepper(model, n_row, compiled):
 
 # %% ../../nbs/engine/07_generate.ipynb #cda19e94
 @torch.inference_mode()
-def _decode(model, n_row, kwargs, max_tokens, choose, compiled=False):
+def _decode(model, n_row, kwargs, max_tokens, choose, compiled=False, n_vocab=None):
     step = _stepper(model, n_row, compiled)
     logits, cache = model.prefill(**kwargs)
     if compiled: cache.reserve(cache.length + max_tokens)
     for i in range(max_tokens):
+        if n_vocab: logits = logits[:, :n_vocab]
         check_finite(logits, i)
         token = choose(logits, i)                             # (b,)
         yield token
@@ -174,6 +177,7 @@ def generate(
     until:Callable|Sequence[Callable]|None=None, # (a row's new tokens) -> whether it ends; one for all, or one a row
     seed:int|Sequence[int]=0,       # one for the call, or one for each row
     compiled:bool=False,            # one prompt only: compile the step, half a minute for a new model
+    n_vocab:int|None=None,          # only token ids below it are written; None: all that the model has
 )->list[list[int]]:                 # new tokens of each row, without the stop token
     "Continue every prompt."
     n_row, kwargs = _arguments(model, prompts, max_tokens)
@@ -184,7 +188,7 @@ def generate(
     if len(ends) != n_row: raise ValueError(f'{len(ends)} `until` for {n_row} prompts: give one, or one a prompt')
     rows, running = [[] for _ in range(n_row)], set(range(n_row))
     with evaluating(model), packed(model) if n_row >= 4 and max_tokens >= 64 else contextlib.nullcontext():
-        for token in _decode(model, n_row, kwargs, max_tokens, choose, compiled):
+        for token in _decode(model, n_row, kwargs, max_tokens, choose, compiled, n_vocab):
             for i, t in enumerate(token.tolist()):
                 if i not in running: continue
                 if t not in stop: rows[i].append(t)
@@ -207,6 +211,7 @@ def stream(
     stop:Sequence[int]|int|None=None, # token ids that end the text, not yielded
     seed:int|np.random.SeedSequence=0, # the same tokens as `generate([prompt], seed=seed)`, or `seed=[seed]`
     compiled:bool=False,         # as in `generate`
+    n_vocab:int|None=None,       # as in `generate`
 )->Iterator[int]:                # new tokens
     "Yield the continuation of one prompt token by token."
     n_row, kwargs = _arguments(model, prompt if isinstance(prompt, Mapping) else [prompt], max_tokens)
@@ -215,7 +220,7 @@ def stream(
     choose = _chooser(temperature, top_k, top_p, u)
     stop = _stop_ids(stop)
     with evaluating(model):
-        for token in _decode(model, 1, kwargs, max_tokens, choose, compiled):
+        for token in _decode(model, 1, kwargs, max_tokens, choose, compiled, n_vocab):
             if token.item() in stop: return
             yield token.item()
 
@@ -343,7 +348,7 @@ def beam_search(
         heap = [x.repeat_interleave(n_beam, 1) for x in (total + none, total, text, node)]   # rank, total, text, length
         for i in range(max_tokens):
             last, size = i + 1 == max_tokens, (i + 1) ** length_penalty
-            check_finite(logits, i, total.shape[1])
+            check_finite(logits, i, total.shape[1], searched)
             best, beam, token, after = _continuations(logits, total, 2 * n_beam, node, table, i)
             texts = text[rows, beam]
             texts[:, :, i] = token

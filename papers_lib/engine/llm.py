@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from torch import nn
 
 # %% auto #0
-__all__ = ['NotSupported', 'LLM', 'prompt_seeds', 'cut', 'Continuation', 'Recorded', 'render', 'weights_hash', 'LocalLLM']
+__all__ = ['NotSupported', 'LLM', 'prompt_seeds', 'cut', 'Continuation', 'Recorded', 'render', 'weights_hash', 'LocalLLM',
+           'continued']
 
 # %% ../../nbs/engine/11_llm.ipynb #516788b5
 from .generate import generate, stream
@@ -256,10 +257,10 @@ def render(
 
 # %% ../../nbs/engine/11_llm.ipynb #18c4db1c
 def weights_hash(
-    model:nn.Module,     # has `cfg`
+    model:nn.Module,     # its `cfg` counts where it has one
 )->str:                  # 64 hexadecimal digits
     "Hash a model's class, sizes and weights."
-    h = hashlib.sha256(f'{type(model).__name__} {model.cfg}'.encode('utf-8'))
+    h = hashlib.sha256(f"{type(model).__name__} {getattr(model, 'cfg', '')}".encode('utf-8'))
     for name, p in model.state_dict().items():
         h.update(name.encode('utf-8'))
         h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
@@ -297,7 +298,7 @@ class LocalLLM:
         if not prompts: return []
         ids = [self.tokenizer.encode(p) for p in prompts]
         streams = [_random(s, p) for s, p in zip(prompt_seeds(prompts, seed), prompts)]
-        return self._continue(ids, streams, stop, max_tokens, temperature=temperature)
+        return continued(self, ids, streams, stop, max_tokens, temperature=temperature)
 
     def loglik(self,
         prompt:str,
@@ -307,11 +308,19 @@ class LocalLLM:
         return score_text(self.model, self.tokenizer, prompt, choices)
 
 # %% ../../nbs/engine/11_llm.ipynb #cf2ef96c
-@patch
-def _continue(self:LocalLLM, ids, seeds, stop, max_tokens, **decoding):
-    texts = [Continuation(self.tokenizer, prompt, stop) for prompt in ids]
+def continued(
+    llm,                                # a `LocalLLM`, or what has its `model`, `tokenizer` and `ends`
+    prompts:Sequence[Sequence[int]],    # token ids
+    seeds:Sequence,                     # one for each prompt
+    stop:str|Sequence[str]|None,        # the string that ends a text, or several
+    max_tokens:int,                     # new tokens a prompt, at most
+    **decoding,                         # as in `generate`
+)->list[str]:                           # what each prompt goes on with
+    "Continue prompts that are token ids already."
+    texts = [Continuation(llm.tokenizer, prompt, stop) for prompt in prompts]
     until = texts if _stops(stop) else None
-    rows = generate(self.model, ids, max_tokens, stop=self.ends, until=until, seed=seeds, **decoding)
+    rows = generate(llm.model, prompts, max_tokens, stop=llm.ends, until=until, seed=seeds,
+                    n_vocab=llm.tokenizer.n_vocab, **decoding)
     for text, row in zip(texts, rows): text(row)
     return [text.text for text in texts]
 
@@ -343,7 +352,7 @@ def chat(self:LocalLLM,
 )->str:
     "Answer as the assistant."
     ids, text = self._turn(messages)
-    answers = self._continue([ids], [_random(seed, text)], stop, max_tokens, temperature=temperature, **decoding)
+    answers = continued(self, [ids], [_random(seed, text)], stop, max_tokens, temperature=temperature, **decoding)
     return answers[0].strip()
 
 # %% ../../nbs/engine/11_llm.ipynb #a20ab801
@@ -388,5 +397,5 @@ def chat_stream(self:LocalLLM,
     ids, text = self._turn(messages)
     row = Continuation(self.tokenizer, ids, stop)
     tokens = stream(self.model, ids, max_tokens, temperature=temperature, stop=self.ends, seed=_random(seed, text),
-                    **decoding)
+                    n_vocab=self.tokenizer.n_vocab, **decoding)
     return _stripped(_before_stop(((row.add(t), row) for t in tokens), row.stop))

@@ -8,13 +8,13 @@ import hashlib, json, math, time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 import numpy as np
-from scipy import stats as scipy_stats
+from scipy import integrate, stats as scipy_stats
 
 # %% auto #0
 __all__ = ['estimators', 'verdict_rules', 'VALUES_LOST', 'control_rules', 'Effect', 'effect', 'is_number', 'mean_t', 'paired_t',
-           'power', 'look_level', 'slope', 'trends', 'trend_t', 'rank_skill', 'crossed', 'bootstrap', 'over_units',
-           'share', 'paired_hits', 'round_robin', 'median_interval', 'time_ratio', 'Row', 'recomputed', 'control',
-           'unidentified', 'verdict', 'p_value', 'holm', 'new_seed']
+           'power', 'equal_power', 'look_level', 'slope', 'trends', 'trend_t', 'rank_skill', 'crossed', 'bootstrap',
+           'over_units', 'share', 'paired_hits', 'round_robin', 'median_interval', 'time_ratio', 'Row', 'recomputed',
+           'control', 'unidentified', 'verdict', 'p_value', 'holm', 'new_seed']
 
 # %% ../../nbs/engine/12_stats.ipynb #e46f5b14
 @dataclass(frozen=True)
@@ -85,6 +85,10 @@ def _difference(values, depth=1)->np.ndarray:   # first - second, or the only ar
     arms = [np.array(a, dtype=float) for a in _arms(values, depth)]
     return arms[0] - arms[1] if len(arms) == 2 else arms[0]
 
+def _deviation(x)->float:
+    "Standard deviation; 0 of a single value."
+    return float(x.std(ddof=1)) if len(x) > 1 else 0.
+
 # %% ../../nbs/engine/12_stats.ipynb #5397940d
 def _t_interval(x, level, values, test):
     "Mean of one value a seed with its t-interval (1)."
@@ -128,6 +132,26 @@ def power(
     if n < 2 or spread <= 0: raise ValueError(f'n={n}, spread={spread}: at least 2 values with a spread above 0')
     at = scipy_stats.t.ppf((1 + level) / 2, n - 1)
     return float(scipy_stats.nct.sf(at, n - 1, (expected - margin) * math.sqrt(n) / spread))
+
+# %% ../../nbs/engine/12_stats.ipynb #0f4e6568
+def equal_power(
+    expected:float,     # the effect, of either sign
+    spread:float,       # standard deviation of one value a seed or unit
+    n:int,              # seeds or units
+    margin:float,       # on both sides of 0
+    level:float=0.95,
+)->float:               # between 0 and 1
+    "Chance that a t-interval lies wholly inside the margins, integrated over the spread that is found."
+    if n < 2 or spread <= 0: raise ValueError(f'n={n}, spread={spread}: at least 2 values with a spread above 0')
+    if margin <= 0: raise ValueError(f'margin={margin}: must be above 0')
+    of_mean, of_spread = spread / math.sqrt(n), scipy_stats.chi(n - 1, scale=1 / math.sqrt(n - 1))
+    at = scipy_stats.t.ppf((1 + level) / 2, n - 1)
+    def inside(u):                                     # u: the share of samples that spread less
+        room = margin / of_mean - at * of_spread.ppf(u)
+        middle = expected / of_mean
+        return scipy_stats.norm.cdf(room - middle) - scipy_stats.norm.cdf(-room - middle)
+    fits = float(of_spread.cdf(margin / of_mean / at))   # with a larger spread the interval is wider than the margins
+    return float(integrate.quad(inside, 0, fits, limit=200)[0])
 
 # %% ../../nbs/engine/12_stats.ipynb #e3e0d08d
 def look_level(
@@ -197,8 +221,8 @@ def rank_skill(
 )->dict:   # rho: rank correlation, None where one side never varies; top: surest tenth - mean; fifths: accuracy of each
     "Measure how well the probability of an answer ranks answers by correctness."
     right, sure = np.asarray(correct, float), np.asarray(confidence, float)
-    if right.shape != sure.shape or not right.size:
-        raise ValueError(f'{right.size} answers and {sure.size} confidences: one of each a question, at least one')
+    if right.shape != sure.shape: raise ValueError(f'{right.size} answers and {sure.size} confidences: one of each')
+    if right.size < 5: raise ValueError(f'{right.size} answers: fifths need at least 5')
     ranked = right[np.argsort(-sure, kind='stable')]
     varies = len(set(right)) > 1 and len(set(sure)) > 1
     rho = float(scipy_stats.spearmanr(sure, right).statistic) if varies else None
@@ -292,7 +316,7 @@ def _resampled(groups, level, values, test, n):
     mean = float(np.mean([g[:, 0].sum() / g[:, 1].sum() for g in groups]))
     each = np.concatenate([g[:, 0] / g[:, 1] for g in groups])
     around = _strata_interval(groups, level) if np.ptp(each) > 0 else None
-    return Effect(mean, float(each.std(ddof=1)), around, values, test, n)
+    return Effect(mean, _deviation(each), around, values, test, n)
 
 # %% ../../nbs/engine/12_stats.ipynb #03088c1b
 @_estimator('bootstrap over units')
@@ -302,9 +326,11 @@ def _(values, level):
 
 # %% ../../nbs/engine/12_stats.ipynb #6c28a8a5
 def _grouped(values)->list[np.ndarray]:   # one array a group
-    "Subtract the arms, group by group."
-    return [_difference({arm: x[i] for arm, x in values.items()})
-            for i in range(len(_arms(values, 2)[0]))]
+    "Subtract the arms, group by group; an empty group has no mean and is refused."
+    groups = _arms(values, 2)[0]
+    if not groups: raise ValueError(f'values of {next(iter(values))!r}: no group')
+    if [] in groups: raise ValueError(f'values of {next(iter(values))!r}: group {groups.index([])} is empty')
+    return [_difference({arm: x[i] for arm, x in values.items()}) for i in range(len(groups))]
 
 # %% ../../nbs/engine/12_stats.ipynb #aa5228a1
 @_estimator('bootstrap over clusters')
@@ -366,13 +392,14 @@ def _(values, level):
     "Difference of two shares over the same tries, each 0 or 1."
     if len(values) != 2: raise ValueError(f'values: paired hits have two arms, not {len(values)}')
     a, b = (np.array(x) for x in _arms(values))
+    if not len(a): raise ValueError(f'values of {next(iter(values))!r}: no tries')
     if not set(np.unique([a, b])) <= {0., 1.}: raise ValueError('values: hits are 0 or 1')
     n, only, either = len(a), int((a > b).sum()), int((a != b).sum())
     mean = float((a - b).mean())
     if not either: return Effect(mean, 0., None, values, 'paired hits', n)
     told = scipy_stats.binomtest(only, either).proportion_ci(level, 'exact')
     around = [either / n * (2 * float(p) - 1) for p in (told.low, told.high)]
-    return Effect(mean, float((a - b).std(ddof=1)), around, values, 'paired hits', n)
+    return Effect(mean, _deviation(a - b), around, values, 'paired hits', n)
 
 # %% ../../nbs/engine/12_stats.ipynb #1f4d6147
 def paired_hits(
@@ -618,7 +645,8 @@ def _judge_claim(rule, lo, hi, margin):
 # %% ../../nbs/engine/12_stats.ipynb #ac558cbb
 def _judge_exact(row, around):
     bound = _need(row, 'bound')
-    if row.test == 'share' and bound not in (0, 1): return 'holds' if around[0] >= bound else 'fails'
+    some = row.test == 'share' and bound / row.values.get('scale', 1) not in (0, 1)      # neither none nor all
+    if some: return 'holds' if around[0] >= bound else 'fails'
     return 'holds' if row.ours == bound else 'fails'
 
 # %% ../../nbs/engine/12_stats.ipynb #e91d08aa

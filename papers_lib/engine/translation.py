@@ -82,7 +82,7 @@ def bleu(
 def bleu_values(
     said:Sequence[str],
     right:Sequence[str],
-)->Float[np.ndarray, 'n']:   # BLEU from 0 to 100; their mean is that of all up to its bias
+)->Float[np.ndarray, 'n']:   # pseudo-values: one may lie below 0 or above 100, their mean is all's BLEU up to its bias
     "Give each sentence its part in the corpus's BLEU, by the jackknife (1)."
     from sacrebleu.metrics import BLEU
     if len(said) < 2: raise ValueError(f'{len(said)} sentences: leaving one out needs at least 2')

@@ -15,8 +15,7 @@ __all__ = ['split_pair', 'keep_right', 'by_prompt', 'loglik_pairs', 'rolling', '
 
 # %% ../../nbs/lab/13_harness.ipynb #d4fbc96b
 from ..engine.choices import Question
-from ..engine.generate import generate
-from ..engine.llm import cut
+from ..engine.llm import continued
 from ..engine.score import score, shared_prefix, token_nll
 
 # %% ../../nbs/lab/13_harness.ipynb #70d9e7f1
@@ -120,9 +119,7 @@ def write_batch(
     stop, decoding = read_options(options, max_tokens)
     tok, n = llm.tokenizer, decoding['max_tokens']
     prompts = [keep_right(tok.encode(c) or [tok.eot], llm.model.cfg.ctx_len, n) for c in contexts]
-    done = (lambda ids: any(s in tok.decode(ids) for s in stop)) if stop else None
-    rows = generate(llm.model, prompts, stop=llm.ends, until=done, seed=seeds, **decoding)
-    return [cut(tok.decode(row), stop) for row in rows]
+    return continued(llm, prompts, seeds, stop, **decoding)
 
 # %% ../../nbs/lab/13_harness.ipynb #087b9d33
 def write_all(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import html, math, re, textwrap
 from collections import Counter
 from collections.abc import Sequence
+from itertools import cycle
 import numpy as np
 
 # %% auto #0
@@ -14,7 +15,7 @@ __all__ = ['COLOURS', 'shown', 'errors', 'loss_curves', 'attention_map', 'Svg', 
 
 # %% ../../nbs/lab/09_plots.ipynb #87925e07
 from ..engine.stats import Row, mean_t
-from .results import interval, published
+from .results import LARGEST_FIRST, interval, published
 
 # %% ../../nbs/lab/09_plots.ipynb #86aca011
 def shown(
@@ -27,7 +28,7 @@ def shown(
     pick = lambda rows: sorted((r for r in rows if r.ours is not None and re.fullmatch(pattern, r.id)), key=last)
     if found := pick(rows): return found, ''
     files = {prov['preset']: rows for rows, prov in published(paper).files}
-    return next(((found, p) for p in ('paper', 'gpu', 'cpu', 'tiny') if (found := pick(files.get(p, [])))), ([], ''))
+    return next(((found, p) for p in LARGEST_FIRST if (found := pick(files.get(p, [])))), ([], ''))
 
 # %% ../../nbs/lab/09_plots.ipynb #96635619
 def errors(
@@ -50,7 +51,7 @@ def loss_curves(
     "Draw curves; with several seeds their mean and the 95 % t-band."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6, 3.2), layout='constrained')
-    for colour, (name, runs) in zip(COLOURS, arms.items()):
+    for colour, (name, runs) in zip(cycle(COLOURS), arms.items()):
         steps = [s for s, _ in runs[0]]
         values = np.array([[v for _, v in run] for run in runs])
         ax.plot(steps, values.mean(0), color=colour, marker='o' if len(steps) < 5 else '')

@@ -94,6 +94,9 @@ def _check_design(claim):
     for name, must in claim.controls.items():
         if must not in control_rules:
             raise ValueError(f'Claim.controls[{name!r}]={must!r}: must be one of {", ".join(control_rules)}')
+    if claim.rule == 'exact' and (held := [name for name, must in claim.controls.items() if must != 'floor']):
+        raise ValueError(f"Claim.controls[{held[0]!r}]: rule 'exact' has no margin by which a control shows an effect "
+                         f"or nothing; only 'floor' can be asked for")
     if claim.n < 1: raise ValueError(f'Claim.n={claim.n}: must be at least 1')
     if claim.looks and (list(claim.looks) != sorted(set(claim.looks)) or claim.looks[0] < 2):
         raise ValueError(f'Claim.looks={claim.looks}: must be increasing numbers of seeds from 2 on')
@@ -127,8 +130,9 @@ class Claim:
     @property
     def power(self)->float|None:   # None where nobody said what to expect
         "Chance that the measurement decides for the claim, if the effect is as large as expected."
-        from papers_lib.engine.stats import power
+        from papers_lib.engine.stats import equal_power, power
         if self.expected is None or self.spread is None: return None
+        if self.rule == 'equal': return equal_power(self.expected, self.spread, self.n, self.margin)
         return power(abs(self.expected), self.spread, self.n, self.margin or 0.)
 
     @property

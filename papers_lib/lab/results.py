@@ -13,13 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'notebook_hash', 'committed_hash', 'changed_notebooks',
-           'dirty', 'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'peak_run_memory', 'library_versions',
-           'current_commit', 'provenance', 'sealed', 'write_results', 'runs_of', 'run_of', 'read_object',
-           'read_results', 'read_those', 'number', 'interval', 'Table', 'designs', 'designs_of', 'redesigned',
-           'undeclared', 'declared_facts', 'declare', 'bar', 'cleared', 'carried', 'Card', 'number_range', 'card_of',
-           'published', 'renewed', 'publish', 'verify', 'run_order', 'next_folder', 'fresh_folder', 'finished_runs',
-           'newest']
+__all__ = ['LARGEST_FIRST', 'repo_root', 'results_dir', 'paper_notebooks', 'code_cells', 'notebook_hash', 'committed_hash',
+           'changed_notebooks', 'dirty', 'instruction_sets', 'bfloat16_units', 'cpu_name', 'machine', 'peak_run_memory',
+           'library_versions', 'current_commit', 'provenance', 'sealed', 'write_results', 'runs_of', 'run_of',
+           'read_object', 'read_results', 'read_those', 'number', 'interval', 'Table', 'designs', 'designs_of',
+           'redesigned', 'undeclared', 'declared_facts', 'declare', 'bar', 'cleared', 'carried', 'Card', 'number_range',
+           'card_of', 'published', 'renewed', 'publish', 'verify', 'run_order', 'next_folder', 'fresh_folder',
+           'finished_runs', 'newest']
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
 from ..store.files import atomic_write
@@ -548,6 +548,16 @@ def number_range(pair:list|None)->str:
     "Write an interval for a reader."
     return f'{number(pair[0])} to {number(pair[1])}' if pair else ''
 
+# %% ../../nbs/lab/08_results.ipynb #4791a3c6
+LARGEST_FIRST = ('paper', 'gpu', 'cpu', 'tiny')   # presets, in the order in which a published row is looked for
+
+def _best_published(paper, id)->tuple|None:   # row, provenance of its file, all rows of that
+    "Find a claim's published row: one with a number before one without, then the largest preset."
+    found = [(r, prov, rows) for rows, prov in published(paper).files for r in rows if r.id == id and r.kind == 'claim']
+    size = {preset: i for i, preset in enumerate(LARGEST_FIRST)}
+    rank = lambda f: (f[0].ours is None, f[0].verdict == 'not attempted', size.get(f[1]['preset'], len(size)))
+    return min(found, key=rank, default=None)
+
 # %% ../../nbs/lab/08_results.ipynb #59519edf
 def card_of(
     paper:str,
@@ -558,9 +568,9 @@ def card_of(
     "Find a claim's row, in a run or as published."
     here = next((r for r in rows if r.id == id), None)
     if here is None or here.verdict == 'not attempted':
-        for rows_, prov in published(paper).files:
-            for r in rows_:
-                if r.id == id and r.kind == 'claim': return Card(r, run_of(prov, id), 'published', rows_)
+        if found := _best_published(paper, id):
+            r, prov, family = found
+            return Card(r, run_of(prov, id), 'published', family)
     if here is None: raise ValueError(f'{paper} {id}: neither this run nor results/ has a row of it')
     return Card(here, provenance, 'this run', rows)
 

@@ -16,7 +16,7 @@ import numpy as np
 __all__ = ['Run', 'start']
 
 # %% ../../nbs/lab/06_run.ipynb #2d4cfd64
-from ..engine.stats import Effect, Row, control, unidentified, verdict
+from ..engine.stats import Effect, Row, control, effect, look_level, unidentified, verdict
 from ..engine.tracking import NoTracker
 from .memo import Measured, measure
 from .presets import Paper, RunSpec, check_parameters, measured_claims
@@ -148,6 +148,13 @@ def add(
     self.rows.append(row)
     return row
 
+# %% ../../nbs/lab/06_run.ipynb #0d254a8f
+def _at_look(id, claim, found):
+    "Take an effect's interval at the level of the look that its number of seeds makes; as it is without looks."
+    if not claim.looks or not isinstance(found, Effect): return found
+    try: return effect(found.test, found.values, look_level(claim.looks, found.n_seeds))
+    except ValueError as e: raise ValueError(f'{id}: {e}') from None
+
 # %% ../../nbs/lab/06_run.ipynb #3b6225c8
 @patch
 def claim(
@@ -165,6 +172,7 @@ def claim(
     if extra := set(found) - set(claim.controls):
         raise ValueError(f'{id}: control(s) {", ".join(sorted(extra))} are not in its design')
     _check_measured(id, claim, effect, self.seeds)
+    effect = _at_look(id, claim, effect)
     told = [control(name, must, found.get(name)) for name, must in claim.controls.items()] or None
     fixed = declared_facts(claim) | dict(controls=told, why=claim.flaw or why)
     return self.add(_row(self.paper.name, 'claim', id, effect, **facts | fixed))

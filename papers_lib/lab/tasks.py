@@ -4,12 +4,11 @@
 
 # %% ../../nbs/lab/16_tasks.ipynb #7321a68d
 from __future__ import annotations
-import csv, hashlib, json, math
+import csv, json, math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from xml.etree import ElementTree
-from fastcore.basics import patch
 import numpy as np, torch
 from scipy import stats as scipy_stats
 from torch import Tensor
@@ -17,12 +16,12 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['task_sets', 'choice_sets', 'task_metrics', 'Example', 'TaskSet', 'read_task', 'examples', 'ChoiceExample',
            'json_choices', 'xml_choices', 'ChoiceSet', 'choice_examples', 'task_at_hand', 'task_score', 'task_batch',
-           'TaskBatches']
+           'task_batches']
 
 # %% ../../nbs/lab/16_tasks.ipynb #f2234df0
 from ..engine.train import IGNORE
 from .data import available, did_you_mean, get
-from ..text.corpora import given_of
+from ..text.blanks import LaidBatches
 
 # %% ../../nbs/lab/16_tasks.ipynb #ddbb0c41
 @dataclass(frozen=True)
@@ -328,39 +327,13 @@ def task_batch(
     return dict(ids=ids, next=following, at=at, targets=torch.tensor(labels)[:, None])
 
 # %% ../../nbs/lab/16_tasks.ipynb #7390c598
-class TaskBatches:
-    "An endless iterator of task batches, in a new order each epoch."
-    def __init__(self,
-        rows:Sequence[list[list[int]]],   # as in `task_batch`
-        labels:Sequence[float],
-        batch_size:int,
-        seed:int=0,
-    ):
-        if len(rows) != len(labels) or not rows: raise ValueError(f'{len(rows)} examples, {len(labels)} labels')
-        self.rows, self.labels, self.batch_size, self.seed = rows, np.asarray(labels).tolist(), batch_size, seed
-        self.given = 0                                        # examples, since the first epoch began
-
-    @property
-    def hash(self)->str:
-        "Name the examples."
-        return hashlib.sha256(json.dumps([self.rows, self.labels]).encode()).hexdigest()
-
-# %% ../../nbs/lab/16_tasks.ipynb #07061a9e
-@patch
-def __iter__(self:TaskBatches): return self
-
-@patch
-def __next__(self:TaskBatches)->dict[str, Tensor]:
-    n, at = len(self.rows), range(self.given, self.given + self.batch_size)
-    orders = {e: np.random.default_rng([self.seed, e]).permutation(n) for e in {i // n for i in at}}
-    picked = [orders[i // n][i % n] for i in at]
-    self.given += self.batch_size
-    return task_batch([self.rows[i] for i in picked], [self.labels[i] for i in picked])
-
-# %% ../../nbs/lab/16_tasks.ipynb #3ff2b44a
-@patch
-def state(self:TaskBatches)->dict: return dict(given=self.given, seed=self.seed, hash=self.hash)
-
-@patch
-def load_state(self:TaskBatches, state:dict)->None:
-    self.given = given_of(state, self.state(), 'examples')
+def task_batches(
+    rows:Sequence[list[list[int]]],   # as in `task_batch`
+    labels:Sequence[float],
+    batch_size:int,
+    seed:int=0,                       # of the order
+)->LaidBatches:
+    "Iterate over task batches without end, in a new order each epoch."
+    if len(rows) != len(labels): raise ValueError(f'{len(rows)} examples, {len(labels)} labels')
+    examples = [*zip(rows, np.asarray(labels).tolist())]
+    return LaidBatches(examples, lambda part: task_batch(*zip(*part)), batch_size, seed)

@@ -37,6 +37,25 @@ def seed_pieces(
     total = sum(kept.values())
     return {p: math.log(c / total) for p, c in kept.items()}
 
+# %% ../../nbs/text/12_unigram.ipynb #93917a1b
+_step = 300   # powers of two by which a small sum is raised
+
+def _path_sums(
+    n:int,                                   # places beside the first
+    start:int,                               # place where every path begins
+    edges:list[tuple[int, int, float]],      # from, to, probability; no edge into a place after one out of it
+)->tuple[list[float], list[int]]:            # of each place a number and a power of two: the sum is x * 2**e
+    "Sum the probabilities of all paths to each place."
+    x, e = [0.] * (n + 1), [0] * (n + 1)
+    x[start] = 1.
+    for i, j, q in edges:
+        if not x[i]: continue
+        if x[i] < 2.**-_step: x[i], e[i] = x[i] * 2.**_step, e[i] - _step
+        if not x[j]: e[j] = e[i]
+        if e[i] > e[j]: x[j], e[j] = math.ldexp(x[j], e[j] - e[i]), e[i]
+        x[j] += math.ldexp(x[i] * q, e[i] - e[j])
+    return x, e
+
 # %% ../../nbs/text/12_unigram.ipynb #28d30f3a
 def expected_pieces(
     word:str,
@@ -46,13 +65,12 @@ def expected_pieces(
     "Count the pieces of a word, mean over all its cuts."
     n = len(word)
     spans = [(i, j, p[word[i:j]]) for i in range(n) for j in range(i + 1, min(n, i + longest) + 1) if word[i:j] in p]
-    before, after = [1.] + [0.] * n, [0.] * n + [1.]
-    for i, j, q in spans: before[j] += before[i] * q                  # by i, so that before[i] is complete
+    before, b = _path_sums(n, 0, spans)                               # by i, so that before[i] is complete
     if not before[n]: raise ValueError(f'word {word!r}: no cut of it into pieces; every character must be one')
-    for i, j, q in sorted(spans, key=lambda s: -s[1]): after[i] += q * after[j]
+    after, a = _path_sums(n, n, [(j, i, q) for i, j, q in sorted(spans, key=lambda s: -s[1])])
     found = Counter()
-    for i, j, q in spans: found[word[i:j]] += before[i] * q * after[j] / before[n]
-    return found, math.log(before[n])
+    for i, j, q in spans: found[word[i:j]] += math.ldexp(before[i] * q * after[j] / before[n], b[i] + a[j] - b[n])
+    return found, math.log(before[n]) + b[n] * math.log(2)
 
 # %% ../../nbs/text/12_unigram.ipynb #cee1c390
 def reestimate(

@@ -178,6 +178,8 @@ def load(cls:WordPiece,
         tokens = path.read_text(encoding='utf-8').removesuffix('\n').split('\n')
         told = json.loads(options.read_text(encoding='utf-8')) if options.exists() else {}
     except (OSError, ValueError, RecursionError) as e: raise BadVocabulary(f'{folder}: unreadable ({e})') from None
+    if not isinstance(told, dict):
+        raise BadVocabulary(f'{options}: a JSON object was expected, not {type(told).__name__}')
     lower, strip = (told.get(k) for k in ('do_lower_case', 'strip_accents'))
     if not (lower in (True, False, None) and strip in (True, False, None)):
         raise BadVocabulary(f'{options}: do_lower_case={lower!r}, strip_accents={strip!r}: must be true, false or null')
