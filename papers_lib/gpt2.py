@@ -291,8 +291,8 @@ def lambada_passages(
     n:int|None=None,    # of the first; None is all 5,153
 )->list[str]:
     "Read the LAMBADA test passages."
-    lines = lab_data.get('lambada').path('test.jsonl').read_text(encoding='utf-8').splitlines()
-    return [json.loads(line)['text'] for line in lines[:n]]
+    text = lab_data.get('lambada').path('test.jsonl').read_text(encoding='utf-8')
+    return [json.loads(line)['text'] for line in text.split('\n')[:n] if line]       # not splitlines: texts hold U+2028
 
 # %% ../nbs/04_gpt2.ipynb #cd499ec8
 def continue_text(

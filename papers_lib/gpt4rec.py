@@ -205,12 +205,15 @@ class GPT4Rec:
         k:int,                      # items wanted
         *,
         m:int=10,                   # queries
-        candidates:Sequence[int]|None=None,   # items that may be recommended; None is all
+        candidates=None,            # items that may be recommended: one list, or one a user; None is all
         filter_seen:bool=True,      # items of the history may not
-    )->Int[np.ndarray, 'u k']:      # -1 beyond the last item found
+    )->tuple[Int[np.ndarray, 'u k'], Float[np.ndarray, 'u k']]:   # as `items_of_queries` gives them
         "List items for each history."
-        out = [] if candidates is None else np.setdiff1d(np.arange(self.index.n_doc), candidates)
-        seen = [np.union1d(h if filter_seen else [], out).astype(np.int64) for h in histories]
+        nested = candidates is not None and len(candidates) and np.ndim(candidates[0])
+        each = candidates if nested else [candidates] * len(histories)
+        if len(each) != len(histories): raise ValueError(f'{len(each)} lists of candidates, {len(histories)} histories')
+        out = [[] if c is None else np.setdiff1d(np.arange(self.index.n_doc), c) for c in each]
+        seen = [np.union1d(h if filter_seen else [], x).astype(np.int64) for h, x in zip(histories, out)]
         return items_of_queries(self.index, self.queries(histories, m), k, seen)
 
 # %% ../nbs/14_gpt4rec.ipynb #455671a3

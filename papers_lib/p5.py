@@ -220,14 +220,16 @@ class P5(T5):
                           None if src_mask is None else src_mask[:, None])
 
     def forward(self,
-        src:Int[Tensor, 'b s'],
-        tgt:Int[Tensor, 'b t'],                         # shifted right
+        src:Int[Tensor, 'b s']|None,                    # None with a cache, which has read it
+        tgt:Int[Tensor, 'b t'],                         # shifted right; with a cache the tokens that come next
         *,
         src_mask:Tensor|None=None,                      # (b, s) True = real token
+        cache:CrossCache|None=None,                     # from `prefill` or `read`; the new tokens are added to it
         whole_word:Int[Tensor, 'b s']|None=None,        # the word of each piece; None adds nothing
     )->Float[Tensor, 'b t v']:
         "Compute the logits after each target token."
-        return self.head(self.hidden(tgt, self.read(src, src_mask, whole_word), keep=False))
+        if cache is None: return self.head(self.hidden(tgt, self.read(src, src_mask, whole_word), keep=False))
+        return self.head(self.hidden(tgt, cache))
 
     @torch.no_grad()
     def prefill(self, src, src_mask=None, whole_word=None)->tuple[Float[Tensor, 'b v'], CrossCache]:

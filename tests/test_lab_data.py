@@ -179,6 +179,14 @@ def test_a_table_of_reviews_becomes_lines():
                      dict(zip(keys, (5, 60, 'A "dress"', 'Née\nné', 3, 0, '', '')))]
 
 
+def test_a_line_separator_in_a_review_ends_no_line():
+    told = dict(reviewerID='A', asin='B', overall=4.0, summary='so\u2028so', reviewText='a\x85b', unixReviewTime=7)
+    raw = '\r\n'.join(json.dumps(told | dict(overall=s), ensure_ascii=False) for s in (4., 5.)) + '\n'
+    made = data.adapters['amazon-reviews'](raw.encode()).decode()
+    want = dict(user='A', item='B', headline='so\u2028so', text='a\x85b', time=7)
+    assert [json.loads(x) for x in made.split('\n')[:-1]] == [want | dict(rating=4), want | dict(rating=5)]
+
+
 def test_a_relative_mirror_is_refused(place, monkeypatch):
     mirror(place)
     monkeypatch.chdir(place)

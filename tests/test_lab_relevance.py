@@ -1,4 +1,6 @@
 "Judged pairs, mined candidates, a stranger's rows, what an order is worth."
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,6 +23,19 @@ def test_no_query_is_in_two_splits(name):
     if not available(name): pytest.skip(f'needs {name}')
     parts = [{*relevance(name, s).queries} for s in ('train', 'tune', 'test')]
     assert all(parts) and not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+
+
+def test_a_line_separator_in_a_query_ends_no_line(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+    from papers_lib.lab import relevance as rooms
+    monkeypatch.setattr(rooms, 'get', lambda name: SimpleNamespace(path=lambda file: tmp_path / file))
+    rows = [dict(query=f'a\u2028{i}', title='b\x85c', label='1') for i in range(12)]
+    for file in ('dev.jsonl', 'test_public.jsonl'):
+        (tmp_path / file).write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows), encoding='utf-8')
+    assert rooms._qbqtc('qbqtc', 'train').queries == [r['query'] for r in rows[:11]]
+    assert rooms._qbqtc('qbqtc', 'test').dropped == 12
+    (tmp_path / 'x.txt').write_bytes(b'one\r\n\r\ntwo')
+    assert rooms._lines('qbqtc', 'x.txt') == ['one', '', 'two']
 
 
 def test_candidates_hold_the_positives_and_no_document_twice():

@@ -7,6 +7,7 @@ from papers_lib.bert import (
     BERT, BERTConfig, BERTEncoder, claims, paper, pretrain, pretrained, pretraining_loss, masked_loss, runs,
     sizes, truncated)
 from papers_lib.engine.checkpoint import load_model
+from papers_lib.engine import heads
 from papers_lib.engine.heads import Classifier, SentenceEncoder, Tagger, fine_tune, label_scores
 from papers_lib.engine.parity import random_model
 from papers_lib.engine.train import IGNORE, TrainConfig, UncorrectedAdamW, adamw, uncorrected_adamw
@@ -172,6 +173,30 @@ def test_texts_by_length_have_the_same_vectors():
     assert np.abs(a - b).max() < 1e-5 and np.abs(np.linalg.norm(a, axis=1) - 1).max() < 1e-5
     assert max(map(len, model.pieces(texts))) == 20
     assert [t for _, t in model.nearest('z y', texts, n=1)] == ['z y']
+
+
+class NotMoved(torch.Tensor):
+    "A tensor that nobody has moved to a device yet."
+    def to(self, *args, **options): return self.as_subclass(torch.Tensor).to(*args, **options)
+
+
+def test_sentences_are_embedded_where_the_encoder_is_and_in_its_type(monkeypatch):
+    model = SentenceEncoder(some(n_vocab=31).encoder, FastWordPiece(LETTERS))
+    texts = ['a b c', 'z y', 'q r s t u v']
+    plain, padded = model.embed(texts), heads.padded_batch
+    monkeypatch.setattr(heads, 'padded_batch', lambda *a: [x.as_subclass(NotMoved) for x in padded(*a)])
+    moved = lambda module, args, kwargs: [type(x) is torch.Tensor or pytest.fail('was not moved')
+                                          for x in (*args, *kwargs.values())]
+    hook = model.encoder.register_forward_pre_hook(lambda *a: moved(*a) and None, with_kwargs=True)
+    assert np.array_equal(model.embed(texts), plain)
+    hook.remove()
+    model.encoder.bfloat16()
+    coarse = model.embed(texts)
+    assert coarse.dtype == np.float32 and np.abs(np.linalg.norm(coarse, axis=1) - 1).max() < 1e-5
+    assert (coarse * plain).sum(1).min() > .999
+    if torch.cuda.is_available():
+        model.encoder.float().cuda()
+        assert np.abs(model.embed(texts) - plain).max() < 1e-4
 
 
 @pytest.mark.skipif(not available('all-minilm-l6-v2'), reason='all-MiniLM-L6-v2 is not at hand')

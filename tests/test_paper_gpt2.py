@@ -240,6 +240,16 @@ def test_presets_draw_a_curve_and_rank_at_a_measured_share(preset):
         assert 0 < spec.claims.share_rank < spec.claims.shares[-1] and spec.claims.share_rank in spec.claims.shares
 
 
+def test_a_line_separator_in_a_passage_ends_no_line(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+    from papers_lib import gpt2
+    texts = ['one\u2028two', 'a\x85b', 'three']
+    lines = ''.join(json.dumps(dict(text=t), ensure_ascii=False) + '\n' for t in texts)
+    (tmp_path / 'test.jsonl').write_text(lines, encoding='utf-8')
+    monkeypatch.setattr(gpt2.lab_data, 'get', lambda name: SimpleNamespace(path=lambda file: tmp_path / file))
+    assert gpt2.lambada_passages() == texts and gpt2.lambada_passages(2) == texts[:2]
+
+
 @pytest.mark.slow
 def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     rows = rows_of_a_small_run('gpt2', tmp_path, {

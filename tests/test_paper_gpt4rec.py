@@ -132,11 +132,28 @@ def test_queries_of_the_same_words_are_one():
 def test_a_recommender_returns_nothing_seen_and_only_candidates(tok, net):
     rec = GPT4Rec(net, tok, TitlePrompts(tok, TITLES, 64, 16), BM25(TITLES))
     rec.queries = lambda histories, m: [['silk scarf', 'hat gold', 'm gloves']] * len(histories)
-    assert rec.recommend([[0], []], 4, m=3).tolist()[0][0] != 0
-    assert rec.recommend([[]], 9, m=3, candidates=[1, 3])[0].tolist() == [1, 3] + [-1] * 7
-    assert rec.recommend([[0]], 1, m=3, filter_seen=False).tolist() == [[0]]
+    assert rec.recommend([[0], []], 4, m=3)[0][0, 0] != 0
+    ids, scores = rec.recommend([[]], 9, m=3, candidates=[1, 3])
+    assert ids[0].tolist() == [1, 3] + [-1] * 7
+    assert scores[0, :2].tolist() == [rec.index.score('hat gold', [1])[0], rec.index.score('m gloves', [3])[0]]
+    assert (scores[0, 2:] == -np.inf).all() and scores.shape == ids.shape
+    assert rec.recommend([[0]], 1, m=3, filter_seen=False)[0].tolist() == [[0]]
+    assert rec.recommend([[]], 2, m=3, candidates=[])[0].tolist() == [[-1, -1]]
     rec.queries = lambda histories, m: [[]] * len(histories)
-    assert rec.recommend([[0]], 3).tolist() == [[-1] * 3]
+    assert rec.recommend([[0]], 3)[0].tolist() == [[-1] * 3]
+
+
+def test_each_user_may_have_candidates_of_his_own(tok, net):
+    rec = GPT4Rec(net, tok, TitlePrompts(tok, TITLES, 64, 16), BM25(TITLES))
+    rec.queries = lambda histories, m: [['silk scarf', 'hat gold', 'm gloves']] * len(histories)
+    own = [[1, 3], [0, 1, 4], []]
+    ids, scores = rec.recommend([[], [1], [2]], 3, m=3, candidates=own)
+    assert ids.tolist() == [[1, 3, -1], [0, 4, -1], [-1] * 3]
+    for h, c, row, s in zip([[], [1], [2]], own, ids, scores):
+        alone = rec.recommend([h], 3, m=3, candidates=c)
+        assert (alone[0] == row).all() and (alone[1] == s).all()
+    with pytest.raises(ValueError, match='2 lists of candidates, 3 histories'):
+        rec.recommend([[], [1], [2]], 3, m=3, candidates=own[:2])
 
 
 def test_held_out_users_and_new_items_are_in_no_training(shop):

@@ -111,6 +111,19 @@ def test_words_are_told_to_the_encoder_in_training_and_in_a_search():
     with pytest.raises(ValueError, match='words'): made(n_word=2).prefill(**inputs)
 
 
+def test_a_call_with_a_cache_goes_on_where_it_stopped():
+    net, tok = made(), IdPieces(prompt_pieces(600))
+    inputs, tgt = read_sources(['user_12 has 1001 , 1002', 'user_1 has 1003'], tok, 64), torch.tensor([[0, 5, 9]] * 2)
+    told = {k: v for k, v in inputs.items() if k != 'src'}
+    with torch.no_grad():
+        full, cache = net(inputs['src'], tgt, **told), net.read(**inputs)
+        parts = [net(None, part, cache=cache) for part in (tgt[:, :1], tgt[:, 1:])]
+        assert cache.length == 3 and torch.allclose(torch.cat(parts, 1), full, atol=1e-5)
+        one, other = (net.prefill(**inputs)[1] for _ in range(2))
+        last = net(None, tgt[:, 1:], cache=one)[:, -1]
+        assert torch.allclose(last, net.step(tgt[:, 1:], other)[0], atol=1e-5)
+
+
 def test_padding_changes_no_answer():
     net, tok = made(), IdPieces(prompt_pieces(600))
     one, two = 'user_12 has 1001 , 1002', 'user_13 has 1003 , 1004 , 1005 , 1006 , 1007'
@@ -224,6 +237,15 @@ def test_schemes_are_seeded_and_unique():
     assert redealt([1, 2, 3], 0) != redealt([1, 2, 3], 1)
 
 
+@pytest.mark.parametrize('titles, names', [
+    (['X', 'X', 'X no 2'], ['X', 'X no 3', 'X no 2']), (['X no 2', 'x', 'X', 'X'], ['X no 2', 'x', 'X no 3', 'X no 4']),
+    (['X', 'X', 'X'], ['X', 'X no 2', 'X no 3']), (['X', '<X>', 'x no 2', 'X NO 2'], ['X', 'X no 3', 'x no 2',
+                                                                                      'X NO 2 no 2'])])
+def test_a_numbered_title_is_nobody_elses(titles, names):
+    data = interactions([1] * len(titles), range(len(titles)), range(len(titles)))
+    assert item_names('title', data, data, titles=titles) == names
+
+
 def test_two_items_written_alike_are_refused():
     with pytest.raises(ValueError, match='twice'): Catalogue(['the sea', 'the  sea'], prompt_pieces(600))
 
@@ -259,6 +281,43 @@ def test_beams_that_hold_all_items_are_the_exact_ranking(uneven):
     for row, s in zip(found, scores):
         for t, total in row:
             assert math.isclose(total / (len(t) + 1), s[catalogue.item[tuple(t)]], abs_tol=1e-5)
+
+
+class NotMoved(torch.Tensor):
+    "A tensor that nobody has moved to a device yet."
+    def to(self, *args, **options): return self.as_subclass(torch.Tensor).to(*args, **options)
+
+
+class Placed(torch.overrides.TorchFunctionMode):
+    "Notes tensors that are made without saying where."
+    def __init__(self):
+        super().__init__()
+        self.lost = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.tensor, torch.arange) and not (kwargs or {}).get('device'): self.lost.append(func.__name__)
+        return func(*args, **kwargs or {})
+
+
+def test_the_catalogue_is_scored_where_the_model_is(uneven, monkeypatch):
+    catalogue, net, texts = uneven
+    inputs = read_sources(texts, catalogue.tok, 64)
+    want, prefill, step = catalogue_scores(net, inputs, catalogue), net.prefill, net.step
+    def moved(f):
+        def call(*args, **kwargs):
+            tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+            assert tensors and all(type(x) is torch.Tensor for x in tensors)
+            with torch._C.DisableTorchFunction(): return f(*args, **kwargs)       # what is inside is the model's own
+        return call
+    monkeypatch.setattr(net, 'prefill', moved(prefill))
+    monkeypatch.setattr(net, 'step', moved(step))
+    with Placed() as made_there:
+        got = catalogue_scores(net, {k: v.as_subclass(NotMoved) for k, v in inputs.items()}, catalogue)
+    assert torch.equal(got, want) and made_there.lost == []
+    if torch.cuda.is_available():
+        import copy
+        there = catalogue_scores(copy.deepcopy(net).cuda(), inputs, catalogue)
+        assert there.is_cuda and (there.cpu() - want).abs().max() < 1e-3
 
 
 def test_no_third_string_can_be_written(uneven):

@@ -146,6 +146,24 @@ def test_neighbours_by_hand(split):
     assert np.allclose(near[:4], np.sort(K[4])[::-1][:4]) and (near[4:] == 0).all()
 
 
+def test_no_neighbour_is_dropped_that_is_as_near_as_one_that_is_kept(split):
+    whole, K = ItemKNN().fit(split.train), lambda m: baselines._sparse(m.learned).toarray()
+    for n in (1, 2, 4, 6):
+        kept = K(ItemKNN(n_near=n).fit(split.train))
+        for row, mine in zip(K(whole), kept):
+            least = np.sort(row)[-n]
+            assert np.array_equal(mine, np.where(row >= least, row, 0))
+    assert (np.count_nonzero(kept, 1) > 6).any()                                   # such equals there are
+    assert np.array_equal(K(ItemKNN(n_near=N_ITEM).fit(split.train)), K(whole))
+
+
+def test_renaming_the_items_renames_the_neighbours(split):
+    name = np.random.default_rng(3).permutation(N_ITEM)
+    renamed = interactions(split.train.user, name[split.train.item], np.arange(len(split.train)))
+    one, other = (baselines._sparse(ItemKNN(n_near=2).fit(d).learned).toarray() for d in (split.train, renamed))
+    assert np.array_equal(other[name][:, name], one)
+
+
 def test_ease_solves_its_ridge_without_the_diagonal(split):
     X = np.zeros((N_USER, N_ITEM))
     X[split.train.user, split.train.item] = 1

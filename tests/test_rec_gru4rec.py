@@ -80,6 +80,24 @@ def test_every_loss_by_hand(loss):
     assert session_loss(loss, S, .3).item() == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.parametrize('loss', SESSION_LOSSES)
+def test_a_row_without_a_negative_is_no_loss_and_moves_nothing(loss):
+    scores = torch.tensor([[.7]], requires_grad=True)
+    value = session_loss(loss, scores)
+    value.backward()
+    assert value.item() == 0 and scores.grad.tolist() == [[0.]]
+    assert session_loss(loss, torch.tensor([[torch.nan]])).isnan()                 # a broken net is still seen
+
+
+@pytest.mark.parametrize('loss', SESSION_LOSSES)
+def test_a_pass_that_ends_in_one_lane_is_trained_without_drawn_negatives(loss):
+    data = interactions([1] * 6 + [2] * 3, [0, 1, 2, 3, 4, 5, 5, 4, 3], np.arange(9))
+    batches = SessionBatches(data, 2)
+    assert [len(next(batches)['ids']) for _ in range(batches.n_batch)] == [2, 2, 1, 1, 1]
+    model = GRU4Rec(loss, **SMALL | dict(n_sample=0)).fit(data)
+    assert model.scores([[0, 1], []]).isfinite().all()
+
+
 def test_the_negatives_of_a_lane_are_the_targets_of_the_others():
     net, seen = GRU4RecNet(GRUConfig(N_ITEM, d_model=4)).eval(), []
     net.scores = lambda h, items: seen.append(items.tolist()) or torch.zeros(len(h), len(items))

@@ -57,6 +57,41 @@ def test_amazon_keeps_the_zero_of_an_id_and_no_name(tmp_path):
     assert named(data) == {'A': ['0205616461', '0000000001']} and 'Ann' not in repr(data)
 
 
+def test_a_line_separator_in_a_text_ends_no_line(tmp_path):
+    texts = ['one\u2028two', 'a\u2029b', 'c\x85d', 'e\x1cf']
+    lines = [REVIEW | dict(reviewerID=f'A{i}', reviewText=t) for i, t in enumerate(texts)]
+    said = lambda x: json.dumps(x, ensure_ascii=False).replace('\\u001c', ' ')
+    for end in ('\n', '\r\n'):
+        data = read_amazon(write(tmp_path, 'r.json', ''.join(said(x) + end for x in lines)))
+        assert data.users.tolist() == ['A0', 'A1', 'A2', 'A3']
+    with pytest.raises(ValueError, match='line 2: not JSON'):
+        read_amazon(write(tmp_path, 'r.json', said(lines[0]) + '\n\n' + said(lines[1])))
+    rows = ''.join(f'{i},7,3,"{t}"\n' for i, t in enumerate(texts))
+    assert read_csv(write(tmp_path, 'x.csv', 'user,item,timestamp,text\n' + rows)).users.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize('read, text', [
+    (read_sequences, '2 30 4\n1 4 30 5\n'), (read_csv, 'user,item,timestamp\n1,2,3\n'),
+    (read_movielens, '1\t2\t3\t4\n'), (read_movielens, 'userId,movieId,rating,timestamp\n1,2,3,4\n'),
+    (read_amazon, json.dumps(REVIEW))])
+def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path, read, text):
+    plain, marked = (read(write(tmp_path, 'x', b + text.encode())) for b in (b'', b'\xef\xbb\xbf'))
+    assert named(plain) == named(marked)
+    with pytest.raises(ValueError, match='byte 5 is not UTF-8'): read(write(tmp_path, 'x', b'\xef\xbb\xbf1 \xff'))
+
+
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+def test_a_csv_of_another_system(tmp_path, end):
+    text = end.join(['user,item,timestamp', '1,2,3', '2,2,1', ''])
+    assert named(read_csv(write(tmp_path, 'x.csv', text))) == {1: [2], 2: [2]}
+
+
+def test_codes_of_ids_that_come_one_by_one():
+    data = interactions([1, 1], ['b', 'a'], [0, 1])
+    assert data.codes(x for x in 'bab').tolist() == data.codes([*'bab']).tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match="item 'c'"): data.codes(iter('ac'))
+
+
 @pytest.mark.parametrize('text, words', [
     ('', 'no interactions'), ('{', 'line 1: not JSON'), ('[]', "line 1: no field 'reviewerID'"),
     (json.dumps({k: v for k, v in REVIEW.items() if k != 'asin'}), "line 1: no field 'asin'"),

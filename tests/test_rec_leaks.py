@@ -92,6 +92,22 @@ def test_the_future_and_duplicates():
     assert checked(again)[0]['duplicates'].ours == 1
 
 
+@pytest.mark.parametrize('n', [1, 9, 10])
+def test_a_few_test_queries_are_audited_too(n):
+    data = made(times=np.random.default_rng(1).permutation(N_USER * 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        s = leave_one_out(data)
+    told = ['says nothing'] * n
+    rows = {r.id.removeprefix('L.'): r for r in leak_check(s.train, s.valid, s.test.keep(range(n)), prompts=told)}
+    assert [*rows] == ['numbering', 'ties', 'duplicates', 'future', 'prompts']
+    assert rows['duplicates'].ours == rows['prompts'].ours == 0
+    if n < 10:
+        assert (rows['future'].ours, rows['future'].verdict) == (None, 'not attempted')
+        assert rows['future'].why == f'{n} test queries: the interval of a mean needs at least 10'
+    else: assert rows['future'].ours > .01 and rows['future'].why == ''
+
+
 def test_prompts_and_pairs_that_hold_the_answer():
     data = made(times=np.arange(N_USER * 6))
     with warnings.catch_warnings():

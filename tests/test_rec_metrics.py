@@ -96,6 +96,27 @@ def test_renaming_renames_the_lists_where_scores_differ():
     assert (rank_queries(lambda h: score(h)[:, np.argsort(name)], renamed, N_ITEM).ids == name[before]).all()
 
 
+class Elsewhere(torch.Tensor):
+    "Stands in for a tensor on a GPU: NumPy may not read it before `cpu` was asked."
+    def cpu(self): return self.as_subclass(torch.Tensor)
+
+    def numpy(self, **options): raise TypeError('it is not on the CPU')
+
+
+@pytest.mark.parametrize('told', [
+    lambda x: torch.from_numpy(x).as_subclass(Elsewhere), lambda x: torch.from_numpy(x).requires_grad_() * 1,
+    lambda x: torch.from_numpy(x).bfloat16(), lambda x: torch.from_numpy(x).double(),
+    pytest.param(lambda x: torch.from_numpy(x).cuda(), marks=pytest.mark.skipif(not torch.cuda.is_available(),
+                                                                               reason='needs a GPU'))],
+    ids=['elsewhere', 'with a gradient', 'bfloat16', 'float64', 'cuda'])
+def test_scores_may_be_a_tensor_of_any_kind(told):
+    q, table = asked(), rated(levels=4)
+    one = rank_queries(rated(levels=4), q, N_ITEM, sampled=[('uniform', 7)])
+    other = rank_queries(lambda histories: told(table(histories)), q, N_ITEM, sampled=[('uniform', 7)])
+    assert (one.ranks == other.ranks).all() and (one.ids == other.ids).all()
+    assert (one.sampled['uniform-7'] == other.sampled['uniform-7']).all()
+
+
 def test_blocks_of_any_size_give_the_same(monkeypatch):
     q, sampled, counts = asked(), [('uniform', 7), ('popularity', 7)], np.arange(1, N_ITEM + 1)
     whole = rank_queries(rated(levels=4), q, N_ITEM, sampled=sampled, counts=counts)

@@ -165,9 +165,12 @@ def test_what_was_seen_goes_before_places_are_counted_and_strings_that_find_noth
     index = BM25(['red hat', 'red scarf', 'blue hat', 'blue scarf'])
     queries = [['red', 'nothing of this', 'blue']]
     for merge in ('beam', 'score'):
-        all_ = items_of_queries(index, queries, 4, [[]], merge=merge)[0]
+        (all_,), (scores,) = items_of_queries(index, queries, 4, [[]], merge=merge)
+        best = [max(index.score(q, [i])[0] for q in queries[0]) for i in all_]
+        assert scores.tolist() == best and scores.dtype == np.float32
         assert {*all_.tolist()} == {0, 1, 2, 3}
-        some = items_of_queries(index, queries, 2, [[all_[0]]], merge=merge)[0]
+        some = items_of_queries(index, queries, 2, [[all_[0]]], merge=merge)[0][0]
         assert all_[0] not in some and (some >= 0).all()
-    assert items_of_queries(index, [[], ['x']], 2, [[], []]).tolist() == [[-1, -1]] * 2
+    none, scores = items_of_queries(index, [[], ['x']], 2, [[], []])
+    assert none.tolist() == [[-1, -1]] * 2 and (scores == -np.inf).all()
     with pytest.raises(ValueError, match="merge='sum'"): items_of_queries(index, queries, 2, [[]], merge='sum')

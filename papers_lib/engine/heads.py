@@ -46,12 +46,12 @@ def embed(self:SentenceEncoder,
     "Embed texts: the mean over each text's pieces, normalised."
     rows = self.pieces(texts)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i])) if by_length else [*range(len(rows))]
-    out = np.zeros((len(rows), self.encoder.cfg.d_model), np.float32)
+    out, device = np.zeros((len(rows), self.encoder.cfg.d_model), np.float32), next(self.encoder.parameters()).device
     for first in range(0, len(rows), batch_size):
         part = order[first:first + batch_size]
-        ids, real = padded_batch([rows[i] for i in part], self.tok.pad)
-        h = self.encoder(ids, pad=real) * real[..., None]                                        # (b, t, d)
-        out[part] = F.normalize(h.sum(1) / real.sum(1, keepdim=True), dim=-1).numpy()
+        ids, real = (x.to(device) for x in padded_batch([rows[i] for i in part], self.tok.pad))
+        h = self.encoder(ids, pad=real).float() * real[..., None]                                # (b, t, d)
+        out[part] = F.normalize(h.sum(1) / real.sum(1, keepdim=True), dim=-1).cpu().numpy()
     return out
 
 # %% ../../nbs/engine/13_heads.ipynb #862a48ac

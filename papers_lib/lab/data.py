@@ -77,7 +77,7 @@ def _json_lines(rows)->bytes: return ''.join(json.dumps(row, ensure_ascii=False)
 # %% ../../nbs/lab/01_data.ipynb #a3dc534f
 def _amazon_reviews(raw:bytes)->bytes:
     "Keep who, what, stars, texts and time of each review; names of people are left behind."
-    told = map(json.loads, raw.decode('utf-8').splitlines())
+    told = (json.loads(line) for line in raw.decode('utf-8').split('\n') if line)    # not splitlines: texts hold U+2028
     return _json_lines(dict(
         user=r['reviewerID'], item=r['asin'], rating=int(r['overall']), headline=r.get('summary', ''),
         text=r.get('reviewText', ''), time=r['unixReviewTime']) for r in told)

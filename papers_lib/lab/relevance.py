@@ -69,7 +69,8 @@ def _by_hash(query:str)->str:   # train (3/4), tune (1/8) or test (1/8)
     return 'test' if n == 0 else 'tune' if n == 1 else 'train'
 
 # %% ../../nbs/lab/19_relevance.ipynb #48553c68
-def _lines(name, file): return get(name).path(file).read_text(encoding='utf-8').splitlines()
+def _lines(name, file):   # not splitlines: texts hold U+2028
+    return get(name).path(file).read_text(encoding='utf-8').removesuffix('\n').split('\n')
 
 # %% ../../nbs/lab/19_relevance.ipynb #dcbb1d51
 def _reviews(name, split):

@@ -208,7 +208,7 @@ class ItemKNN(Recommender):
     "Cosine neighbours of the history's items (2)."
     window:int = 0         # last items of the history that count; 0 is all
     shrink:float = 0.      # h: added to the denominator, users
-    n_near:int = 0         # neighbours kept an item; 0 is all
+    n_near:int = 0         # neighbours kept an item, and the equals of the last; 0 is all
 
     def __post_init__(self):
         for name in ('window', 'shrink', 'n_near'):
@@ -229,10 +229,11 @@ class ItemKNN(Recommender):
 
 # %% ../../nbs/rec/04_baselines.ipynb #0ea12dc1
 def _nearest(K:csr_matrix, n:int)->csr_matrix:
-    "Keep the n largest entries of each row."
+    "Keep the n largest entries of each row, and all equals of the last of them: numbers of items decide nothing."
     row = np.repeat(np.arange(K.shape[0]), np.diff(K.indptr))
     order = np.lexsort((-K.data, row))
-    keep = order[np.arange(len(order)) - K.indptr[row[order]] < n]
+    last = order[np.minimum(K.indptr[row] + n, K.indptr[row + 1]) - 1]          # of each entry's row
+    keep = np.flatnonzero(K.data >= K.data[last])
     return csr_matrix((K.data[keep], (row[keep], K.indices[keep])), K.shape)
 
 # %% ../../nbs/rec/04_baselines.ipynb #ab7edde4

@@ -98,9 +98,10 @@ def session_loss(
     scores:Float[Tensor, 'b n'],       # b <= n; the target of row r stands in column r, the rest are negatives
     l2:float=1.,                       # lambda of bpr-max
 )->Float[Tensor, '']:
-    "Sum a loss over the rows."
+    "Sum a loss over the rows; a row without a negative counts 0."
     rows = torch.arange(len(scores), device=scores.device)
     if loss == 'ce': return F.cross_entropy(scores, rows, reduction='sum')
+    if scores.shape[1] < 2: return scores.sum() * 0.        # one lane is left, and nothing was drawn
     if loss == 'bpr-max': scores = F.elu(scores)
     up, other = scores[rows, rows][:, None], torch.ones_like(scores)
     other[rows, rows] = 0.

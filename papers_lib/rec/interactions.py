@@ -4,7 +4,7 @@
 
 # %% ../../nbs/rec/01_interactions.ipynb #d1e852a7
 from __future__ import annotations
-import csv, hashlib, json, re, warnings
+import csv, hashlib, io, json, re, warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,7 +69,7 @@ class Interactions:
 @patch
 def codes(self:Interactions, ids:Iterable)->np.ndarray:
     "Numbers of items by their ids; an unknown one is named."
-    known = {x: i for i, x in enumerate(self.items.tolist())}
+    known, ids = {x: i for i, x in enumerate(self.items.tolist())}, list(ids)
     for x in ids:
         if x not in known: raise ValueError(f'item {x!r}: {self.name} has no such item')
     return np.array([known[x] for x in ids], np.int64)
@@ -177,9 +177,9 @@ def _without_repeats(data, repeats)->Interactions:
 
 # %% ../../nbs/rec/01_interactions.ipynb #f711dab1
 def _text(path)->str:
-    "Read a text file as UTF-8; another encoding is named."
+    "Read a text file as UTF-8, without its byte-order mark; another encoding is named."
     path = Path(path)
-    try: return path.read_bytes().decode('utf-8')
+    try: return path.read_bytes().decode('utf-8').removeprefix('\ufeff')
     except UnicodeDecodeError as e: raise ValueError(f'{path.name}: byte {e.start} is not UTF-8') from None
 
 # %% ../../nbs/rec/01_interactions.ipynb #280df329
@@ -217,7 +217,7 @@ def read_amazon(
     "Read Amazon reviews: who, what, how many stars, which day; names and texts are not kept."
     name, fields = Path(path).name, ('reviewerID', 'asin', 'overall', 'unixReviewTime')
     rows = []
-    for i, line in enumerate(_text(path).splitlines(), 1):
+    for i, line in enumerate(io.StringIO(_text(path)), 1):                # not splitlines: texts hold U+2028
         try: told = json.loads(line)
         except json.JSONDecodeError as e: raise ValueError(f'{name}, line {i}: not JSON ({e.msg})') from None
         for f in fields:
@@ -264,7 +264,7 @@ def read_csv(
     **options,                       # of `interactions`
 )->Interactions:
     "Read interactions of a CSV file."
-    rows = enumerate(csv.reader(_text(path).splitlines(), delimiter=sep), 1)
+    rows = enumerate(csv.reader(io.StringIO(_text(path), newline=''), delimiter=sep), 1)
     head = next(rows, (0, []))[1]
     if not head: raise ValueError(f'{Path(path).name}: no interactions')
     columns = list(zip(*_columns(path, rows, len(head)))) or [()] * len(head)

@@ -142,12 +142,16 @@ def item_names(
 def _levels(n)->tuple[int, int, int]: return (min(256, max(4, n // 50)),) * 3      # codes: few for few items
 
 def _titled(titles, n)->list[str]:
-    "Titles, and a number behind a title that was there before."
+    "Titles, and a number behind a title that was there before; one that makes another's title is passed over."
     if titles is None or len(titles) != n: raise ValueError(f'title: needs one title for each of the {n} items')
-    met, out = {}, []
-    for i, title in enumerate(titles):
-        plain = ' '.join(re.sub(r'[<>]', ' ', str(title)).split())
-        if not plain: raise ValueError(f'title of item {i} is {title!r}: must not be empty')
-        met[plain.lower()] = met.get(plain.lower(), 0) + 1
-        out.append(plain if met[plain.lower()] == 1 else f'{plain} no {met[plain.lower()]}')
+    plain = [' '.join(re.sub(r'[<>]', ' ', str(t)).split()) for t in titles]
+    for i, p in enumerate(plain):
+        if not p: raise ValueError(f'title of item {i} is {titles[i]!r}: must not be empty')
+    taken, met, out = {p.lower() for p in plain}, {}, []
+    for p in plain:
+        name, number = p, met.get(p.lower(), 0) + 1
+        while number > 1 and (name := f'{p} no {number}').lower() in taken: number += 1
+        met[p.lower()] = number
+        taken.add(name.lower())
+        out.append(name)
     return out

@@ -86,9 +86,10 @@ def _row(paper, kind, effect, why, **facts)->Row:
     return row
 
 # %% ../../nbs/rec/02_leaks.ipynb #40ab37d1
-def _spread(late)->Effect:
-    "Mean over queries; where nothing lies later, none of so many."
-    return over_units(late) if late.any() else share(0, len(late))
+def _spread(late)->Effect|None:
+    "Mean over queries; where nothing lies later, none of so many; None where a bootstrap has too few."
+    if not late.any(): return share(0, len(late))
+    return over_units(late) if len(late) >= 10 else None
 
 # %% ../../nbs/rec/02_leaks.ipynb #e118baf0
 def leak_check(
@@ -120,7 +121,8 @@ def leak_check(
     rows += [make('duplicates', share(_pairs_known(test, train.user, train.item, train.n_item)), '',
                   metric='share of test pairs', protocol='pairs of user and item')]
     late = None if train.time is None else 1 - np.searchsorted(np.sort(train.time), test.time, 'right') / len(train)
-    rows += [make('future', None if late is None else _spread(late), 'no times', metric='share of training events',
+    why = 'no times' if late is None else f'{len(late)} test queries: the interval of a mean needs at least 10'
+    rows += [make('future', None if late is None else _spread(late), why, metric='share of training events',
                   protocol='later than the test event, mean over queries')]
     if prompts is not None:
         rows += [make('prompts', share(_named(test, prompts, train.items if names is None else names)), '',

@@ -156,7 +156,7 @@ class Ranked:
 
 # %% ../../nbs/rec/03_metrics.ipynb #f8891f39
 def rank_queries(
-    score:Callable,            # histories -> (b, i) scores, a tensor or an array
+    score:Callable,            # histories -> (b, i) scores, a tensor on any device or an array
     queries:Queries,
     n_item:int,                # size of the catalogue
     *,
@@ -180,7 +180,7 @@ def rank_queries(
     for a in range(0, len(queries), at_once):
         part = slice(a, a + at_once)
         histories, targets = queries.histories[part], queries.targets[part]
-        S = torch.as_tensor(score(histories)).float()
+        S = torch.as_tensor(score(histories)).detach().float().cpu()
         if S.shape != (len(histories), n_item):
             raise ValueError(f'scores of shape {tuple(S.shape)}: must be ({len(histories)}, {n_item})')
         S = admissible(S, histories, candidates[part] if each else candidates, filter_seen, targets)

@@ -137,8 +137,9 @@ def catalogue_scores(
     catalogue:Catalogue,
 )->Float[Tensor, 'b i']:       # by (3)
     "Score every item exactly; each prefix that items share is read once."
+    device = next(model.parameters()).device
     with evaluating(model):
-        logits, cache = model.prefill(**inputs)
+        logits, cache = model.prefill(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()})
         b, out = len(logits), logits.new_zeros(len(logits), len(catalogue), dtype=torch.float64)
         rows = [(*code, catalogue.tok.eot) for code in catalogue.codes]
         total, at = out.new_zeros(b, 1), {(): 0}                      # of each live prefix; its place among them
@@ -146,14 +147,14 @@ def catalogue_scores(
             check_finite(logits, depth, len(at))
             logp = logits.float().log_softmax(-1).view(b, len(at), -1)
             longer = [*dict.fromkeys(row[:depth + 1] for row in rows if len(row) > depth)]
-            parent, token = (torch.tensor(x) for x in zip(*((at[p[:-1]], p[-1]) for p in longer)))
+            parent, token = (torch.tensor(x, device=device) for x in zip(*((at[p[:-1]], p[-1]) for p in longer)))
             total = total[:, parent] + logp[:, parent, token]
             place = {p: i for i, p in enumerate(longer)}
             ended = [i for i, row in enumerate(rows) if len(row) == depth + 1]
             out[:, ended] = total[:, [place[rows[i]] for i in ended]] / (depth + 1)                  # (3)
             live = [i for i, p in enumerate(longer) if p[-1] != catalogue.tok.eot]
             if not live: break
-            cache.reorder((parent[live] + torch.arange(b)[:, None] * len(at)).flatten())
+            cache.reorder((parent[live] + torch.arange(b, device=device)[:, None] * len(at)).flatten())
             at, total = {longer[i]: j for j, i in enumerate(live)}, total[:, live]
             logits, cache = model.step(token[live].repeat(b)[:, None], cache)
     return out

@@ -182,14 +182,16 @@ def items_of_queries(
     seen:Sequence[Sequence[int]],        # items of each user that may not return; left out before places are counted
     *,
     merge:str='beam',                    # 'beam' (the K/m rule) or 'score'
-)->Int[np.ndarray, 'u k']:               # -1 beyond the last item found
-    "Search each user's queries and merge what they find."
+)->tuple[Int[np.ndarray, 'u k'], Float[np.ndarray, 'u k']]:   # items, -1 beyond the last found; scores, -inf there
+    "Search each user's queries and merge what they find; an item's score is its best of the queries that found it."
     if merge not in ('beam', 'score'): raise ValueError(f"merge={merge!r}: must be 'beam' or 'score'")
-    ids, scores = index.search([q for qs in queries for q in qs], k,
-                               exclude=[s for qs, s in zip(queries, seen) for _ in qs])
-    out, at = np.full((len(queries), k), -1), 0
+    hits, told = index.search([q for qs in queries for q in qs], k,
+                              exclude=[s for qs, s in zip(queries, seen) for _ in qs])
+    shape, at = (len(queries), k), 0
+    ids, scores = np.full(shape, -1), np.full(shape, -np.inf, np.float32)
     for u, qs in enumerate(queries):
         part = slice(at, at := at + len(qs))
-        found = merge_by_beam(ids[part], k) if merge == 'beam' else merge_by_score(ids[part], scores[part], k)
-        out[u, :len(found)] = found
-    return out
+        found = merge_by_beam(hits[part], k) if merge == 'beam' else merge_by_score(hits[part], told[part], k)
+        ids[u, :len(found)] = found
+        scores[u, :len(found)] = [told[part][hits[part] == i].max() for i in found]
+    return ids, scores
