@@ -273,11 +273,12 @@ def test_sampled_answers_are_drawn_by_number_and_seed():
 
 def test_an_answer_keeps_the_space_before_its_first_piece():
     tok = train_pieces([TEXT], 330)
-    llm, spaces = LocalLLM(tiny(n_vocab=tok.n_vocab), tok), 0
-    for context in ('It is', 'She was', 'He said that', 'the'):
-        told, = write_all(llm, [(context, dict(max_gen_toks=8))])
-        assert [told] == llm.complete([context], max_tokens=8)
-        spaces += told.startswith(' ')
+    contexts, spaces = ['It is', 'She was', 'He said that', 'the'], 0
+    for seed in range(12):
+        llm = LocalLLM(tiny(seed, n_vocab=tok.n_vocab), tok)
+        told = write_all(llm, [(c, dict(max_gen_toks=8)) for c in contexts])
+        assert told == llm.complete(contexts, max_tokens=8)
+        spaces += sum(t.startswith(' ') for t in told)
     assert spaces, 'the case is met: a continuation that begins with a space'
 
 
