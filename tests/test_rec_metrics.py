@@ -261,3 +261,12 @@ def test_diversity_and_label_coverage_by_hand():
 def test_mean_ranks_of_a_target_that_is_not_admissible():
     S = torch.tensor([[1., -torch.inf, 2.]])
     assert mean_ranks(S, torch.tensor([1])).tolist() == [math.inf]
+
+
+@pytest.mark.parametrize('kind', [np.float32, np.float64, torch.float32])
+def test_a_scorers_own_table_is_left_as_it_was(kind):
+    q, table = asked(4), np.random.default_rng(0).normal(size=(4, N_ITEM))
+    table = torch.tensor(table, dtype=kind) if isinstance(kind, torch.dtype) else table.astype(kind)
+    before = table.clone() if isinstance(table, torch.Tensor) else table.copy()
+    first, again = (rank_queries(lambda h: table, q, N_ITEM).ranks for _ in range(2))
+    assert (table == before).all() and (first == again).all()

@@ -180,7 +180,7 @@ def rank_queries(
     for a in range(0, len(queries), at_once):
         part = slice(a, a + at_once)
         histories, targets = queries.histories[part], queries.targets[part]
-        S = torch.as_tensor(score(histories)).detach().float().cpu()
+        S = torch.as_tensor(score(histories)).detach().float().cpu().clone()   # the scorer keeps its own
         if S.shape != (len(histories), n_item):
             raise ValueError(f'scores of shape {tuple(S.shape)}: must be ({len(histories)}, {n_item})')
         S = admissible(S, histories, candidates[part] if each else candidates, filter_seen, targets)
