@@ -351,7 +351,7 @@ _made = '; made sentences of a hidden Markov chain, 2 layers, each arm at its ow
 _study, _dealt = dict(needs=('rates_of_study', 'tag_rates')), dict(controls={'shuffled tags': 'nothing'})
 
 # %% ../nbs/03_bert.ipynb #ce78e92d
-claims = {  # fixed before anything is measured
+claims = {  # fixed before measuring; what changed since is in results/designs.jsonl
     'C1': Claim('Pre-training that looks both ways beats left-to-right (table 5: MRPC 9.0, SQuAD 10.1 points)',
                 'Fine-tuned tags are more accurate after pre-training on hidden words than after left-to-right, which '
                 'keeps its mask' + _made, 'greater', 0.01, ('both ways', 'left to right'),

@@ -340,7 +340,7 @@ _where = ' (pairwise accuracy on WikiQA, two-tower TextCNN)'
 _on, _shuffled = dict(expected=.02, spread=.008, needs=('rates',)), 'scores shuffled, over hard alone'
 
 # %% ../nbs/15_distillation.ipynb #a7e835e0
-claims = {  # fixed before anything is measured
+claims = {  # fixed before measuring; what changed since is in results/designs.jsonl
     'C1': Claim('Soft and hard targets teach a student more than hard ones (the article: up to 2.4 % of AUC over the '
                 'original model, a third loss included)',
                 "Half the loss on a BERT cross-encoder's stored scores ranks more pairs rightly than labels alone; "

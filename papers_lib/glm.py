@@ -336,7 +336,7 @@ class Claims:
 
 # %% ../nbs/07_glm.ipynb #bc76aef0
 _kinds = ('kinds', 'read_steps', 'read_rates', 'ask_steps', 'word_rates', 'text_rates', 'n_asked')
-claims = {  # fixed before anything is measured
+claims = {  # fixed before measuring; what changed since is in results/designs.jsonl
     'C1': Claim('Blanks and cloze fine-tuning beat BERT (table 1: 4.6 points of SuperGLUE for Base, 5.0 for Large)',
                 'Whether a review recommends its piece is told right more often by a network trained on blanks that '
                 'fills a word in than by the same network trained on hidden tokens with a new layer on [CLS], after '

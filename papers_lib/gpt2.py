@@ -370,7 +370,7 @@ def race_scoring(
                        bound=31. if every else 18., protocol=f'{n_title} titles of 3-8 tokens after {n_prompt}')
 
 # %% ../nbs/04_gpt2.ipynb #da8dba7c
-claims = {  # fixed before anything is measured
+claims = {  # fixed before measuring; what changed since is in results/designs.jsonl
     'C1': Claim('More capacity improves zero-shot transfer log-linearly across tasks (abstract, figure 1)',
                 'On WikiText-2, the Penn Treebank and LAMBADA, none of them trained on, bits a byte fall with '
                 'ln(parameters) over models of up to a million parameters that read the same novels and Bible',

@@ -224,7 +224,7 @@ def race_local(
                         'vocabulary 8,192')
 
 # %% ../nbs/06_gpt3.ipynb #41987b73
-claims = {  # fixed before anything is measured
+claims = {  # fixed before measuring; what changed since is in results/designs.jsonl
     'C1': Claim('Larger models make better use of examples in the context (figures 1.2, 3.8)',
                 'On made-up lessons that a model read in training with other words, what examples add to accuracy '
                 'grows with ln(parameters)', 'trend', 0., needs=('widths',)),

@@ -349,7 +349,7 @@ def smollm2()->LocalLLM:
     return read_llm(get('smollm2-135m-instruct').path('model.gguf'))
 
 # %% ../nbs/08_llama.ipynb #1af429ee
-claims = {  # fixed before anything is measured
+claims = {  # fixed before measuring; what changed since is in results/designs.jsonl
     'C1': Claim('A small model still improves far beyond the compute-optimal tokens a parameter (section 1)',
                 'Loss on held-out books is lower at the largest number of tokens a parameter than at 20, the '
                 'optimum of Chinchilla at its scale', 'greater', 0., n=3, needs=('ratios',),

@@ -328,7 +328,7 @@ _subset = "on the 5-core of 30 % of Beauty's users"
 _best = 'each at its best rate'
 
 # %% ../nbs/09_p5.ipynb #1c2a7e0a
-claims = {  # fixed before anything is measured
+claims = {  # fixed before measuring; what changed since is in results/designs.jsonl
     'C1': Claim('Not in the paper: items are numbered in a walk that meets the test items (released preprocessing); '
                 'with random ids HR@5 on Beauty falls from .0503 to .0163 (Rajput et al., table 1)',
                 f'{_subset[0].upper()}{_subset[1:]}, HR@5 of a small P5 that begins able to count is higher with '

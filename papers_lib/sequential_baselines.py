@@ -44,7 +44,7 @@ _few = 'on MovieLens-100K, three configurations each'
 _rates = 'on MovieLens-100K, five rates each'
 
 # %% ../nbs/16_sequential_baselines.ipynb #04d10fba
-claims = {  # fixed before anything is measured
+claims = {  # fixed before measuring; what changed since is in results/designs.jsonl
     'C1': Claim('The loss explains more than the architecture (Klenitskiy & Vasilev: NDCG@10 .182, .154, .134)',
                 f'NDCG@10 of BERT4Rec is above that of SASRec with BCE and one negative {_rates}', 'greater', .005,
                 arms=('BERT4Rec', 'SASRec bce'), controls={'SASRec ce over SASRec bce': 'effect'}, expected=.013,

@@ -281,7 +281,7 @@ _topics = dict(n=6, needs=('topic_rates',))
 _order = dict(n=6, needs=('order_rates',))
 
 # %% ../nbs/05_t5.ipynb #0b561838
-claims = {  # fixed before anything is measured
+claims = {  # fixed before measuring; what changed since is in results/designs.jsonl
     'C1': Claim('Denoising beats language modelling as pre-training (table 2: GLUE 83.28 against 79.56)',
                 'After filling spans more questions for the subject of a text are answered rightly than after going on '
                 'with texts' + _made, 'greater', 0.02, ('spans', 'going on'),
