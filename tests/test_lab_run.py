@@ -71,6 +71,13 @@ def test_a_claim_is_what_was_declared_with_a_number_or_without(root):
     assert [r.id for r in read_results(run.out / 'results.json')[0]] == ['C1', 'C2', 'C3', 'C1.size']
 
 
+def test_a_claim_is_measured_on_the_seeds_that_its_design_asks_for(root):
+    run = start(toy, preset='cpu', device='cpu')
+    assert run.seeds_of('C1') == [0, 1, 2] and run.seeds_of('C1', 'C2', further=20) == [20, 21, 22, 23, 24]
+    assert start(toy, preset='cpu', device='cpu', n_seeds=2).seeds_of('C2') == [0, 1]       # whoever says a number
+    assert start(toy, device='cpu', seed=7).seeds_of('C2') == [7]                           # other presets have theirs
+
+
 def test_one_model_of_each_arm_is_no_effect_of_training(root):
     run = start(toy, preset='cpu', device='cpu')
     with pytest.raises(ValueError, match='C1: one model of each arm'): run.claim('C1', over_units(np.arange(20.)))

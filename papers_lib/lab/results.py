@@ -598,6 +598,12 @@ def _check_notebook(folder, paper, prov):
         raise ValueError(f'{path} as it ran is not the one that is committed ({commit}): commit, run again, publish')
 
 # %% ../../nbs/lab/08_results.ipynb #d0a7facb
+def _too_few(claim, row)->str:
+    "Say that a claim was measured on fewer seeds than its design asks for."
+    if row.kind != 'claim' or row.ours is None or claim.over != 'seeds' or claim.rule == 'exact': return ''
+    if (n := row.n_seeds or 1) >= claim.n: return ''
+    return f'{row.id} was measured on {n} seeds, its design asks for {claim.n}: run again'
+
 def _check_designs(paper, rows, prov):
     "Refuse claims whose design, and a preset whose grids, are not the newest that were recorded."
     if changed := undeclared(paper):
@@ -609,6 +615,7 @@ def _check_designs(paper, rows, prov):
     for r in rows:
         if r.kind == 'claim' and r.design != paper.claims[r.id].design:
             raise ValueError(f'{paper.name} {r.id} was measured under an earlier design: run again')
+        if preset == 'cpu' and (few := _too_few(paper.claims.get(r.id), r)): raise ValueError(f'{paper.name} {few}')
 
 # %% ../../nbs/lab/08_results.ipynb #dd00de88
 def _claim_of(id:str)->str:   # C6 for C6 and C6.arm

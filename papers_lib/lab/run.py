@@ -95,6 +95,18 @@ def tracker(
     self.trackers.append(made)
     return made
 
+# %% ../../nbs/lab/06_run.ipynb #9925d921
+@patch
+def seeds_of(
+    self:Run,
+    *ids:str,        # claims that share their variants
+    further:int=0,   # how far on they begin, where an earlier design saw the first
+)->list[int]:        # the preset's at other presets, and where the run was given a number of seeds
+    "Give the seeds on which claims are measured."
+    n, asked = len(self.seeds), [self.paper.claims[id].n for id in ids if self.paper.claims[id].over == 'seeds']
+    if self.preset == 'cpu' and n == self.spec.n_seeds: n = max(n, *asked)
+    return [self.seeds[0] + further + i for i in range(n)]
+
 # %% ../../nbs/lab/06_run.ipynb #69a27c64
 @patch
 def map(
@@ -171,7 +183,7 @@ def claim(
     claim, found = self.paper.claims[id], controls or {}
     if extra := set(found) - set(claim.controls):
         raise ValueError(f'{id}: control(s) {", ".join(sorted(extra))} are not in its design')
-    _check_measured(id, claim, effect, self.seeds)
+    _check_measured(id, claim, effect, self.seeds_of(id))
     effect = _at_look(id, claim, effect)
     told = [control(name, must, found.get(name)) for name, must in claim.controls.items()] or None
     fixed = declared_facts(claim) | dict(controls=told, why=claim.flaw or why)
