@@ -386,6 +386,14 @@ def test_a_run_with_other_grids_is_not_published(repo, declared):
         with pytest.raises(ValueError, match='other grids than preset cpu has now: run again'): publish(repo, declared)
 
 
+def test_a_claim_of_fewer_seeds_than_its_design_asks_for_is_not_published(repo, declared):
+    wider = replace(declared, claims=dict(C1=replace(declared.claims['C1'], n=4)))
+    declare(wider, 'one seed more')
+    prov = read_results(repo / 'results.json')[1] | dict(grid=wider.runs['cpu'].grid_hash)
+    write_results(repo / 'results.json', [claim(design=wider.claims['C1'].design), speed()], prov)
+    with pytest.raises(ValueError, match='C1 was measured on 3 seeds, its design asks for 4'): publish(repo, wider)
+
+
 def test_a_published_file_of_unknown_grids_is_found(told, declared):
     change(told, lambda d: d['provenance'].update(grid='0' * 16))
     assert 'measured with grids that results/designs.jsonl does not know' in verify(dict(toy=declared))[0]
