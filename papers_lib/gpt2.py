@@ -4,7 +4,7 @@
 
 # %% ../nbs/04_gpt2.ipynb #6bb22127
 from __future__ import annotations
-import json, math, re
+import json, re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,9 +15,8 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['sizes', 'ESCAPE', 'detokenizers', 'claims', 'runs', 'races', 'paper', 'GPT2Config', 'GPT2', 'hf_name', 'Detokenizer',
-           'word_perplexity', 'cloze', 'last_word', 'lambada_passages', 'continue_text', 'summarize', 'translate',
-           'answer_question', 'race_scoring', 'Claims', 'pretrained']
+__all__ = ['sizes', 'claims', 'runs', 'races', 'paper', 'GPT2Config', 'GPT2', 'hf_name', 'cloze', 'last_word', 'lambada_passages',
+           'continue_text', 'summarize', 'translate', 'answer_question', 'race_scoring', 'Claims', 'pretrained']
 
 # %% ../nbs/04_gpt2.ipynb #55288411
 from .nn.blocks import Block, Decoder, check_sizes, residual_std
@@ -30,7 +29,7 @@ from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_
 from .engine.evaluate import text_ids
 from .engine.generate import generate
 from .engine.parity import check_exportable, pair_of
-from .engine.score import score_text, token_nll
+from .engine.score import score_text
 from .engine.stats import Row
 from .engine.train import TrainConfig
 from .lab import data as lab_data
@@ -152,100 +151,6 @@ def to_hf(self:GPT2):
     theirs = {hf_name(k): (v.T if _turned(k) else v).contiguous() for k, v in self.state_dict().items()}
     hf.transformer.load_state_dict(theirs)
     return hf.eval()
-
-# %% ../nbs/04_gpt2.ipynb #ce04630e
-ESCAPE = '\u2060'   # word joiner: the chunk (doubled: the line) after it is to be read literally
-
-# %% ../nbs/04_gpt2.ipynb #d9b4bd3c
-@dataclass(frozen=True)
-class Detokenizer:
-    "Undo a corpus's tokenisation in a way that can be redone exactly."
-    left:frozenset       # tokens written against the word before: , 's )
-    right:frozenset      # tokens written against the word after: ( $
-    joins:dict           # tokens that join both neighbours, and what they become: '@-@' -> '-'
-    pattern:str          # regular expression that cuts a chunk back into tokens; group `join` marks `joins`
-
-    def split(self, chunk:str)->list[str]:
-        "Cut a chunk of running text into the corpus's tokens."
-        if chunk.startswith(ESCAPE): return [chunk[1:]]
-        back = {v: k for k, v in self.joins.items()}
-        found = re.finditer(self.pattern, chunk)
-        return [back[m[0]] if m.lastgroup == 'join' else m[0] for m in found] or [chunk]
-
-    def chunks(self, words:list[str])->Iterator[list[str]]:
-        "Group the tokens that are written together; straight quotes open and close in turn."
-        group, stick, n_quote = [], False, 0
-        for w in words:
-            opens  = w in self.right or (w == '"' and n_quote % 2 == 0)
-            closes = w in self.left  or (w == '"' and n_quote % 2 == 1)
-            if group and not (stick or closes or w in self.joins):
-                yield group
-                group = []
-            group.append(w)
-            n_quote += w == '"'
-            stick = opens or w in self.joins
-        yield group
-
-# %% ../nbs/04_gpt2.ipynb #77ed3ab2
-@patch
-def detokenize(self:Detokenizer, line:str)->str:
-    "Turn one tokenised line, ' like this , ', into running text."
-    if line == ' ': return ''
-    if len(line) < 3 or line[0] + line[-1] != '  ': return ESCAPE * 2 + line
-    out = []
-    for group in self.chunks(line[1:-1].split(' ')):
-        chunk = ''.join(self.joins.get(w, w) for w in group)
-        if self.split(chunk) == group: out.append(chunk)
-        else: out += [w if self.split(w) == [w] else ESCAPE + w for w in group]
-    return ' '.join(out)
-
-# %% ../nbs/04_gpt2.ipynb #09a09d74
-@patch
-def retokenize(self:Detokenizer, line:str)->str:
-    "The exact inverse of `detokenize`."
-    if line == '': return ' '
-    if line.startswith(ESCAPE * 2): return line[2:]
-    return ' ' + ' '.join(w for chunk in line.split(' ') for w in self.split(chunk)) + ' '
-
-# %% ../nbs/04_gpt2.ipynb #a1330802
-_suffix = r"'(?:s|t|re|ve|m|ll|d)(?!\w)"
-_join   = r'(?<=\d)[,.](?=\d)|(?<=[\w>])-(?=[\w<])'
-_mark   = r'()\[\]",;:!?%$£#'
-
-# %% ../nbs/04_gpt2.ipynb #bee1feca
-_short  = r'(?<![A-Z])(?<!\.\w)(?<!^St)(?<!^Mr)(?<!^Dr)(?<!^Mrs)(?<!^No)(?<!^Jr)'    # not an abbreviation's
-_stop   = _short + r'\.(?=$|["\')\]])'
-
-# %% ../nbs/04_gpt2.ipynb #e7a6f546
-_clitic = r"(?:n't|'(?:s|re|ve|m|ll|d))$"
-
-# %% ../nbs/04_gpt2.ipynb #93febd60
-detokenizers = {
-    'wikitext2': Detokenizer(
-        left=frozenset(", . ; : ! ? ) ] % 's 't 're 've 'm 'll 'd".split()), right=frozenset('( [ $ £ #'.split()),
-        joins={'@-@': '-', '@,@': ',', '@.@': '.'},
-        pattern=rf'(?P<join>{_join})|{_suffix}|<unk>|[{_mark}]|\.\.+|{_stop}'
-                rf'|(?:(?!{_join}|{_suffix}|<unk>|{_stop})[^{_mark}])+'),
-    'ptb': Detokenizer(
-        left=frozenset("'s n't 're 've 'm 'll 'd".split()), right=frozenset('$ #'.split()), joins={},
-        pattern=rf'^[$#]|{_clitic}|(?:(?!{_clitic}).)+'),
-}
-
-# %% ../nbs/04_gpt2.ipynb #d9179ed2
-def word_perplexity(
-    model:GPT2, tok:FastBPE,
-    lines:list[str],                      # the set's lines as published, without their line ends
-    detokenizer:Detokenizer|None=None,    # None scores the tokenised text as it is
-    stride:int|None=None,                 # tokens newly scored a window; None is half the context
-)->dict:                                  # ppl a word, nats, bpb (bits a byte as published), n_words, n_tokens, n_bytes
-    "Perplexity per original word; every line counts, blank ones too, and each line end is a word."
-    n_words = sum(len(line.split()) + 1 for line in lines)
-    n_bytes = len('\n'.join(lines).encode())
-    text = '\n'.join(lines if detokenizer is None else map(detokenizer.detokenize, lines))
-    nll = token_nll(model, text_ids(tok, text), ctx_len=model.cfg.ctx_len, stride=stride or model.cfg.ctx_len // 2)
-    nats = float(nll.sum(dtype=np.float64))
-    return dict(ppl=math.exp(nats / n_words), nats=nats, bpb=nats / math.log(2) / n_bytes, n_words=n_words,
-                n_tokens=len(nll), n_bytes=n_bytes)
 
 # %% ../nbs/04_gpt2.ipynb #f00633b8
 def cloze(

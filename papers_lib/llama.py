@@ -14,9 +14,9 @@ from jaxtyping import Float
 from fastcore.basics import patch
 
 # %% auto #0
-__all__ = ['sizes', 'layouts', 'SMOLLM2', 'claims', 'runs', 'llama_parts', 'races', 'paper', 'LLaMAConfig', 'LLaMA', 'Layout',
-           'their_names', 'assemble', 'dissemble', 'config_from_hf', 'join_shards', 'config_from_gguf', 'read_llm',
-           'smollm2', 'Claims', 'pretrained', 'stack_sizes', 'race_norm']
+__all__ = ['sizes', 'layouts', 'SMOLLM2', 'claims', 'runs', 'llama_parts', 'races', 'paper', 'LLaMAConfig', 'LLaMA',
+           'config_from_hf', 'config_from_gguf', 'read_llm', 'smollm2', 'Claims', 'pretrained', 'stack_sizes',
+           'race_norm']
 
 # %% ../nbs/08_llama.ipynb #60f28d27
 from .store.fetch import NotFound
@@ -25,13 +25,14 @@ from .nn.activations import gated_width
 from .nn.blocks import Block, Decoder, residual_std
 from .nn.linear import Linear
 from .nn.norms import RMSNorm
-from .nn.positions import RotaryPositions, convert_rope
+from .nn.positions import RotaryPositions
 from .nn.stack import Parts, Sizes, Stack
 
 # %% ../nbs/08_llama.ipynb #e5fb0e5f
 from .engine.checkpoint import (
-    check_keys, hf_ignored, public_checkpoint, read_config, read_json, read_tensors, refuse_non_finite, untie)
+    hf_ignored, public_checkpoint, read_config, read_json, read_tensors, refuse_non_finite, untie)
 from .engine.gguf import gguf_template, gguf_tokenizer, read_gguf
+from .engine.layouts import Layout, drop_computed, from_layout, join_shards, to_layout
 from .engine.llm import LocalLLM
 from .engine.parity import check_exportable
 from .engine.stats import Row
@@ -114,14 +115,6 @@ sizes = {  # LLaMA, table 2; widths of the MLP from the released code; LLaMA 2 7
                                 rope_base=100000., eps=1e-5, tied=True),
 }
 
-# %% ../nbs/08_llama.ipynb #9abdd304
-@dataclass(frozen=True)
-class Layout:
-    "How a format names the tensors of a LLaMA."
-    block:str                     # what the names of a block begin with; {} is its number
-    names:dict[str, list[str]]    # our name -> theirs, in the order in which we stack them
-    halves:bool = False           # rows of queries and keys in the RoPE layout 'halves', not in ours, 'pairs'
-
 # %% ../nbs/08_llama.ipynb #77f02349
 layouts = {
     'meta': Layout('layers.{}.', {
@@ -141,76 +134,10 @@ layouts = {
         'tok_emb': ['token_embd'], 'norm_f': ['output_norm'], 'output': ['output']}),
 }
 
-# %% ../nbs/08_llama.ipynb #c358b020
-def their_names(
-    name:str,     # one of our parameters, e.g. 'blocks.3.attn.qkv.weight'
-    layout:str,   # a name in `layouts`
-)->list[str]:     # the tensors that it is stacked from
-    "Translate a parameter's name."
-    form = layouts[layout]
-    parts = name.removesuffix('.weight').split('.')
-    if parts[0] != 'blocks': return [f'{part}.weight' for part in form.names[parts[0]]]
-    return [f'{form.block.format(parts[1])}{part}.weight' for part in form.names['.'.join(parts[2:])]]
-
-# %% ../nbs/08_llama.ipynb #3bb36737
-def _rows(name, cfg):
-    "Rows of each part of one of our stacked matrices; None where nothing is stacked."
-    h, g, k = cfg.n_head, cfg.kv_heads, cfg.d_head
-    if name.endswith('attn.qkv.weight'): return [h * k, g * k, g * k]
-    if name.endswith('mlp.fc.weight'): return [cfg.inner] * 2
-
-# %% ../nbs/08_llama.ipynb #a264ff73
-def _reorder(parts, name, cfg, to):
-    "Turn the query and key parts of a qkv matrix into RoPE layout `to`."
-    if not name.endswith('attn.qkv.weight'): return parts
-    return [convert_rope(parts[0], cfg.n_head, to), convert_rope(parts[1], cfg.kv_heads, to), parts[2]]
-
-# %% ../nbs/08_llama.ipynb #cb144179
-def assemble(
-    cfg:LLaMAConfig,
-    tensors:dict[str, Tensor],   # by their names
-    layout:str,                  # a name in `layouts`
-)->LLaMA:                        # in evaluation mode, float32
-    "Build a model from a checkpoint's tensors, which must fit exactly."
-    with torch.device('meta'): model = LLaMA(cfg)
-    ours = model.state_dict()
-    want = {}
-    for name, p in ours.items():
-        rows = _rows(name, cfg) or [p.shape[0]]
-        want |= {theirs: (n, *p.shape[1:]) for theirs, n in zip(their_names(name, layout), rows)}
-    check_keys(want, tensors, f'LLaMA with {cfg}')
-    for name in ours:
-        parts = [tensors[n].float() for n in their_names(name, layout)]
-        ours[name] = torch.cat(_reorder(parts, name, cfg, 'pairs') if layouts[layout].halves else parts)
-    model.load_state_dict(ours, assign=True)
-    return model.eval()
-
-# %% ../nbs/08_llama.ipynb #cde46396
-def dissemble(
-    model:LLaMA,
-    layout:str='hf',         # a name in `layouts`
-)->dict[str, Tensor]:        # by their names
-    "Take a model apart into a checkpoint's tensors; the inverse of `assemble`."
-    out, cfg = {}, model.cfg
-    for name, p in model.state_dict().items():
-        parts = list(p.split(_rows(name, cfg) or len(p)))
-        if layouts[layout].halves: parts = _reorder(parts, name, cfg, 'halves')
-        out |= {n: part.contiguous() for n, part in zip(their_names(name, layout), parts)}
-    return out
-
 # %% ../nbs/08_llama.ipynb #142a3356
 def _rates(cfg):
     "Radians a token of each pair of components."
     return cfg.rope_base ** (-torch.arange(0, cfg.d_head, 2).float() / cfg.d_head)
-
-def _without_copy(tensors, end, copy):
-    "Leave out the tensors whose names end so; each must hold what the model computes anyway, up to half precision."
-    for name in [k for k in tensors if k.endswith(end)]:
-        theirs = tensors[name].float()
-        if theirs.shape != copy.shape or not torch.allclose(theirs, copy, rtol=1e-2, atol=1e-7):
-            raise ValueError(f'{name} holds other rotations than this LLaMA computes, so it is another model; '
-                             f'nothing was loaded')
-    return {k: v for k, v in tensors.items() if not k.endswith(end)}
 
 # %% ../nbs/08_llama.ipynb #fa590c74
 _hf_fields = {  # our field: (theirs, or their spellings; the published default)
@@ -243,7 +170,7 @@ def from_hf(cls:LLaMA,
     config, tensors = public_checkpoint(source)
     cfg = config_from_hf(config)
     if cfg.tied: tensors = untie(tensors, 'lm_head.weight', 'model.embed_tokens.weight')
-    return assemble(cfg, _without_copy(tensors, 'rotary_emb.inv_freq', _rates(cfg)), 'hf')
+    return from_layout(LLaMA, cfg, drop_computed(tensors, 'rotary_emb.inv_freq', _rates(cfg)), layouts['hf'])
 
 # %% ../nbs/08_llama.ipynb #ae32fbbc
 @patch
@@ -251,7 +178,7 @@ def to_hf(self:LLaMA):
     "Copy the weights into a new `transformers.LlamaForCausalLM`."
     from transformers import LlamaConfig, LlamaForCausalLM
     check_exportable(self, LLaMA)
-    c, tensors = self.cfg, dissemble(self)
+    c, tensors = self.cfg, to_layout(self, layouts['hf'])
     hf = LlamaForCausalLM(LlamaConfig(
         vocab_size=c.n_vocab, max_position_embeddings=c.ctx_len, hidden_size=c.d_model, num_hidden_layers=c.n_layer,
         num_attention_heads=c.n_head, num_key_value_heads=c.kv_heads, intermediate_size=c.inner, rms_norm_eps=c.eps,
@@ -263,17 +190,6 @@ def to_hf(self:LLaMA):
 # %% ../nbs/08_llama.ipynb #99db1bc0
 # cut by columns; norms are repeated, the rest is cut by rows
 _columns = ('attention.wo.weight', 'feed_forward.w2.weight', 'tok_embeddings.weight')
-
-def join_shards(
-    shards:list[dict[str, Tensor]],   # in the order of their numbers
-)->dict[str, Tensor]:
-    "Put a model that was cut across files together."
-    if len({frozenset(s) for s in shards}) != 1: raise ValueError('the shards do not hold the same names')
-    def join(name, parts):
-        if parts[0].ndim != 1: return torch.cat(parts, dim=1 if name.endswith(_columns) else 0)
-        if any(not p.equal(parts[0]) for p in parts): raise ValueError(f'{name} differs between the shards')
-        return parts[0]
-    return {k: join(k, [s[k] for s in shards]) for k in shards[0]}
 
 _meta_fields = {  # our field: (theirs; its default in the released code, or its type where it has none)
     'n_vocab': ('vocab_size', -1), 'd_model': ('dim', int), 'n_layer': ('n_layers', int), 'n_head': ('n_heads', int),
@@ -299,7 +215,8 @@ def from_meta(cls:LLaMA,
     cfg = LLaMAConfig(**p, n_vocab=said if said > 0 else n_vocab, ctx_len=ctx_len, d_ff=d_ff)
     shards = [read_tensors(f) for f in files]
     for f, shard in zip(files, shards): refuse_non_finite(shard, f)
-    return assemble(cfg, _without_copy(join_shards(shards), 'rope.freqs', _rates(cfg)), 'meta')
+    tensors = drop_computed(join_shards(shards, _columns), 'rope.freqs', _rates(cfg))
+    return from_layout(LLaMA, cfg, tensors, layouts['meta'])
 
 # %% ../nbs/08_llama.ipynb #e5784d80
 _gguf_fields = {  # our field: (theirs; its default, or its type where it has none)
@@ -328,7 +245,8 @@ def from_gguf(cls:LLaMA,
     "Load a LLaMA from a GGUF file."
     meta, tensors = read_gguf(path)
     cfg = replace(config_from_gguf(meta), tied='output.weight' not in tensors)
-    model = assemble(cfg, _without_copy(tensors, 'rope_freqs.weight', torch.ones(cfg.d_head // 2)), 'gguf')
+    tensors = drop_computed(tensors, 'rope_freqs.weight', torch.ones(cfg.d_head // 2))
+    model = from_layout(LLaMA, cfg, tensors, layouts['gguf'])
     model.meta = meta
     return model
 

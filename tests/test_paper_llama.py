@@ -6,14 +6,14 @@ from pathlib import Path
 import gguf, numpy as np, pytest, torch
 from safetensors.torch import save_file
 
+from papers_lib.engine.layouts import from_layout, to_layout
 from papers_lib.engine.llm import LLM, NotSupported, LocalLLM, Recorded, render
 from papers_lib.engine.parity import parity, random_model
 from papers_lib.lab.bench import select_races
 from papers_lib.lab.plots import shown
 from papers_lib.lab.results import published
 from papers_lib.llama import (
-    LLaMA, LLaMAConfig, assemble, claims, config_from_hf, dissemble, layouts, llama_parts, paper, read_llm, runs, sizes,
-    stack_sizes)
+    LLaMA, LLaMAConfig, claims, config_from_hf, layouts, llama_parts, paper, read_llm, runs, sizes, stack_sizes)
 from papers_lib.nn.positions import NoPositions
 from papers_lib.nn.stack import Parts, Stack
 from papers_lib.store.fetch import NotFound
@@ -51,14 +51,14 @@ def test_the_class_is_the_stack_of_its_parts(tied):
     assert torch.allclose(stack(tokens()), model(tokens()), atol=1e-6)
 
 
-@pytest.mark.parametrize('layout', layouts)
+@pytest.mark.parametrize('layout', layouts.values(), ids=layouts)
 def test_every_wrong_key_is_named_at_once(layout):
-    tensors = dissemble(some(), layout)
+    tensors = to_layout(some(), layout)
     gone, bent = list(tensors)[1], list(tensors)[4]
     del tensors[gone]
     tensors[bent] = torch.zeros(3, 7)
     tensors['spare.weight'] = torch.zeros(1)
-    with pytest.raises(ValueError) as e: assemble(CFG, tensors, layout)
+    with pytest.raises(ValueError) as e: from_layout(LLaMA, CFG, tensors, layout)
     wrong = f'missing {gone}', f'{bent} has shape (3, 7)', 'extra spare.weight'
     for words in ('3 key(s)', *wrong, 'nothing was loaded'): assert words in str(e.value)
 
@@ -108,7 +108,7 @@ def checkpoint(folder, tensors, **config):
 
 
 def test_a_head_that_is_not_the_embedding_is_not_lost(tmp_path):
-    tensors = dissemble(some(tied=True))
+    tensors = to_layout(some(tied=True), layouts['hf'])
     head = tensors['model.embed_tokens.weight']
     same = LLaMA.from_hf(checkpoint(tmp_path, tensors | {'lm_head.weight': head}))
     assert same(tokens()).equal(some(tied=True)(tokens()))
@@ -118,7 +118,7 @@ def test_a_head_that_is_not_the_embedding_is_not_lost(tmp_path):
 
 @pytest.mark.parametrize('name', ['model.rotary_emb.inv_freq', 'model.layers.1.self_attn.rotary_emb.inv_freq'])
 def test_rates_of_rotations_in_a_file_must_be_ours(tmp_path, name):
-    tensors, rates = dissemble(some(tied=True)), 1e4 ** (-torch.arange(0, 16, 2) / 16)
+    tensors, rates = to_layout(some(tied=True), layouts['hf']), 1e4 ** (-torch.arange(0, 16, 2) / 16)
     LLaMA.from_hf(checkpoint(tmp_path, tensors | {name: rates.half()}))
     for wrong in (rates / 4, rates[:4]):
         with pytest.raises(ValueError, match=f'{name}.*nothing was loaded'):
@@ -171,7 +171,7 @@ def write(path, model, tensors=(), keys=()):
         add(value)
     kinds = {str: w.add_string, float: w.add_float32, int: w.add_uint32}
     for key, value in dict(keys).items(): kinds[type(value)](key, value)
-    for name, p in (dissemble(model, 'gguf') | dict(tensors)).items(): w.add_tensor(name, p.numpy())
+    for name, p in (to_layout(model, layouts['gguf']) | dict(tensors)).items(): w.add_tensor(name, p.numpy())
     w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
     return path
 
@@ -240,7 +240,7 @@ def write_meta(folder, model, n, extra=(), **params):
     columns = ('wo.weight', 'w2.weight', 'tok_embeddings.weight')
     cut = lambda k, v: [v] * n if v.ndim == 1 else v.chunk(n, 1 if k.endswith(columns) else 0)
     for i in range(n):
-        part = {k: cut(k, v)[i].contiguous() for k, v in dissemble(model, 'meta').items()}
+        part = {k: cut(k, v)[i].contiguous() for k, v in to_layout(model, layouts['meta']).items()}
         save_file(part | dict(extra), folder / f'consolidated.{i:02}.safetensors')
     said = dict(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, norm_eps=1e-6, vocab_size=300) | params
     (folder / 'params.json').write_text(json.dumps({k: v for k, v in said.items() if v is not ...}), encoding='utf-8')
@@ -275,7 +275,7 @@ def test_what_metas_parameters_say_is_read_or_refused(tmp_path):
 
 def test_damaged_public_weights_are_named(tmp_path):
     model = some(tied=True, d_ff=256)
-    tensors = {k: v.clone() for k, v in dissemble(model).items()}
+    tensors = {k: v.clone() for k, v in to_layout(model, layouts['hf']).items()}
     tensors['model.norm.weight'][3] = torch.nan
     with pytest.raises((ValueError, CorruptFile), match='not finite.*model.norm.weight'):
         LLaMA.from_hf(checkpoint(tmp_path, tensors))

@@ -11,13 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['count_bytes', 'split_documents', 'held_out', 'document_losses', 'text_ids', 'passage_nats', 'clean_passages',
-           'spread', 'window_loss', 'spread_loss', 'generalisation']
+__all__ = ['count_bytes', 'split_documents', 'held_out', 'document_losses', 'text_ids', 'passage_nats', 'word_perplexity',
+           'clean_passages', 'spread', 'window_loss', 'spread_loss', 'generalisation']
 
 # %% ../../nbs/engine/09_evaluate.ipynb #951f6a71
-from .score import texts_nll
+from .score import texts_nll, token_nll
 from .train import lm_loss
 from ..text.corpora import TokenBatches, seen_ngrams
+from ..text.detokenize import Detokenizer
 
 # %% ../../nbs/engine/09_evaluate.ipynb #f2a108f6
 def count_bytes(
@@ -89,6 +90,23 @@ def passage_nats(
     t = model.cfg.ctx_len
     nats = texts_nll(model, [tok.encode(p) for p in passages], ctx_len=t, stride=max(1, t // 2), eot=tok.eot)
     return np.array([x.sum() for x in nats])
+
+# %% ../../nbs/engine/09_evaluate.ipynb #388fcaaf
+def word_perplexity(
+    model:nn.Module,                      # a decoder
+    tok,                                  # has `encode` and `eot`
+    lines:list[str],                      # the set's lines as published, without their line ends
+    detokenizer:Detokenizer|None=None,    # None scores the tokenised text as it is
+    stride:int|None=None,                 # tokens newly scored a window; None is half the context
+)->dict:                                  # ppl a word, nats, bpb (bits a byte as published), n_words, n_tokens, n_bytes
+    "Perplexity per original word; every line counts, blank ones too, and each line end is a word."
+    n_words = sum(len(line.split()) + 1 for line in lines)
+    n_bytes = len('\n'.join(lines).encode())
+    text = '\n'.join(lines if detokenizer is None else map(detokenizer.detokenize, lines))
+    nll = token_nll(model, text_ids(tok, text), ctx_len=model.cfg.ctx_len, stride=stride or model.cfg.ctx_len // 2)
+    nats = float(nll.sum(dtype=np.float64))
+    return dict(ppl=math.exp(nats / n_words), nats=nats, bpb=nats / math.log(2) / n_bytes, n_words=n_words,
+                n_tokens=len(nll), n_bytes=n_bytes)
 
 # %% ../../nbs/engine/09_evaluate.ipynb #0d1f5933
 def clean_passages(
