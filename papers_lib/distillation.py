@@ -4,7 +4,7 @@
 
 # %% ../nbs/15_distillation.ipynb #5b8c106c
 from __future__ import annotations
-import hashlib, json, warnings
+import hashlib, json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -14,9 +14,9 @@ from torch import Tensor
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['claims', 'others', 'runs', 'races', 'paper', 'TeacherConfig', 'CrossEncoder', 'train_teacher', 'train_student',
-           'Lesson', 'pool', 'reader', 'tables', 'pieces', 'lists', 'some_lists', 'scored', 'teacher_folder', 'stored',
-           'teacher_table', 'spoilt_lists', 'distill', 'Claims', 'race_textcnn', 'race_onnx', 'pretrained']
+__all__ = ['claims', 'runs', 'races', 'paper', 'TeacherConfig', 'CrossEncoder', 'Lesson', 'pool', 'reader', 'tables', 'pieces',
+           'lists', 'scored', 'teacher_folder', 'stored', 'distill', 'Claims', 'race_textcnn', 'race_onnx',
+           'pretrained']
 
 # %% ../nbs/15_distillation.ipynb #0a5f7ae3
 from .bert import BERT, BERTConfig, BERTEncoder
@@ -24,24 +24,22 @@ from .nn.blocks import Drawn
 from .nn.linear import Linear
 from .nn.matchers import (
     Student, StudentConfig, joined, make_student, repeated, student_table, students, three_views)
-from .text.lexicon import Lexicon, SameTag, skip_gram, varied
-from .text.tagged import read_conllu
+from .text.lexicon import Lexicon, skip_gram
 from .text.wordpiece import FastWordPiece
 
 # %% ../nbs/15_distillation.ipynb #c2bfa8e7
 from .engine.checkpoint import load_model, save_model
-from papers_lib.engine.distil import (
-    DistilLoss, ListBatches, ListLoss, frozen, padded_table, score_pairs, score_range, standardised, warn_scale,
-    warn_unknown)
+from .engine.distil import (
+    DistilLoss, ListBatches, frozen, score_pairs, score_range, standardised, train_matcher, warn_scale, warn_unknown)
 from .engine.onnx_matcher import export_onnx
 from .engine.recipe import n_params
-from .engine.stats import Row, median_interval, round_robin
-from .engine.train import TrainConfig, fit
-from .lab.bench import one_query, one_thread, onnx_race, speed_row
+from .engine.stats import Row, round_robin
+from .engine.train import TrainConfig
+from .lab.bench import latency_row, one_query, one_thread, onnx_race, speed_row
 from .lab.data import did_you_mean, get
 from .lab.memo import definitions_hash, remembered
 from .lab.presets import Claim, Paper, RunSpec
-from .lab.relevance import Judged, Triples, candidate_pool, read_triples, triples
+from .lab.relevance import Judged, Triples, candidate_pool, id_tables, read_triples, triples
 from .store.cache import kept
 from .store.files import atomic_write, sha256
 
@@ -85,29 +83,6 @@ class CrossEncoder(Drawn):
         model = cls(TeacherConfig(**asdict(replace(encoder.cfg, dropout=0.)), hidden=hidden))
         model.encoder.load_state_dict(encoder.state_dict())
         return model
-
-# %% ../nbs/15_distillation.ipynb #1ee85b5c
-def train_teacher(
-    model:CrossEncoder,         # trained in place
-    batches:ListBatches,
-    train:TrainConfig,          # its seed is that of the order
-    device:str='auto',
-)->CrossEncoder:                # in evaluation mode
-    "Fine-tune a cross-encoder on its hinge."
-    fit(model, batches, train, loss_fn=ListLoss(DistilLoss(a=0.)), device=device)
-    return model.eval()
-
-def train_student(
-    net:Student,                # trained in place
-    batches:ListBatches,        # with the teacher's scores where `loss.a` is above 0
-    loss:DistilLoss,
-    train:TrainConfig,
-    device:str='auto',
-    folder=None,                # checkpoints; a run that finds one goes on from it
-)->Student:                     # in evaluation mode
-    "Train a student on labels and on a teacher's stored scores."
-    fit(net, batches, train, loss_fn=ListLoss(loss), device=device, folder=folder)
-    return net.eval()
 
 # %% ../nbs/15_distillation.ipynb #b57a50fc
 @dataclass(frozen=True)
@@ -154,8 +129,7 @@ def reader(lesson:Lesson)->FastWordPiece|Lexicon:
 
 def tables(lesson:Lesson, texts:Judged, tok)->tuple[Int[np.ndarray, 'q t'], Int[np.ndarray, 'd s']]:
     "Lay the ids of queries and documents out."
-    return tuple(padded_table([*tok.encode_batches(x)], 2 * n)
-                 for x, n in ((texts.queries, lesson.n_query), (texts.docs, lesson.n_doc)))
+    return id_tables(texts, tok, 2 * lesson.n_query, 2 * lesson.n_doc)
 
 @remembered
 def pieces(lesson:Lesson, part:str)->tuple[Int[np.ndarray, 'q t'], Int[np.ndarray, 'd s']]:
@@ -165,11 +139,6 @@ def pieces(lesson:Lesson, part:str)->tuple[Int[np.ndarray, 'q t'], Int[np.ndarra
 def lists(lesson:Lesson)->Triples:
     "The rows that students learn from: a query, its positive, negatives; in one order for all."
     return triples(pool(lesson, 'train'), lesson.n_neg, seed=1)
-
-def some_lists(lesson:Lesson, share:float)->Int[np.ndarray, 'm']:
-    "Choose a share of the lists, at least ten, the same for all seeds."
-    n = len(lists(lesson))
-    return np.random.default_rng(5).permutation(n)[:max(10, round(share * n))]
 
 # %% ../nbs/15_distillation.ipynb #8b222fdc
 def _untaught(lesson):
@@ -184,7 +153,7 @@ def _untaught(lesson):
     with torch.no_grad(): model.encoder.tok_emb.weight[:n] = .05 * torch.from_numpy(table)
     return model
 
-def scored(lesson:Lesson, model:CrossEncoder, *pairs)->Float[np.ndarray, 'm']:
+def scored(lesson:Lesson, model:CrossEncoder, *pairs)->Float[np.ndarray, 'm *n']:
     "Score pairs in the lesson's arithmetic; `pairs` as `score_pairs` takes them."
     with frozen(model), torch.autocast(next(model.parameters()).device.type, torch.bfloat16,
                                        enabled=lesson.dtype == 'bfloat16'):
@@ -198,9 +167,9 @@ def _teach(lesson, folder):
     n = max(1, len(rows) // size)
     train = TrainConfig(n, size, lesson.teacher_lr, schedule='linear', n_warmup=n // 10, min_frac=0., weight_decay=.01,
                         dtype=lesson.dtype, log_every=max(1, n // 5))
-    train_teacher(model, ListBatches(q, d, rows.query, rows.doc, None, size), train)
-    model, wide, n_doc = model.cpu(), lists(lesson), lesson.n_neg + 1
-    told = dict(lists=scored(lesson, model, q, d, wide.query.repeat(n_doc), wide.doc.ravel()).reshape(-1, n_doc))
+    train_matcher(model, ListBatches(q, d, rows.query, rows.doc, None, size), DistilLoss(a=0.), train)
+    model, wide = model.cpu(), lists(lesson)
+    told = dict(lists=scored(lesson, model, q, d, wide.query, wide.doc))
     for part in ('tune', 'test'):
         found = pool(lesson, part)
         told[part] = scored(lesson, model, *pieces(lesson, part), found.query, found.doc)
@@ -219,41 +188,13 @@ def stored(lesson:Lesson, part:str)->Float[np.ndarray, '...']:
     "Read a teacher's scores: of the 'lists', or of the candidates of 'tune' or 'test'."
     return np.load(teacher_folder(lesson) / f'{part}.npy', allow_pickle=False)
 
-@remembered
-def teacher_table(lesson:Lesson, d:int)->Float[np.ndarray, 'v d']:
-    "Copy the embeddings of a lesson's teacher for students."
-    table = load_model(teacher_folder(lesson) / 'model', CrossEncoder, TeacherConfig).encoder.tok_emb.weight
-    return student_table(table[:reader(lesson).n_vocab].detach().numpy(), d)
-
-# %% ../nbs/15_distillation.ipynb #140d2589
-def _spoil(lesson, share, copies, folder):
-    "Spoil the words of lists, score the result."
-    rows, tok, rng = lists(lesson).take(some_lists(lesson, share)), reader(lesson), np.random.default_rng(3)
-    tagged = [*read_conllu(get('ud_ewt').path('train.conllu').read_text(encoding='utf-8'))]
-    alike = SameTag([w for s in tagged for w in s.words], [t for s in tagged for t in s.tags])
-    def cut(text):
-        return [i for w in varied(text.split(), rng, alike=alike) for i in ([tok.mask] if w is None else tok.encode(w))]
-    n = len(rows) * copies
-    q = padded_table([cut(rows.queries[i]) for i in rows.query.repeat(copies)], 2 * lesson.n_query)
-    d = padded_table([cut(rows.docs[i]) for i in rows.doc.repeat(copies, 0).ravel()], 2 * lesson.n_doc)
-    model, at = load_model(teacher_folder(lesson) / 'model', CrossEncoder, TeacherConfig), np.arange(len(d))
-    scores = scored(lesson, model, q, d, at // rows.doc.shape[1], at).reshape(n, -1)
-    np.savez(folder / 'rows.npz', q=q, d=d, scores=scores)
-
-def spoilt_lists(lesson:Lesson, share:float, copies:int)->dict[str, np.ndarray]:   # q, d: ids; scores (m, n + 1)
-    "Give copies of a share of the lists with spoilt texts and the teacher's scores of them, made once."
-    told = asdict(lesson), share, copies, get(lesson.name).hash, get('ud_ewt').hash, definitions_hash(_spoil)
-    folder = kept('corpora', f'spoilt-{_key(*told)}', lambda tmp: _spoil(lesson, share, copies, tmp))
-    with np.load(folder / 'rows.npz', allow_pickle=False) as found: return dict(found)
-
 # %% ../nbs/15_distillation.ipynb #08b506ae
-def _score_rows(rows, folder, q, d):
+def _score_rows(rows, teacher, q, d):
     "The teacher's scores of all documents of all rows, or the file's."
-    if folder is None:
+    if teacher is None:
         if rows.scores is not None: return rows.scores
         raise ValueError('the rows have no labels: name a teacher, the folder of a CrossEncoder')
-    with frozen(load_model(folder, CrossEncoder, TeacherConfig)) as model:
-        return score_pairs(model, q, d, rows.query.repeat(rows.doc.shape[1]), rows.doc.ravel()).reshape(rows.doc.shape)
+    with frozen(teacher): return score_pairs(teacher, q, d, rows.query, rows.doc)
 
 # %% ../nbs/15_distillation.ipynb #25f05fdd
 def distill(
@@ -275,19 +216,18 @@ def distill(
     tok = FastWordPiece.load(teacher or source)
     cfg = replace(students[student] if isinstance(student, str) else student, n_vocab=tok.n_vocab, cls=tok.cls,
                   sep=tok.sep)
-    q, d = (padded_table([*tok.encode_batches(x)], n) for x, n in zip((rows.queries, rows.docs), n_piece))
+    q, d = id_tables(rows, tok, *n_piece)
     for what, table in (('queries', q), ('documents', d)): warn_unknown(table, tok.unk, what)
-    raw = _score_rows(rows, teacher, q, d)
+    model = None if teacher is None else load_model(teacher, CrossEncoder, TeacherConfig)
+    raw = _score_rows(rows, model, q, d)
     scores = standardised(raw) if loss.soft == 'mse' else raw
     if 0 < loss.a < 1 and loss.soft != 'kl': warn_scale(scores, loss.margin)
-    if teacher is None: table = BERT.encoder.from_hf(source, layers=1).tok_emb.weight
-    else: table = load_model(teacher, CrossEncoder, TeacherConfig).encoder.tok_emb.weight
+    table = (BERT.encoder.from_hf(source, layers=1) if model is None else model.encoder).tok_emb.weight
     net = make_student(cfg, student_table(table.detach().numpy(), cfg.d_emb), seed)
-    aside = np.random.default_rng(0).permutation(len(rows.queries))[:len(rows.queries) // 10]
-    held = np.isin(rows.query, aside)
+    held = rows.aside()
     batches = ListBatches(q, d, rows.query[~held], rows.doc[~held], scores[~held],
                           min(train.batch_size, int((~held).sum())), seed)
-    net = train_student(net, batches, loss, replace(train, seed=seed), device, out / 'training').cpu()
+    net = train_matcher(net, batches, loss, replace(train, seed=seed), device, out / 'training').cpu()
     save_model(out / 'model', net, tok)
     told = _judged(net, q, d, rows, raw, held)
     atomic_write(out / 'README.md', _card(path, teacher, cfg, loss, train, rows, raw, told, n_params(net)))
@@ -298,8 +238,7 @@ def distill(
 def _judged(net, q, d, rows, scores, held):
     "How student and teacher agree on the queries that were left aside."
     if not held.any(): return 'no query was left aside: there are fewer than ten'
-    n = rows.doc.shape[1]
-    z = score_pairs(net, q, d, rows.query[held].repeat(n), rows.doc[held].ravel(), 256).reshape(-1, n)
+    z = score_pairs(net, q, d, rows.query[held], rows.doc[held], 256)
     first = lambda s: float((s[:, :1] > s[:, 1:]).mean())
     return (f'{int(held.sum())} rows of queries left aside: the positive stands first in {first(z):.1%} of the pairs '
             f'(teacher {first(scores[held]):.1%})')
@@ -405,10 +344,6 @@ claims = {  # fixed before measuring; what changed since is in results/designs.j
 # %% ../nbs/15_distillation.ipynb #2da1b8c7
 _recipe = dict(schedule='linear', min_frac=0., weight_decay=.01, beta2=.999)
 _wikiqa = Lesson('wikiqa', n_list=873, n_neg=4, n_hard=0, n_easy=0, n_test=243, n_tune=126, n_query=12)
-others = {   # lessons beside a preset's own, by set: C8 and C9, C12
-    'qbqtc': Lesson('qbqtc', 6000, 4, n_hard=4, n_easy=1, n_test=2000, n_tune=400, n_query=16, n_doc=32, layers=2,
-                    n_taught=19200, teacher_lr=1e-3, dtype='float32', width=96),
-    'scifact': Lesson('scifact', 707, 4, n_hard=5, n_easy=1, n_test=300, n_tune=50, n_query=24, n_taught=1200)}
 
 runs = {
     'tiny': RunSpec(StudentConfig(d_emb=32, n_map=16, hidden=32),
@@ -446,12 +381,8 @@ def race_textcnn(
                  protocol='1 query of 8 pieces, 100 documents of 24 to 40; token ids given, every document read; '
                           'float32, 1 thread, torch.inference_mode')
     calls = round_robin(dict(textcnn=fast), n=n, warmup=10)['textcnn']
-    slowest = np.sort(np.array(calls) * 1e3)
-    groups = [float(np.quantile(slowest[i::10], .95)) for i in range(10)]     # ten parts of the calls, a value each
-    told = dict(metric='95th percentile of a call', unit='ms', rule='at_most', bound=5., n=n)
-    yield Row(kind='speed', id='textcnn.100docs.p95_ms', **facts, **told,
-              tests='A TextCNN scores 100 documents of a query in at most 5 ms, 95 times of 100',
-              **median_interval(groups, 'p95 of a tenth of the calls').facts())
+    yield latency_row('textcnn.100docs.p95_ms', 'A TextCNN scores 100 documents of a query in at most 5 ms, 95 times '
+                      'of 100', calls, 5., **facts)
     times = round_robin(dict(teacher=one_thread(lambda: slow(q, d)), textcnn=fast), n=n_teacher, warmup=1)
     yield speed_row('textcnn.vs_teacher', 'The teacher takes at least 20 times as long', times, 'teacher', 'textcnn',
                     20., **facts)

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 
 # %% auto #0
 __all__ = ['sizes', 'claims', 'runs', 'races', 'paper', 'GPT1Config', 'GPT1', 'read_release', 'Marks', 'single_input',
-           'pair_input', 'two_order_input', 'choice_input', 'task_input', 'TaskModel', 'FineTuneLoss', 'with_marks',
-           'finetune', 'class_logps', 'Claims', 'pretrained']
+           'pair_input', 'two_order_input', 'choice_input', 'task_input', 'with_marks', 'FineTuneLoss', 'Claims',
+           'pretrained']
 
 # %% ../nbs/02_gpt1.ipynb #b53a6b0e
 from .nn.blocks import Block, Decoder, check_sizes
@@ -25,12 +25,13 @@ from .nn.positions import LearnedPositions
 
 # %% ../nbs/02_gpt1.ipynb #8629499d
 from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, untie
+from .engine.decoder_heads import TaskModel
 from .engine.parity import check_exportable
-from .engine.train import IGNORE, TrainConfig, fit
+from .engine.train import IGNORE, TrainConfig
 from .lab.bench import training_races
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
-from .lab.tasks import ChoiceExample, Example, task_batch, task_batches
+from .lab.tasks import ChoiceExample, Example
 from .store.files import CorruptFile
 
 # %% ../nbs/02_gpt1.ipynb #562c37a3
@@ -242,56 +243,6 @@ def task_input(
     if not second: return single_input(first, marks, ctx_len)
     return (two_order_input if both_orders else pair_input)(first, *second, marks, ctx_len)
 
-# %% ../nbs/02_gpt1.ipynb #8a225717
-class TaskModel(nn.Module):
-    "A language model with the one layer that a task adds."
-    def __init__(self,
-        model:GPT1,
-        n_class:int,               # classes, 1 for a grade; of a choice among answers it is not used
-        choice:bool=False,         # each sequence of an example is an answer to choose
-        dropout:float=0.1,         # of the vector that is classified
-    ):
-        super().__init__()
-        self.cfg, self.model, self.choice, self.dropout = model.cfg, model, choice, dropout
-        self.graded = n_class == 1 and not choice
-        self.out = nn.Linear(model.cfg.d_model, 1 if choice else n_class)       # W_y
-        nn.init.normal_(self.out.weight, std=0.02); nn.init.zeros_(self.out.bias)
-
-    def hidden(self, ids:Int[Tensor, 'b s t'])->Float[Tensor, 'b s t d']:
-        "Run all sequences of all examples; padding stands behind, where no real token looks."
-        b, s, t = ids.shape
-        return self.model.hidden(ids.flatten(0, 1)).view(b, s, t, -1)
-
-    def classify(self,
-        h:Float[Tensor, 'b s t d'],
-        at:Int[Tensor, 'b s'],            # place of each extract token
-    )->Float[Tensor, 'b c']:              # logits of the classes, or of the answers
-        "Read the vectors at the extract tokens (3)."
-        last = at.clamp(min=0)[..., None, None].expand(-1, -1, 1, h.shape[-1])
-        v = h.gather(2, last).squeeze(2)                                       # (b, s, d)
-        keep = torch.ones_like(v[:, :1] if self.choice else v)                 # answers share what is dropped
-        v = v * F.dropout(keep, self.dropout, self.training)
-        if not self.choice: return self.out(v.sum(1))
-        return self.out(v).squeeze(-1).masked_fill(at < 0, -math.inf)          # an example with fewer answers
-
-# %% ../nbs/02_gpt1.ipynb #28b5ca8d
-@dataclass(frozen=True)
-class FineTuneLoss:
-    "Minus L_3, summed over the examples of a batch (5)."
-    aux:float = 0.5     # λ, weight of the language-model loss; 0 leaves it out
-
-    def __call__(self, model:TaskModel, batch:dict[str, Tensor])->Float[Tensor, '']:
-        h = model.hidden(batch['ids'])
-        logits, y, nats = model.classify(h, batch['at']), batch['targets'][:, 0], dict(reduction='sum')
-        if model.graded: loss = F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), **nats)
-        else: loss = F.cross_entropy(logits, y, **nats)                                     # L_2
-        if not self.aux: return loss
-        rows, real = h[:, :, :-1], batch['next'][:, :, :-1] != IGNORE
-        nats = F.cross_entropy(model.model.head(rows[real]), batch['next'][:, :, :-1][real], reduction='none')
-        each = torch.zeros(real.shape, device=nats.device).masked_scatter(real, nats)       # (b, s, t - 1)
-        each = each.sum(-1) / real.sum(-1).clamp(min=1)                                     # (b, s)
-        return loss + self.aux * (each.sum(1) / (batch['at'] >= 0).sum(1)).sum()            # L_1
-
 # %% ../nbs/02_gpt1.ipynb #843107aa
 def with_marks(
     model:GPT1,      # or another decoder with the same head
@@ -306,59 +257,21 @@ def with_marks(
     wider.load_state_dict(state)
     return wider, Marks.after(n)
 
-# %% ../nbs/02_gpt1.ipynb #156f621e
-def _check_task(rows, labels, n_class, choice, ctx_len):
-    "Refuse labels outside the class set, and sequences that no model of this size reads."
-    if n_class == 1 and not choice:
-        wrong = next((y for y in labels if not 0 <= y <= 1), None)
-        if wrong is not None: raise ValueError(f'label {wrong}: a grade lies between 0 and 1')
-    else:
-        for i, (row, y) in enumerate(zip(rows, labels)):
-            n = len(row) if choice else n_class
-            if y not in range(n):
-                what = 'answers' if choice else 'classes'
-                raise ValueError(f'example {i}, label {y}: there are {n} {what}, numbered from 0')
-    for i, row in enumerate(rows):
-        if (n := max(map(len, row))) > ctx_len:
-            raise ValueError(f'example {i}: a sequence of {n} tokens, the model reads at most ctx_len={ctx_len}')
+# %% ../nbs/02_gpt1.ipynb #28b5ca8d
+@dataclass(frozen=True)
+class FineTuneLoss:
+    "Minus L_3, summed over the examples of a batch (5)."
+    aux:float = 0.5     # λ, weight of the language-model loss; 0 leaves it out
 
-# %% ../nbs/02_gpt1.ipynb #4e27b928
-def finetune(
-    model:GPT1,                       # with rows for the marks; it is changed
-    rows:Sequence[list[list[int]]],   # as in `task_batch`
-    labels:Sequence[float],           # classes, answers, or grades from 0 to 1
-    n_class:int,                      # 1 for grades
-    train:TrainConfig,
-    *,
-    seed:int,                         # of W_y, the order and dropout
-    loss:FineTuneLoss=FineTuneLoss(),
-    choice:bool=False,
-    evaluate:Callable|None=None,      # as `fit`'s
-)->TaskModel:                         # in evaluation mode
-    "Train all weights on a labelled task (5)."
-    _check_task(rows, labels, n_class, choice, model.cfg.ctx_len)
-    torch.manual_seed(seed)
-    task = TaskModel(model, n_class, choice)
-    fit(task, task_batches(rows, labels, train.batch_size, seed), train, loss_fn=loss, evaluate=evaluate)
-    return task.eval()
-
-# %% ../nbs/02_gpt1.ipynb #20121c7d
-@torch.inference_mode()
-def class_logps(
-    task:TaskModel,
-    rows:Sequence[list[list[int]]],
-    batch_size:int=64,                # examples at a time
-)->Float[np.ndarray, 'n c']:          # nats; an answer that an example does not have has minus infinity
-    "Log-probability of each class, or answer, of each example (3); of a grade, of the lowest and of the highest."
-    order, where = sorted(range(len(rows)), key=lambda i: len(rows[i][0])), next(task.parameters()).device
-    found = np.full((len(rows), max(2, task.out.out_features, *map(len, rows))), -np.inf, np.float32)
-    for first in range(0, len(rows), batch_size):
-        part = order[first:first + batch_size]
-        batch = {k: v.to(where) for k, v in task_batch([rows[i] for i in part], [0] * len(part)).items()}
-        logits = task.classify(task.hidden(batch['ids']), batch['at'])
-        if task.graded: logits = torch.cat([torch.zeros_like(logits), logits], 1)
-        found[part, :logits.shape[1]] = logits.log_softmax(-1).float().cpu()
-    return found
+    def __call__(self, model:TaskModel, batch:dict[str, Tensor])->Float[Tensor, '']:
+        h = model.hidden(batch['ids'])
+        loss = model.loss(model.classify(h, batch['at']), batch['targets'])                 # L_2
+        if not self.aux: return loss
+        rows, real = h[:, :, :-1], batch['next'][:, :, :-1] != IGNORE
+        nats = F.cross_entropy(model.model.head(rows[real]), batch['next'][:, :, :-1][real], reduction='none')
+        each = torch.zeros(real.shape, device=nats.device).masked_scatter(real, nats)       # (b, s, t - 1)
+        each = each.sum(-1) / real.sum(-1).clamp(min=1)                                     # (b, s)
+        return loss + self.aux * (each.sum(1) / (batch['at'] >= 0).sum(1)).sum()            # L_1
 
 # %% ../nbs/02_gpt1.ipynb #e67504b8
 @dataclass(frozen=True)

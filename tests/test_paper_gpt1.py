@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 from torch.nn import functional as F
 
+from papers_lib.engine.decoder_heads import TaskModel, class_logps, fine_tune_decoder, task_batch
 from papers_lib.engine.parity import parity, random_model
 from papers_lib.engine.train import IGNORE, TrainConfig, param_groups
 from papers_lib.gpt1 import (
-    GPT1, FineTuneLoss, GPT1Config, Marks, TaskModel, choice_input, claims, class_logps, finetune, pair_input, paper,
-    read_release, runs, single_input, sizes, task_input, two_order_input, with_marks)
-from papers_lib.lab.tasks import ChoiceExample, Example, task_batch, task_batches
+    GPT1, FineTuneLoss, GPT1Config, Marks, choice_input, claims, pair_input, paper, read_release, runs, single_input,
+    sizes, task_input, two_order_input, with_marks)
+from papers_lib.lab.tasks import ChoiceExample, Example
 from papers_lib.nn.stack import Parts, Sizes, Stack
 from papers_lib.store.files import CorruptFile
 from papers_lib.text.tokenizers import BadVocabulary, WordBPE, train_word_bpe, word_tokens
@@ -182,31 +183,7 @@ def test_a_grade_is_fitted_by_its_cross_entropy():
     assert math.isclose(loss, -(0.7 * low + 0.3 * high), rel_tol=1e-5)
 
 
-def test_what_is_dropped_is_dropped_of_all_answers_alike():
-    task = task_model(choice=True).train()
-    with torch.no_grad(): task.out.weight.fill_(1.)
-    h, at = torch.ones(1, 2, 4, 32), torch.tensor([[3, 3]])
-    assert all(len(set(task.classify(h, at)[0].tolist())) == 1 for _ in range(5))
-
-
-def test_a_label_outside_the_classes_is_refused():
-    train = TrainConfig(n_step=1, batch_size=2, lr=1e-3)
-    rows = [single_input([1, 2], MARKS, 24), single_input([3], MARKS, 24)]
-    tune = lambda rows, labels, n, **how: finetune(with_marks(some())[0], rows, labels, n, train, seed=0, **how)
-    with pytest.raises(ValueError, match='example 1, label 3: there are 3 classes'): tune(rows, [0, 3], 3)
-    with pytest.raises(ValueError, match='example 0, label -1: there are 3 classes'): tune(rows, [-1, 0], 3)
-    with pytest.raises(ValueError, match='example 1, label 0.5: there are 2 classes'): tune(rows, [0, 0.5], 2)
-    with pytest.raises(ValueError, match='label 1.5: a grade lies between 0 and 1'): tune(rows, [0.2, 1.5], 1)
-    with pytest.raises(ValueError, match='example 1, label 1: there are 1 answers'):
-        tune([rows[0] * 2, rows[1]], [1, 1], 0, choice=True)
-    with pytest.raises(ValueError, match='1 labels'): task_batches(rows, [0], 2)
-
-
-def test_a_sequence_over_the_window_is_refused_before_training():
-    train = TrainConfig(n_step=1, batch_size=2, lr=1e-3)
-    rows = [[[1, 2]], [[1, 2], [3] * 25]]
-    with pytest.raises(ValueError, match='example 1: a sequence of 25 tokens, the model reads at most ctx_len=24'):
-        finetune(with_marks(some())[0], rows, [0, 1], 2, train, seed=0)
+def test_a_sequence_over_the_window_is_refused():
     with torch.device('meta'): released = GPT1(sizes['117M'])
     with pytest.raises(ValueError, match='sequence of 513 tokens: the model reads at most ctx_len=512'):
         released(torch.zeros(1, 513, dtype=torch.long, device='meta'))
@@ -234,19 +211,9 @@ def test_a_task_is_learnt_and_a_run_repeats():
     rows = [single_input([i % 2 + 1] * 5, MARKS, 24) for i in range(40)]
     labels = [i % 2 for i in range(40)]
     train = TrainConfig(n_step=20, batch_size=8, lr=3e-3, weight_decay=0.01)
-    made = [class_logps(finetune(with_marks(some())[0], rows, labels, 2, train, seed=0), rows) for _ in range(2)]
+    tune = lambda: fine_tune_decoder(with_marks(some())[0], rows, labels, 2, train, seed=0, loss=FineTuneLoss())
+    made = [class_logps(tune(), rows) for _ in range(2)]
     assert np.array_equal(*made) and (made[0].argmax(1) == labels).mean() == 1
-
-
-def test_batches_go_on_where_they_stopped():
-    make = lambda: task_batches([single_input([i], MARKS, 24) for i in range(7)], list(range(7)), 3, seed=1)
-    whole, half = make(), make()
-    seen = [next(whole)['targets'].tolist() for _ in range(6)]
-    state = [next(half) for _ in range(2)] and half.state()
-    again = make()
-    again.load_state(state)
-    assert [next(again)['targets'].tolist() for _ in range(4)] == seen[2:]
-    with pytest.raises(ValueError, match='other examples'): task_batches([[[1, 2]]], [0], 1).load_state(state)
 
 
 def test_weight_decay_is_of_matrices():

@@ -16,11 +16,11 @@ from jaxtyping import Float, Int
 # %% auto #0
 __all__ = ['soft_losses', 'hinge', 'score_mse', 'margin_mse', 'score_kl', 'positive_ce', 'DistilLoss', 'ListLoss', 'score_range',
            'warn_scale', 'standardised', 'as_scores', 'frozen', 'TokenDistil', 'padded_table', 'warn_unknown',
-           'ListBatches', 'score_pairs', 'agreement']
+           'ListBatches', 'score_pairs', 'train_matcher', 'agreement']
 
 # %% ../../nbs/engine/16_distil.ipynb #4bb94d1f
 from .llm import weights_hash
-from .train import IGNORE
+from .train import IGNORE, TrainConfig, fit
 from ..text.corpora import given_of
 
 # %% ../../nbs/engine/16_distil.ipynb #a9c33094
@@ -267,12 +267,13 @@ def score_pairs(
     model:nn.Module,                   # (q (b, t), d (b, n, s)) -> scores (b, n), in evaluation mode
     queries:Int[np.ndarray, 'q t'],    # as in `ListBatches`
     docs:Int[np.ndarray, 'd s'],
-    query:Int[np.ndarray, 'm'],        # of each pair
-    doc:Int[np.ndarray, 'm'],
+    query:Int[np.ndarray, 'm'],        # of each pair, or of each row
+    doc:Int[np.ndarray, 'm *n'],       # its document, or n of them
     batch_size:int=64,                 # pairs at a time
-)->Float[np.ndarray, 'm']:
-    "Score pairs of a query and a document."
-    query, doc = np.asarray(query), np.asarray(doc)
+)->Float[np.ndarray, 'm *n']:
+    "Score pairs of a query and a document, or all documents of rows."
+    query, doc, shape = np.asarray(query), np.asarray(doc), np.shape(doc)
+    if len(shape) == 2: query, doc = query.repeat(shape[1]), doc.ravel()
     size = (queries[query] != 0).sum(1) + (docs[doc] != 0).sum(1)
     order, out = np.argsort(size, kind='stable'), np.zeros(len(query), np.float32)
     device = next(model.parameters()).device
@@ -281,7 +282,20 @@ def score_pairs(
         z = model(_trimmed(queries[query[rows]]).to(device), _trimmed(docs[doc[rows]][:, None]).to(device))
         out[rows] = z[:, 0].float().cpu().numpy()
     if not np.isfinite(out).all(): raise ValueError('a score is not a number: the model is broken')
-    return out
+    return out.reshape(shape)
+
+# %% ../../nbs/engine/16_distil.ipynb #05910cfb
+def train_matcher(
+    net:nn.Module,              # (q (b, t), d (b, n, s)) -> scores (b, n); trained in place
+    batches:ListBatches,        # with a teacher's scores where `loss.a` is above 0
+    loss:DistilLoss,
+    train:TrainConfig,
+    device:str='auto',          # 'auto', 'cpu' or 'cuda'
+    folder=None,                # checkpoints; a run that finds one goes on from it
+)->nn.Module:                   # in evaluation mode
+    "Train a matcher on labels and on a teacher's stored scores."
+    fit(net, batches, train, loss_fn=ListLoss(loss), device=device, folder=folder)
+    return net.eval()
 
 # %% ../../nbs/engine/16_distil.ipynb #59b3482c
 def agreement(

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from jaxtyping import Int
 
 # %% auto #0
-__all__ = ['speed_row', 'one_thread', 'one_query', 'onnx_race', 'race', 'timed', 'decode_speed', 'read_seconds', 'train_step',
-           'bench_batch', 'our_loss', 'hf_loss', 'TrainRace', 'bfloat16_loss', 'fresh_process', 'training_peak',
-           'MemoryRace', 'training_races', 'hf_greedy', 'DecodeRace', 'NanoGPT', 'select_races', 'run_races']
+__all__ = ['speed_row', 'one_thread', 'latency_row', 'one_query', 'onnx_race', 'race', 'timed', 'decode_speed', 'read_seconds',
+           'train_step', 'bench_batch', 'our_loss', 'hf_loss', 'TrainRace', 'bfloat16_loss', 'fresh_process',
+           'training_peak', 'MemoryRace', 'training_races', 'hf_greedy', 'DecodeRace', 'NanoGPT', 'select_races',
+           'run_races']
 
 # %% ../../nbs/lab/10_bench.ipynb #29eb4947
 from ..nn.linear import cpp_compiler
@@ -29,7 +30,7 @@ from ..engine.generate import generate
 from ..engine.onnx_matcher import OnnxMatcher, eight_bits, export_onnx, odd_sizes, onnx_gap
 from ..engine.parity import pair_of
 from ..engine.recipe import train_lm
-from ..engine.stats import Row, paired_t, round_robin, time_ratio, verdict
+from ..engine.stats import Row, median_interval, paired_t, round_robin, time_ratio, verdict
 from ..engine.train import lm_loss
 from .data import lm_corpus
 from .presets import RunSpec
@@ -64,6 +65,22 @@ def one_thread(
             with torch.inference_mode(): return fn()
         finally: torch.set_num_threads(before)
     return call
+
+# %% ../../nbs/lab/10_bench.ipynb #9ace6397
+def latency_row(
+    id:str, statement:str,
+    seconds:list[float],   # of each call
+    bound:float,           # milliseconds that 95 of 100 calls may take at most
+    *,
+    paper:str,             # whose row it is
+    **fields,              # further fields of the row
+)->Row:
+    "Hold the 95th percentile of a call's time against a bound."
+    slowest = np.sort(np.array(seconds) * 1e3)
+    parts = [float(np.quantile(slowest[i::10], .95)) for i in range(10)]
+    return Row(paper=paper, kind='speed', id=id, tests=statement, metric='95th percentile of a call', unit='ms',
+               rule='at_most', bound=bound, n=len(seconds),
+               **median_interval(parts, 'p95 of a tenth of the calls').facts() | fields)
 
 # %% ../../nbs/lab/10_bench.ipynb #2c82e176
 def one_query(

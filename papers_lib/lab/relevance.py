@@ -15,10 +15,10 @@ from scipy.stats import rankdata
 
 # %% auto #0
 __all__ = ['relevance_sets', 'Judged', 'judged', 'relevance', 'candidates', 'shortened', 'candidate_pool', 'Triples', 'triples',
-           'read_triples', 'write_triples', 'believed', 'list_metrics', 'first_stage', 'rerank_metrics']
+           'id_tables', 'read_triples', 'write_triples', 'believed', 'list_metrics', 'first_stage', 'rerank_metrics']
 
 # %% ../../nbs/lab/19_relevance.ipynb #63894d23
-from ..engine.distil import as_scores
+from ..engine.distil import as_scores, padded_table
 from .data import did_you_mean, get
 from .memo import definitions_hash, remembered
 from .reviews import reviews
@@ -242,6 +242,11 @@ class Triples:
         return replace(self, query=self.query[rows], doc=self.doc[rows],
                        scores=None if self.scores is None else self.scores[rows])
 
+    def aside(self, one_in:int=10, seed:int=0)->np.ndarray:   # (m,) bool
+        "Mark the rows of one in so many queries, drawn: to judge on, and not to train on."
+        n = len(self.queries)
+        return np.isin(self.query, np.random.default_rng(seed).permutation(n)[:n // one_in])
+
 # %% ../../nbs/lab/19_relevance.ipynb #ab938e71
 def triples(
     pairs:Judged,           # with negatives, for instance from `candidates`
@@ -261,6 +266,16 @@ def triples(
     if not rows: raise ValueError(f'no query has a positive and {n_neg} negative(s): there is nothing to train on')
     rows = np.array(rows)[rng.permutation(len(rows))[:most]]
     return Triples(pairs.queries, pairs.docs, rows[:, 0], rows[:, 1:])
+
+# %% ../../nbs/lab/19_relevance.ipynb #e0f1ed03
+def id_tables(
+    texts:Judged|Triples,
+    tok,             # has `encode_batches`
+    n_query:int,     # ids of a query that are kept, from the first
+    n_doc:int,       # of a document
+)->tuple[Int[np.ndarray, 'q t'], Int[np.ndarray, 'd s']]:   # as `engine.distil.padded_table` makes them
+    "Lay the ids of queries and documents out."
+    return tuple(padded_table([*tok.encode_batches(x)], n) for x, n in ((texts.queries, n_query), (texts.docs, n_doc)))
 
 # %% ../../nbs/lab/19_relevance.ipynb #f4c219f1
 def _checked_row(i, row):   # (query, positive, negatives)

@@ -9,19 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from xml.etree import ElementTree
-import numpy as np, torch
+import numpy as np
 from scipy import stats as scipy_stats
-from torch import Tensor
 
 # %% auto #0
 __all__ = ['task_sets', 'choice_sets', 'task_metrics', 'Example', 'TaskSet', 'read_task', 'examples', 'ChoiceExample',
-           'json_choices', 'xml_choices', 'ChoiceSet', 'choice_examples', 'task_at_hand', 'task_score', 'task_batch',
-           'task_batches']
+           'json_choices', 'xml_choices', 'ChoiceSet', 'choice_examples', 'task_at_hand', 'task_score']
 
 # %% ../../nbs/lab/16_tasks.ipynb #f2234df0
-from ..engine.train import IGNORE
 from .data import available, did_you_mean, get
-from ..text.blanks import LaidBatches
 
 # %% ../../nbs/lab/16_tasks.ipynb #ddbb0c41
 @dataclass(frozen=True)
@@ -309,31 +305,3 @@ def task_score(
     if len(truth) != len(said) or not len(truth): raise ValueError(f'{len(said)} answers to {len(truth)} examples')
     if not np.isfinite(np.asarray(said, float)).all(): raise FloatingPointError('an answer is no number')
     return task_metrics[metric](truth, said)
-
-# %% ../../nbs/lab/16_tasks.ipynb #11f185c1
-def task_batch(
-    rows:Sequence[list[list[int]]],   # each example's sequences of tokens
-    labels:Sequence[float],
-)->dict[str, Tensor]:                 # ids, next (b, s, t), at (b, s), targets (b, 1)
-    "Pad examples to one length; `at` is the place of each sequence's last token."
-    n_row, n = max(map(len, rows)), max(len(x) for row in rows for x in row)
-    ids, following = (torch.full((len(rows), n_row, n), fill) for fill in (0, IGNORE))
-    at = torch.full((len(rows), n_row), -1)
-    for i, row in enumerate(rows):
-        for j, x in enumerate(row):
-            ids[i, j, :len(x)] = torch.tensor(x)
-            following[i, j, :len(x) - 1] = torch.tensor(x[1:])
-            at[i, j] = len(x) - 1
-    return dict(ids=ids, next=following, at=at, targets=torch.tensor(labels)[:, None])
-
-# %% ../../nbs/lab/16_tasks.ipynb #7390c598
-def task_batches(
-    rows:Sequence[list[list[int]]],   # as in `task_batch`
-    labels:Sequence[float],
-    batch_size:int,
-    seed:int=0,                       # of the order
-)->LaidBatches:
-    "Iterate over task batches without end, in a new order each epoch."
-    if len(rows) != len(labels): raise ValueError(f'{len(rows)} examples, {len(labels)} labels')
-    examples = [*zip(rows, np.asarray(labels).tolist())]
-    return LaidBatches(examples, lambda part: task_batch(*zip(*part)), batch_size, seed)
