@@ -4,19 +4,17 @@
 
 # %% ../nbs/05_t5.ipynb #b54a54e7
 from __future__ import annotations
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-import numpy as np, torch
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['sizes', 'claims', 'runs', 'races', 'paper', 'T5Config', 'T5', 't5_names', 'target_loss', 'SharedT5', 'adafactor',
-           'Claims', 'denoise', 'pretrained']
+__all__ = ['sizes', 'claims', 'runs', 'races', 'paper', 'T5Config', 'T5', 't5_names', 'SharedT5', 'Claims', 'denoise',
+           'pretrained']
 
 # %% ../nbs/05_t5.ipynb #5f5dfe7b
 from .nn.blocks import check_sizes
@@ -24,20 +22,17 @@ from .nn.linear import Linear, linear
 from .nn.norms import RMSNorm
 from .nn.positions import T5Positions, t5_bucket
 from .nn.seq2seq import DecoderBlock, EncoderDecoder, encoder_block
-from .text.pairs import pair_batch
 from .text.spans import SpanCorruption, WindowPairs, raw_length
 
 # %% ../nbs/05_t5.ipynb #d94c8ea3
 from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, save_model, untie
-from .engine.generate import Trie, beam_search, generate
-from .engine.parity import check_exportable, pair_of
-from .engine.stats import Row
-from .engine.train import IGNORE, FitResult, TrainConfig, fit
-from .lab.bench import race
+from .engine.parity import check_exportable, fill_public
+from .engine.train import FitResult, TrainConfig, fit
+from .engine.translation import target_loss
 from .lab.data import span_corpus
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
-from .lab.races import StepRace, random_pairs
+from .lab.races import Seq2SeqRace, StepRace, race_constrained, random_pairs
 
 # %% ../nbs/05_t5.ipynb #fe788820
 @dataclass(frozen=True)
@@ -241,18 +236,8 @@ def to_hf(self:T5):
     for name, x in self.state_dict().items():
         names = t5_names(name, c.act)
         theirs |= zip(names, x.chunk(len(names)))
-    left = hf.load_state_dict(theirs, strict=False)
-    made = ('embed_tokens.weight', 'lm_head.weight')                # the same tensor as `shared.weight`
-    wrong = left.unexpected_keys + [k for k in left.missing_keys if not k.endswith(made)]
-    if wrong: raise ValueError(f'T5ForConditionalGeneration has other weights: {wrong}')
-    return hf.eval()
-
-# %% ../nbs/05_t5.ipynb #25b8eb90
-def target_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:   # summed over the real targets, nats
-    "Loss of the target behind its source."
-    h = model.hidden(batch['tgt'], model.read(batch['src'], batch['src_mask']), keep=False)
-    real = batch['targets'] != IGNORE
-    return F.cross_entropy(model.head(h[real]).float(), batch['targets'][real], reduction='sum')
+    made = 'embed_tokens.weight', 'lm_head.weight'                  # the same tensor as `shared.weight`
+    return fill_public(hf, theirs, made)
 
 # %% ../nbs/05_t5.ipynb #a7c83c46
 class SharedT5(T5):
@@ -265,15 +250,6 @@ class SharedT5(T5):
             for ours, theirs in dict(norm1='norm1', attn='attn', norm3='norm2', mlp='mlp').items():
                 delattr(writes, ours)
                 object.__setattr__(writes, ours, getattr(reads, theirs))       # used here, counted and saved there
-
-# %% ../nbs/05_t5.ipynb #351beac2
-def adafactor(
-    model:nn.Module,
-    train:TrainConfig,            # its `lr` is a share of each matrix's size
-)->torch.optim.Optimizer:
-    "Make the paper's optimizer for what is trained of a model."
-    weights = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.Adafactor(weights, lr=train.lr, eps=(None, 1e-3), weight_decay=train.weight_decay)
 
 # %% ../nbs/05_t5.ipynb #2df7c314
 _made = '; made texts, width 32, fine-tuned on 16 labelled texts, each arm at its own best rates'
@@ -369,64 +345,27 @@ def _raced(n_vocab, d, n_layer)->T5Config:
     return T5Config(n_vocab, 128, d, n_layer, n_head=n_head, d_head=d // n_head, d_ff=4 * d)
 
 # %% ../nbs/05_t5.ipynb #787a02de
-_random = lambda cfg, n, seed: random_pairs(cfg, n, range(3, cfg.n_vocab), seed=seed)
-
 _race_training = StepRace('t5', T5, _raced(8000, 256, 3), target_loss, lambda b: dict(
     input_ids=b['src'], attention_mask=b['src_mask'].long(), labels=b['targets']),
-    lambda cfg, seed: _random(cfg, 32, seed), '3 + 3 layers, d 256, vocabulary 8,000, 32 pairs of 8 to 23 tokens')
-
-def _random_sources(cfg, n, seed)->dict:
-    return {k: x for k, x in _random(cfg, n, seed).items() if k in ('src', 'src_mask')}
+    lambda cfg, seed: random_pairs(cfg, 32, range(3, cfg.n_vocab), seed=seed),
+    '3 + 3 layers, d 256, vocabulary 8,000, 32 pairs of 8 to 23 tokens')
 
 # %% ../nbs/05_t5.ipynb #b0577c6e
-def _race_generate(
-    seed:int=0,
-    *,
-    d:int,                # width
-    n_layer:int,
-    bound:float,
-    n_source:int,
-    max_tokens:int,
-)->Iterator[Row]:
-    "Race greedy decoding; what is said must be the same."
-    cfg = _raced(8000, d, n_layer)
-    ours, theirs = pair_of(T5, cfg, seed)
-    inputs = _random_sources(cfg, n_source, seed)
-    fixed = dict(num_beams=1, do_sample=False, max_new_tokens=max_tokens, eos_token_id=None)
-    read = dict(input_ids=inputs['src'], attention_mask=inputs['src_mask'].long())
-    arms = dict(transformers=lambda: theirs.generate(**read, **fixed)[:, 1:].tolist(),
-                papers_lib=lambda: generate(ours, inputs, max_tokens))
+def _race_generate(d, n_layer, bound, n_source, max_tokens)->Seq2SeqRace:
+    "Greedy decoding of a model of width d."
     says = 'at most 5 % slower than' if bound < 1 else f'at least {bound:g} times as fast as'
-    yield race(f'S.generate.{d}', f'Decoding at width {d} is {says} transformers, with the same tokens',
-               arms, bound, n=9, same=True, paper='t5', dataset='random sources',
-               protocol=f'{n_layer} + {n_layer} layers, d {d}, {n_source} sources of 8 to 23 tokens, {max_tokens} new, '
-                        f'greedy, cache')
+    return Seq2SeqRace('t5', T5, _raced(8000, d, n_layer), f'S.generate.{d}',
+                       f'Decoding at width {d} is {says} transformers, with the same tokens', bound, range(3, 8000),
+                       f'{n_layer} + {n_layer} layers, d {d}', n_source, max_tokens)
 
 # %% ../nbs/05_t5.ipynb #63ffa6c4
-def _race_constrained(seed:int=0, n_item:int=12_000, n_beam:int=20, n_source:int=16)->Iterator[Row]:
-    "Race beams that may write item strings only; the lists must be the same."
-    cfg, rng = _raced(32128, 128, 2), np.random.default_rng(seed)
-    ours, theirs = pair_of(T5, cfg, seed)
-    items = [*{tuple(row) for row in rng.integers(3, cfg.n_vocab, (n_item, 4)).tolist()}]
-    inputs = _random_sources(cfg, n_source, seed)
-    trie, free = Trie(items), dict(length_penalty=0., eot=cfg.eot)
-    mine = lambda: [t for row in beam_search(ours, inputs, n_beam, n_beam, 5, allowed=trie, **free) for t, _ in row]
-    anything = lambda: beam_search(ours, inputs, n_beam, n_beam, 5, **free)
-    asked = dict(prefix_allowed_tokens_fn=lambda row, ids: trie.next(ids[1:].tolist(), cfg.eot), num_beams=n_beam,
-                 num_return_sequences=n_beam, max_new_tokens=5, length_penalty=0., do_sample=False)
-    read = dict(input_ids=inputs['src'], attention_mask=inputs['src_mask'].long())
-    public = lambda: theirs.generate(**read, **asked)[:, 1:5].tolist()
-    told = dict(paper='t5', dataset='random items', protocol=f'2 + 2 layers, d 128, vocabulary 32,128, {n_item:,} '
-                f'strings of 4 tokens, {n_source} sources, {n_beam} beams')
-    yield race('S.constrained', 'Beams among 12,000 items are at least ten times as fast as transformers, with the '
-               'same list', dict(transformers=public, papers_lib=mine), 10., n=5, same=True, **told)
-    yield race('S.constrained.cost', 'The constraint costs at most a tenth of a search',
-               {'without': anything, 'with': mine}, 0.9, n=15, **told)
+_race_constrained = partial(race_constrained, paper='t5', model=T5, cfg=_raced(32128, 128, 2), tokens=range(3, 32128),
+                            size='2 + 2 layers, d 128, vocabulary 32,128')
 
 # %% ../nbs/05_t5.ipynb #69796c6f
 races = {'S.train': _race_training,
-         'S.generate.128': partial(_race_generate, d=128, n_layer=2, bound=1.5, n_source=4, max_tokens=32),
-         'S.generate.512': partial(_race_generate, d=512, n_layer=6, bound=0.95, n_source=8, max_tokens=16),
+         'S.generate.128': _race_generate(d=128, n_layer=2, bound=1.5, n_source=4, max_tokens=32),
+         'S.generate.512': _race_generate(d=512, n_layer=6, bound=0.95, n_source=8, max_tokens=16),
          'S.constrained': _race_constrained}
 paper = Paper('t5', T5, runs, claims, races)
 

@@ -5,38 +5,29 @@
 # %% ../nbs/01_transformer.ipynb #28222363
 from __future__ import annotations
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-import numpy as np, torch
+from dataclasses import dataclass
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['sizes', 'N_MADE', 'claims', 'runs', 'races', 'paper', 'TransformerConfig', 'Transformer', 'marian_names', 'reordered',
-           'marian_beams', 'SmoothedLoss', 'paper_rate', 'average_weights', 'PairConfig', 'made_split', 'captions',
-           'shared_bpe', 'encode_pairs', 'Claims', 'race_beams', 'train_pairs']
+__all__ = ['sizes', 'claims', 'runs', 'races', 'paper', 'TransformerConfig', 'Transformer', 'marian_names', 'reordered',
+           'SmoothedLoss', 'paper_rate', 'PairConfig', 'Claims']
 
 # %% ../nbs/01_transformer.ipynb #fbfef472
 from .nn.positions import SinusoidalPositions
 from .nn.blocks import check_sizes
-from .nn.seq2seq import DecoderBlock, EncoderDecoder, Seq2Seq, encoder_block
-from .store.cache import kept
-from .text.pairs import PairBatches, made_pairs, pair_batch, sources, transductions
-from .text.tokenizers import FastBPE, train_fast_bpe
+from .nn.seq2seq import DecoderBlock, EncoderDecoder, encoder_block
+from .text.pairs import transductions
 
 # %% ../nbs/01_transformer.ipynb #f276caba
-from .engine.checkpoint import check_keys
-from .engine.generate import beam_search
-from .engine.parity import check_exportable, pair_of
-from .engine.stats import Row
-from .engine.train import IGNORE, FitResult, TrainConfig, fit
-from .lab.bench import race
-from .lab.data import get
-from .lab.memo import definitions_hash
+from .engine.parity import check_exportable, fill_public
+from .engine.train import IGNORE, TrainConfig
+from .engine.translation import target_loss
 from .lab.presets import Claim, Paper, RunSpec
-from .lab.races import StepRace, random_pairs
+from .lab.races import Seq2SeqRace, StepRace, random_pairs
 
 # %% ../nbs/01_transformer.ipynb #e545c91d
 @dataclass(frozen=True)
@@ -151,27 +142,8 @@ def to_hf(self:Transformer):
     for name, x in self.state_dict().items():
         names = marian_names(name)
         theirs |= zip(names, reordered(name, x).chunk(len(names)))
-    left = hf.load_state_dict(theirs, strict=False)
-    made = ('embed_tokens.weight', 'embed_positions.weight', 'lm_head.weight', 'final_logits_bias')
-    wrong = left.unexpected_keys + [k for k in left.missing_keys if not k.endswith(made)]
-    if wrong: raise ValueError(f'MarianMTModel has other weights: {wrong}')
-    return hf.eval()
-
-# %% ../nbs/01_transformer.ipynb #2c488b8a
-def marian_beams(
-    model,                       # a `MarianMTModel`
-    inputs:dict[str, Tensor],    # src, src_mask
-    max_tokens:int,
-    n_return:int=1,              # of four beams
-    length_penalty:float=0.6,
-)->list[list[list[int]]]:        # of each row: new tokens without the end, best first
-    "Search by `transformers`."
-    out = model.generate(input_ids=inputs['src'], attention_mask=inputs['src_mask'].long(), num_beams=4,
-                         num_return_sequences=n_return, max_new_tokens=max_tokens, length_penalty=length_penalty,
-                         do_sample=False)
-    eot, rows = model.config.eos_token_id, [row[1:] for row in out.tolist()]
-    texts = [row[:row.index(eot)] if eot in row else row for row in rows]
-    return [texts[i:i + n_return] for i in range(0, len(texts), n_return)]
+    made = 'embed_tokens.weight', 'embed_positions.weight', 'lm_head.weight', 'final_logits_bias'
+    return fill_public(hf, theirs, made)
 
 # %% ../nbs/01_transformer.ipynb #de6d9cec
 @dataclass(frozen=True)
@@ -201,15 +173,6 @@ def paper_rate(
     if step < 1: raise ValueError(f'step={step}: steps are counted from 1')
     return d_model ** -0.5 * min(step ** -0.5, step * n_warmup ** -1.5)
 
-# %% ../nbs/01_transformer.ipynb #709bc18b
-def average_weights(
-    states:Sequence[dict[str, Tensor]],   # `state_dict`s of one model, such as the last checkpoints'
-)->dict[str, Tensor]:
-    "Average weights, in float64."
-    if not states: raise ValueError('no checkpoint to average')
-    for s in states[1:]: check_keys({k: tuple(v.shape) for k, v in states[0].items()}, s, 'the first checkpoint')
-    return {k: torch.stack([s[k].double() for s in states]).mean(0).to(v.dtype) for k, v in states[0].items()}
-
 # %% ../nbs/01_transformer.ipynb #4ed6c359
 @dataclass(frozen=True)
 class PairConfig:
@@ -238,54 +201,6 @@ class PairConfig:
     def eot(self)->int: return self.n_vocab - 2
     @property
     def start(self)->int: return self.n_vocab - 1
-
-# %% ../nbs/01_transformer.ipynb #1cab1c30
-N_MADE = 200            # made pairs that judge, and as many that choose rates
-
-# %% ../nbs/01_transformer.ipynb #bf255b9f
-def made_split(
-    cfg:PairConfig,
-    split:str,           # 'train', 'tune' or 'valid'
-    n:int=N_MADE,        # pairs
-    seed:int=0,          # of the training pairs
-)->list[tuple[list[int], list[int]]]:
-    "Draw made pairs; no training source is among those of the other two."
-    draw = lambda n, *key: made_pairs(cfg.task, n, range(cfg.eot), (cfg.shortest, cfg.longest),
-                                      np.random.default_rng(key))
-    if split != 'train': return draw(n, 0, ('tune', 'valid').index(split))
-    kept_out = {tuple(x) for s in ('tune', 'valid') for x, _ in made_split(cfg, s)}
-    return [p for p in draw(n, 1, seed) if tuple(p[0]) not in kept_out]
-
-# %% ../nbs/01_transformer.ipynb #e2c93893
-def captions(
-    split:str,          # 'train', 'val' or 'test_2016_flickr'
-    target:str='de',    # 'de' or 'fr'
-    words:int=0,        # longest source, words; 0 is any
-)->list[tuple[str, str]]:   # English, and its translation
-    "Read a split of Multi30k."
-    read = lambda lang: get('multi30k').path(f'{split}.{lang}').read_text(encoding='utf-8').split('\n')[:-1]
-    pairs = zip(read('en'), read(target), strict=True)
-    return [p for p in pairs if not words or len(p[0].split()) <= words]
-
-# %% ../nbs/01_transformer.ipynb #2e0cc57d
-def shared_bpe(
-    cfg:PairConfig,
-)->FastBPE:             # one token fewer than `cfg.n_vocab`: the start token is no text
-    "Learn the sub-words of both languages, once."
-    def make(folder):
-        texts = (text for pair in captions('train', cfg.target) for text in pair)
-        train_fast_bpe(texts, cfg.n_vocab - 1).save(folder / 'tokenizer')
-    key = f'multi30k-{cfg.target}-{cfg.n_vocab}-{get("multi30k").hash[:16]}-{definitions_hash(train_fast_bpe)[:16]}'
-    return FastBPE.load(kept('corpora', key, make) / 'tokenizer')
-
-# %% ../nbs/01_transformer.ipynb #12b56953
-def encode_pairs(
-    tok,                                  # has `encode_batches`
-    pairs:Sequence[tuple[str, str]],
-)->list[tuple[list[int], list[int]]]:
-    "Encode sources and targets."
-    sides = [[list(map(int, ids)) for ids in tok.encode_batches([p[i] for p in pairs])] for i in (0, 1)]
-    return list(zip(*sides))
 
 # %% ../nbs/01_transformer.ipynb #76565db3
 _translator = {  # claims on the encoder-decoder, fixed before anything is measured
@@ -429,45 +344,17 @@ _raced = TransformerConfig(n_vocab=8000, ctx_len=64, d_model=256, n_layer=3, n_h
 
 # %% ../nbs/01_transformer.ipynb #4cfd5c08
 _race_training = StepRace(   # without label smoothing, which Marian's class does not have
-    'transformer', Transformer, _raced, SmoothedLoss(0.), lambda b: dict(
+    'transformer', Transformer, _raced, target_loss, lambda b: dict(
         input_ids=b['src'], attention_mask=b['src_mask'].long(), labels=b['targets'], decoder_input_ids=b['tgt']),
     lambda cfg, seed: random_pairs(cfg, 32, range(cfg.eot), seed=seed),
     '3 + 3 layers, d 256, vocabulary 8,000, 32 pairs of 8 to 23 tokens')
 
 # %% ../nbs/01_transformer.ipynb #520d48c2
-def race_beams(seed:int=0, n_source:int=32, max_tokens:int=24)->Iterator[Row]:
-    "Race beam search of many sources at four beams against `generate`; what they say must be the same."
-    ours, theirs = pair_of(Transformer, _raced, seed)
-    batch = random_pairs(_raced, n_source, range(_raced.eot), seed=seed)
-    inputs = {k: batch[k] for k in ('src', 'src_mask')}
-    search = lambda: beam_search(ours, inputs, 4, 1, max_tokens, length_penalty=0.6, eot=_raced.eot)
-    arms = dict(transformers=lambda: marian_beams(theirs, inputs, max_tokens),
-                papers_lib=lambda: [[best] for (best, _), in search()])
-    yield race('S.beam', 'Beam search of 32 sources at four beams is at least twice as fast as transformers, with the '
-               'same output', arms, 2., n=7, same=True, paper='transformer', dataset='random sources',
-               protocol=f'3 + 3 layers, d 256, {n_source} sources of 8 to 23 tokens, at most {max_tokens} new, cache')
+_race_beams = Seq2SeqRace(
+    'transformer', Transformer, _raced, 'S.beam', 'Beam search of 32 sources at four beams is at least twice as fast '
+    'as transformers, with the same output', 2., range(_raced.eot), '3 + 3 layers, d 256', n_source=32, max_tokens=24,
+    n_beam=4, n=7)
 
 # %% ../nbs/01_transformer.ipynb #4c8d35e1
-races = {'S.train': _race_training, 'S.beam': race_beams}
+races = {'S.train': _race_training, 'S.beam': _race_beams}
 paper = Paper('transformer', Transformer, runs, claims, races)
-
-# %% ../nbs/01_transformer.ipynb #4c53204a
-def train_pairs(
-    model:Seq2Seq,
-    pairs:Sequence[tuple[Sequence[int], Sequence[int]]],
-    train:TrainConfig,
-    *,
-    seed:int,                  # of order and dropout
-    epsilon:float=0.1,         # label smoothing
-    **fit_options,             # of `fit`
-)->FitResult:
-    "Train on pairs in batches of like length."
-    for i, pair in enumerate(pairs):
-        for what, side in zip(('source', 'target'), pair):
-            if len(side) >= model.ctx_len:
-                raise ValueError(f'pair {i}: its {what} has {len(side)} tokens and an end, the model reads at most '
-                                 f'ctx_len={model.ctx_len}')
-    batches = PairBatches(pairs, train.batch_size, eot=model.cfg.eot, start=model.cfg.start, seed=seed)
-    result = fit(model, batches, replace(train, seed=seed), loss_fn=SmoothedLoss(epsilon), **fit_options)
-    model.eval()
-    return result

@@ -5,8 +5,8 @@ import pytest, torch
 from safetensors.torch import save_file
 
 from papers_lib.engine.checkpoint import (
-    checkpoints, hf_ignored, latest, load_model, load_state, load_strict, public_checkpoint, read_config, read_json,
-    save_model, save_state, untie)
+    average_weights, checkpoints, hf_ignored, latest, load_model, load_state, load_strict, public_checkpoint,
+    read_config, read_json, save_model, save_state, untie)
 from papers_lib.nn.stack import Parts, Sizes, Stack
 from papers_lib.store.fetch import NotFound
 from papers_lib.store.files import CorruptFile, seal
@@ -304,3 +304,14 @@ def test_every_damage_is_one_error_that_names_its_file(tmp_path, file):
             refused += 1
             assert str(folder) in str(e) and len(str(e)) < 2000, (i, e)
     assert refused > 50
+
+
+# averaging
+
+def test_averaging_is_of_weights_and_of_one_model():
+    states = [Stack(SIZES).state_dict() for _ in range(5)]
+    for k, v in average_weights(states).items():
+        torch.testing.assert_close(v, torch.stack([s[k] for s in states]).mean(0), atol=1e-6, rtol=1e-5)
+    odd = {k: v for k, v in states[1].items() if k != 'tok_emb.weight'}
+    with pytest.raises(ValueError, match='missing tok_emb.weight'): average_weights([states[0], odd])
+    with pytest.raises(ValueError, match='no checkpoint'): average_weights([])

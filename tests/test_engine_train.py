@@ -8,7 +8,7 @@ import numpy as np, pytest, torch
 
 from papers_lib.engine.checkpoint import checkpoints, latest
 from papers_lib.engine.train import (
-    IGNORE, Diverged, TrainConfig, fit, flops_per_token, lm_loss, param_groups, peak_flops)
+    IGNORE, Diverged, TrainConfig, adafactor, fit, flops_per_token, lm_loss, param_groups, peak_flops)
 from papers_lib.nn.stack import Parts, Sizes, Stack
 from papers_lib.store.files import CorruptFile
 from papers_lib.text.corpora import TokenBatches
@@ -344,6 +344,34 @@ def test_no_decay_on_vectors():
     decayed, others = param_groups(Stack(cfg), 0.1)
     assert {p.dim() for p in decayed['params']} == {2} and {p.dim() for p in others['params']} == {1}
     assert (decayed['weight_decay'], others['weight_decay']) == (0.1, 0.)
+
+
+def test_adafactor_steps_by_shares_of_a_matrix():
+    g = torch.Generator().manual_seed(0)
+    first = torch.randn(6, 8, generator=g)
+    pair = torch.nn.ParameterDict({n: first * k for n, k in dict(small=0.1, large=1., tiny=1e-6, still=1.).items()})
+    pair['still'].requires_grad_(False)
+    opt = adafactor(pair, TrainConfig(n_step=1, batch_size=1, lr=0.01, weight_decay=0.))
+    assert sum(len(group['params']) for group in opt.param_groups) == 3
+    before = {n: p.detach().clone() for n, p in pair.items()}
+    for scale, p in enumerate(p for p in pair.values() if p.requires_grad): p.grad = 10. ** scale * first.sin()
+    opt.step()
+    size = lambda x: x.square().mean().sqrt().item()
+    moved = {n: size(pair[n].detach() - before[n]) for n in pair}
+    assert moved['still'] == 0
+    assert moved['large'] == pytest.approx(10 * moved['small'], rel=1e-4)            # whatever the gradient's size
+    assert moved['large'] <= 0.01 * size(before['large']) * (1 + 1e-4)                # clipped at the rate's share
+    assert moved['tiny'] == pytest.approx(1e-3 * moved['large'] / size(before['large']), rel=1e-3)   # its floor
+
+
+def test_adafactor_keeps_one_number_a_row_and_one_a_column():
+    p = torch.nn.Parameter(torch.randn(6, 8, generator=torch.Generator().manual_seed(1)))
+    opt = adafactor(torch.nn.ParameterList([p]), TrainConfig(n_step=1, batch_size=1, lr=0.01, weight_decay=0.))
+    p.grad, before = torch.rand(6, 1).exp() * torch.rand(1, 8).exp(), p.detach().clone()
+    opt.step()                                              # squares of rank one: every entry moves by the same
+    moved = (before - p.detach()).flatten()
+    torch.testing.assert_close(moved, torch.full_like(moved, moved.mean().item()), rtol=1e-3, atol=0)
+    assert sum(x.numel() for x in opt.state[p].values() if torch.is_tensor(x)) <= 6 + 8 + 1
 
 
 def test_a_learned_position_table_costs_nothing_and_the_head_something():

@@ -137,12 +137,11 @@ def test_beams_of_a_batch_are_those_of_each_source_alone(translator):
 
 
 def test_it_learns_a_few_pairs_by_heart():
-    from papers_lib.engine.translation import pair_losses
-    from papers_lib.transformer import SmoothedLoss
+    from papers_lib.engine.translation import pair_losses, target_loss
     rng, model = np.random.default_rng(0), drawn(LSTMSeq2Seq, replace(pair, d_hidden=48, d_model=48, dropout=0.))
     pairs = [(rng.integers(28, size=5).tolist(), rng.integers(28, size=4).tolist()) for _ in range(8)]
     fit(model, PairBatches(pairs, 8, eot=pair.eot, start=pair.start), TrainConfig(n_step=150, batch_size=8, lr=1e-2),
-        loss_fn=SmoothedLoss(0.), device='cpu')
+        loss_fn=target_loss, device='cpu')
     assert pair_losses(model.eval(), pairs, 'valid')['exact'] == 1
     said = beam_search(model, sources([x for x, _ in pairs], pair.eot), 4, 1, 8, eot=pair.eot)
     assert [row[0][0] for row in said] == [y for _, y in pairs]

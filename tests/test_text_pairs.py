@@ -2,7 +2,7 @@
 import numpy as np, pytest, torch
 from hypothesis import given, strategies as st
 
-from papers_lib.text.pairs import PairBatches, made_pairs, pair_batch, sources, transductions
+from papers_lib.text.pairs import PairBatches, made_pairs, made_split, pair_batch, sources, transductions
 
 ids = st.lists(st.integers(2, 99), max_size=9)
 
@@ -40,3 +40,11 @@ def test_made_pairs_are_right(task):
     pairs = made_pairs(task, 50, range(5, 9), (2, 6), np.random.default_rng(1))
     assert all(y == list(transductions[task](x)) and 2 <= len(x) <= 6 and {*x} <= {5, 6, 7, 8} for x, y in pairs)
     with pytest.raises(ValueError, match='length'): made_pairs(task, 1, [1], (3, 2), np.random.default_rng(0))
+
+
+def test_no_judging_string_is_trained_on():
+    short = dict(task='reverse', symbols=range(4), length=(2, 4))
+    held = {tuple(x) for s in ('tune', 'valid') for x, _ in made_split(split=s, **short)}
+    assert held and not held & {tuple(x) for x, _ in made_split(split='train', n_train=5000, **short)}
+    first, again, other = (made_split(split=s, seed=i, **short) for i, s in enumerate(('tune', 'tune', 'valid')))
+    assert first == again != other

@@ -5,7 +5,7 @@
 # %% ../../nbs/engine/01_checkpoint.ipynb #647a08d9
 from __future__ import annotations
 import errno, json, math, random, re, shutil, warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 # %% auto #0
 __all__ = ['hf_ignored', 'check_keys', 'refuse_non_finite', 'load_strict', 'read_json', 'read_tensors', 'save_model',
            'load_model', 'read_config', 'public_checkpoint', 'untie', 'rng_state', 'set_rng_state', 'save_state',
-           'checkpoints', 'latest', 'load_state']
+           'checkpoints', 'latest', 'load_state', 'average_weights']
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #b0c7f13e
 from ..store.files import CorruptFile, atomic_folder, seal, sweep, unseal
@@ -356,3 +356,12 @@ def load_state(
     opt.load_state_dict(dict(opt.state_dict(), state=state))
     set_rng_state(tensors, plain['rng'])
     return plain
+
+# %% ../../nbs/engine/01_checkpoint.ipynb #dd1d59a6
+def average_weights(
+    states:Sequence[dict[str, Tensor]],   # `state_dict`s of one model, such as the last checkpoints'
+)->dict[str, Tensor]:
+    "Average weights, in float64."
+    if not states: raise ValueError('no checkpoint to average')
+    for s in states[1:]: check_keys({k: tuple(v.shape) for k, v in states[0].items()}, s, 'the first checkpoint')
+    return {k: torch.stack([s[k].double() for s in states]).mean(0).to(v.dtype) for k, v in states[0].items()}

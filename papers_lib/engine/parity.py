@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from jaxtyping import Int
 
 # %% auto #0
-__all__ = ['random_model', 'parity', 'check_exportable', 'pair_of']
+__all__ = ['random_model', 'parity', 'check_exportable', 'fill_public', 'pair_of', 'hf_beams']
 
 # %% ../../nbs/engine/03_parity.ipynb #2621c087
 def random_model(
@@ -68,6 +68,18 @@ def check_exportable(
             raise ValueError(f'{name}.{key.strip(".")} is {a!r}, and {b!r} in a {name} of this configuration: the '
                              f'public class would compute something else, not exported')
 
+# %% ../../nbs/engine/03_parity.ipynb #aee65bed
+def fill_public(
+    public:nn.Module,              # of the same sizes
+    tensors:dict[str, Tensor],     # by its names
+    made:tuple[str, ...]=(),       # ends of the names that it makes or ties by itself
+)->nn.Module:                      # in evaluation mode
+    "Fill a public model; what it does not know and what it does not get are named in one error."
+    left = public.load_state_dict(tensors, strict=False)
+    wrong = left.unexpected_keys + [k for k in left.missing_keys if not k.endswith(made)]
+    if wrong: raise ValueError(f'{type(public).__name__} has other weights: {wrong}')
+    return public.eval()
+
 # %% ../../nbs/engine/03_parity.ipynb #9cd3acee
 def pair_of(
     cls:type,       # of the model; has `to_hf`
@@ -78,3 +90,19 @@ def pair_of(
     torch.manual_seed(seed)
     ours = cls(cfg).eval()
     return ours, ours.to_hf()
+
+# %% ../../nbs/engine/03_parity.ipynb #f0df5b6b
+def hf_beams(
+    model:nn.Module,             # a public encoder-decoder, in evaluation mode
+    inputs:dict[str, Tensor],    # src, src_mask
+    n_beam:int,
+    n_return:int,
+    max_tokens:int,              # new tokens, at most, the end among them
+    **options,                   # of `generate`, such as `length_penalty`
+)->list[list[list[int]]]:        # of each row: new tokens without the end, best first
+    "Search by `transformers`."
+    out = model.generate(input_ids=inputs['src'], attention_mask=inputs['src_mask'].long(), num_beams=n_beam,
+                         num_return_sequences=n_return, max_new_tokens=max_tokens, do_sample=False, **options)
+    eot, rows = model.config.eos_token_id, [row[1:] for row in out.tolist()]
+    texts = [row[:row.index(eot)] if eot in row else row for row in rows]
+    return [texts[i:i + n_return] for i in range(0, len(texts), n_return)]

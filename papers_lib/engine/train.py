@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 
 # %% auto #0
 __all__ = ['IGNORE', 'PEAK', 'TrainConfig', 'warmup_cosine', 'rate', 'n_targets', 'lm_loss', 'param_groups', 'adamw',
-           'UncorrectedAdamW', 'uncorrected_adamw', 'peak_flops', 'flops_per_token', 'Objective', 'Diverged',
-           'FitResult', 'fit', 'most_memory', 'Progress']
+           'UncorrectedAdamW', 'uncorrected_adamw', 'adafactor', 'peak_flops', 'flops_per_token', 'Objective',
+           'Diverged', 'FitResult', 'fit', 'most_memory', 'Progress']
 
 # %% ../../nbs/engine/05_train.ipynb #d64e0b59
 from ..store.files import locked
@@ -135,6 +135,15 @@ def uncorrected_adamw(model:nn.Module, cfg:TrainConfig)->torch.optim.Optimizer:
     "Make the optimizer of pre-training: no bias correction; norms and biases do not decay, embeddings do."
     return UncorrectedAdamW(param_groups(model, cfg.weight_decay), lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps,
                             fused=True)
+
+# %% ../../nbs/engine/05_train.ipynb #cc129e9f
+def adafactor(
+    model:nn.Module,
+    cfg:TrainConfig,              # its `lr` is a share of each matrix's size
+)->torch.optim.Optimizer:
+    "Make AdaFactor, for the parameters that are trained."
+    weights = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.Adafactor(weights, lr=cfg.lr, eps=(None, 1e-3), weight_decay=cfg.weight_decay)
 
 # %% ../../nbs/engine/05_train.ipynb #0af42172
 # dense bfloat16, FLOP/s

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 
 # %% auto #0
 __all__ = ['full_text_score', 'scoring_race', 'PackedRace', 'FloorRace', 'WeightsRace', 'ShotsRace', 'random_pairs', 'StepRace',
-           'race_embedding', 'race_mask', 'time_search']
+           'Seq2SeqRace', 'race_constrained', 'race_embedding', 'race_mask', 'time_search']
 
 # %% ../../nbs/lab/20_races.ipynb #85878d4d
 from ..nn.attention import attend
@@ -26,9 +26,9 @@ from ..text.masking import padded_batch
 from ..text.pairs import pair_batch
 from ..text.search import BM25
 from ..text.wordpiece import SPECIALS, FastWordPiece
-from ..engine.generate import generate
+from ..engine.generate import Trie, beam_search, generate
 from ..engine.heads import SentenceEncoder
-from ..engine.parity import pair_of
+from ..engine.parity import hf_beams, pair_of
 from ..engine.recipe import n_params
 from ..engine.score import score, token_nll
 from ..engine.stats import Row, median_interval, over_units, round_robin, time_ratio
@@ -276,6 +276,79 @@ class StepRace:
                     papers_lib=train_step(ours, batch, mean))
         yield race('S.train', self.says, arms, self.bound, n=self.n, paper=self.paper, dataset=self.dataset,
                    protocol=f'forward, backward, fused AdamW; {self.size}')
+
+# %% ../../nbs/lab/20_races.ipynb #3c866d07
+def _random_sources(cfg, n, tokens, seed)->dict[str, Tensor]:
+    "Draw sources that have no targets."
+    return {k: x for k, x in random_pairs(cfg, n, tokens, seed=seed).items() if k in ('src', 'src_mask')}
+
+# %% ../../nbs/lab/20_races.ipynb #efd4ebb4
+@dataclass(frozen=True)
+class Seq2SeqRace:
+    "Decoding behind many sources of ours against the same weights in the public class."
+    paper:str; model:type; cfg:Any   # as in `StepRace`
+    id:str                 # of the row
+    says:str               # what is held against the bound
+    bound:float            # as in `race`
+    tokens:range           # ids that sources are drawn from
+    size:str               # the model, for the reader
+    n_source:int
+    max_tokens:int         # new tokens, of beams at most
+    n_beam:int = 1         # 1 decodes greedily
+    length_penalty:float = 0.6
+    n:int = 9              # rounds
+
+    def __call__(self, seed:int=0)->Iterator[Row]:
+        "Run the race."
+        ours, theirs = pair_of(self.model, self.cfg, seed)
+        inputs = _random_sources(self.cfg, self.n_source, self.tokens, seed)
+        arms = (self.greedy if self.n_beam == 1 else self.beams)(ours, theirs, inputs)
+        how = f'{self.max_tokens} new, greedy' if self.n_beam == 1 else f'at most {self.max_tokens} new'
+        yield race(self.id, self.says, arms, self.bound, n=self.n, same=True, paper=self.paper,
+                   dataset='random sources',
+                   protocol=f'{self.size}, {self.n_source} sources of 8 to 23 tokens, {how}, cache')
+
+    def greedy(self, ours:nn.Module, theirs:nn.Module, inputs:dict)->dict[str, Callable]:
+        "Give the two ways to write the likeliest token each time."
+        fixed = dict(input_ids=inputs['src'], attention_mask=inputs['src_mask'].long(), num_beams=1, do_sample=False,
+                     max_new_tokens=self.max_tokens, eos_token_id=None)
+        return dict(transformers=lambda: theirs.generate(**fixed)[:, 1:].tolist(),
+                    papers_lib=lambda: generate(ours, inputs, self.max_tokens))
+
+    def beams(self, ours:nn.Module, theirs:nn.Module, inputs:dict)->dict[str, Callable]:
+        "Give the two ways to search for the best text."
+        asked, rank = (inputs, self.n_beam, 1, self.max_tokens), dict(length_penalty=self.length_penalty)
+        search = lambda: beam_search(ours, *asked, **rank, eot=self.cfg.eot)
+        return dict(transformers=lambda: hf_beams(theirs, *asked, **rank),
+                    papers_lib=lambda: [[best] for (best, _), in search()])
+
+# %% ../../nbs/lab/20_races.ipynb #d9484632
+def race_constrained(
+    seed:int=0,              # of weights, items and sources
+    *,
+    paper:str,               # whose rows they are
+    model:type, cfg:Any,     # as in `StepRace`
+    tokens:range,            # ids that items and sources are drawn from
+    size:str,                # the model, for the reader
+    n_item:int=12_000,
+    n_beam:int=20,
+    n_source:int=16,
+)->Iterator[Row]:
+    "Race beams that may write item strings only; the lists must be the same."
+    rng = np.random.default_rng(seed)
+    ours, theirs = pair_of(model, cfg, seed)
+    items = [*{tuple(row) for row in rng.integers(tokens.start, tokens.stop, (n_item, 4)).tolist()}]
+    asked, trie = (_random_sources(cfg, n_source, tokens, seed), n_beam, n_beam, 5), Trie(items)
+    anything = lambda **allowed: beam_search(ours, *asked, length_penalty=0., eot=cfg.eot, **allowed)
+    mine = lambda: [[t for t, _ in row] for row in anything(allowed=trie)]
+    next_token = lambda row, ids: trie.next(ids[1:].tolist(), cfg.eot)
+    public = lambda: hf_beams(theirs, *asked, length_penalty=0., prefix_allowed_tokens_fn=next_token)
+    told = dict(paper=paper, dataset='random items',
+                protocol=f'{size}, {n_item:,} strings of 4 tokens, {n_source} sources, {n_beam} beams')
+    yield race('S.constrained', f'Beams among {n_item:,} items are at least ten times as fast as transformers, with '
+               'the same list', dict(transformers=public, papers_lib=mine), 10., n=5, same=True, **told)
+    yield race('S.constrained.cost', 'The constraint costs at most a tenth of a search',
+               {'without': anything, 'with': mine}, 0.9, n=15, **told)
 
 # %% ../../nbs/lab/20_races.ipynb #4bc8dcc4
 def _public_embed(theirs, tok, rows, batch_size):

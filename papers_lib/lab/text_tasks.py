@@ -14,7 +14,8 @@ from jaxtyping import Float
 __all__ = ['text_tasks', 'TextTask', 'text_pairs', 'task_mixture', 'titled_reviews', 'rouge_l', 'rouge_1']
 
 # %% ../../nbs/lab/17_text_tasks.ipynb #b1787475
-from .data import did_you_mean, get
+from .captions import captions
+from .data import did_you_mean
 from .memo import remembered
 from .reviews import Review, reviews
 from .tasks import examples
@@ -61,10 +62,8 @@ def text_pairs(
     if name not in text_tasks: raise ValueError(f'unknown task {name!r}' + did_you_mean(name, text_tasks))
     task = text_tasks[name]
     if name != 'translation': return [(task.source(*e.texts), task.target(e.label)) for e in examples(name, split)]
-    file = dict(train='train', tune='val', test='test_2016_flickr')[split]
-    read = lambda lang: get('multi30k').path(f'{file}.{lang}').read_text(encoding='utf-8').split('\n')[:-1]
-    lines = read('en'), read('de')
-    return [(task.source(en), task.target(de)) for en, de in zip(*lines, strict=True)]
+    named = dict(train='train', tune='val', test='test_2016_flickr')[split]
+    return [(task.source(english), task.target(german)) for english, german in captions(named)]
 
 # %% ../../nbs/lab/17_text_tasks.ipynb #85aa8e3b
 def task_mixture(
