@@ -4,7 +4,6 @@
 
 # %% ../nbs/03_bert.ipynb #7c9e092d
 from __future__ import annotations
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,25 +15,26 @@ from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 
 # %% auto #0
-__all__ = ['sizes', 'claims', 'recipe', 'runs', 'races', 'paper', 'BERTConfig', 'BERTEncoder', 'BERTOutput', 'BERT', 'truncated',
-           'minilm', 'masked_loss', 'pretraining_loss', 'pretrain', 'Claims', 'pretrained']
+__all__ = ['sizes', 'claims', 'recipe', 'runs', 'races', 'paper', 'BERTConfig', 'BERTEncoder', 'BERTOutput', 'BERT', 'minilm',
+           'masked_loss', 'pretraining_loss', 'pretrain', 'Claims', 'pretrained']
 
 # %% ../nbs/03_bert.ipynb #07bb8753
 from .nn.activations import gelu
-from .nn.blocks import Block, check_sizes, draw_seed, normal_of
+from .nn.blocks import Block, check_sizes, draw_seed, normal_of, truncated
 from .nn.linear import Linear, linear
 from .nn.norms import LayerNorm
 from .nn.positions import LearnedPositions
 from .text.masking import ExampleBatches, create_examples
 from .text.wordpiece import FastWordPiece
-from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, save_model, untie
+from .engine.checkpoint import (
+    hf_ignored, load_public, public_checkpoint, read_config, renaming, save_model, to_public, untie)
 from .engine.heads import SentenceEncoder
 from .engine.parity import check_exportable
 from .engine.train import IGNORE, TrainConfig, fit, uncorrected_adamw
 from .lab.data import SentenceCorpus, get, sentence_corpus
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
-from .lab.races import StepRace, race_embedding
+from .lab.races import StepRace, race_embedding, random_masked
 
 # %% ../nbs/03_bert.ipynb #5106febe
 @dataclass(frozen=True)
@@ -134,15 +134,6 @@ class BERT(nn.Module):
         h = self.encoder(ids, segments, pad)
         return BERTOutput(self.mlm(h), self.follows(self.pooled(h)), h)
 
-# %% ../nbs/03_bert.ipynb #d46edd10
-def truncated(
-    z:Float[Tensor, '*n'],   # standard normal
-    cut:float=2.,            # standard deviations
-)->Float[Tensor, '*n']:      # in the same order
-    "Turn normal numbers into such that lie within the cut."
-    tail = 0.5 * math.erfc(cut / math.sqrt(2))
-    return torch.special.ndtri(tail + (1 - 2 * tail) * torch.special.ndtr(z.double())).to(z.dtype)
-
 # %% ../nbs/03_bert.ipynb #6ba44414
 @patch
 @torch.no_grad()
@@ -163,28 +154,21 @@ sizes = {  # section 3; the small ones are Google's release of 2020; the last is
 }
 
 # %% ../nbs/03_bert.ipynb #d787eb31
-_public = {'tok_emb': 'embeddings.word_embeddings', 'positions': 'embeddings.position_embeddings',
-           'seg_emb': 'embeddings.token_type_embeddings', 'blocks.': 'encoder.layer.',
-           'attn.out': 'attention.output.dense', 'norm1': 'attention.output.LayerNorm', 'mlp.fc': 'intermediate.dense',
-           'mlp.proj': 'output.dense', 'norm2': 'output.LayerNorm'}
+_encoder_names = renaming({
+    'tok_emb': 'embeddings.word_embeddings', 'positions': 'embeddings.position_embeddings',
+    'seg_emb': 'embeddings.token_type_embeddings', 'norm.': 'embeddings.LayerNorm.', 'blocks.': 'encoder.layer.',
+    'attn.qkv': ('attention.self.query', 'attention.self.key', 'attention.self.value'),
+    'attn.out': 'attention.output.dense', 'norm1': 'attention.output.LayerNorm', 'mlp.fc': 'intermediate.dense',
+    'mlp.proj': 'output.dense', 'norm2': 'output.LayerNorm'})
 _heads = {'pooler': 'bert.pooler.dense', 'dense': 'cls.predictions.transform.dense',
           'norm': 'cls.predictions.transform.LayerNorm', 'bias': 'cls.predictions.bias',
           'follows': 'cls.seq_relationship'}
 
-# %% ../nbs/03_bert.ipynb #d79c7999
-_thirds = ('query', 'key', 'value')
-
 # %% ../nbs/03_bert.ipynb #37773fab
-def _public_name(name):   # of a parameter of the encoder; None for one that the public layout holds in three
-    if '.attn.qkv.' in name: return None
-    if name.startswith('norm.'): return name.replace('norm', 'embeddings.LayerNorm')
-    for ours, theirs in _public.items(): name = name.replace(ours, theirs)
-    return name
-
-# %% ../nbs/03_bert.ipynb #25b6a600
-def _head_name(name):   # of a parameter of BERT outside the encoder
-    part, dot, kind = name.partition('.')
-    return f'{_heads[part]}{dot}{kind}'
+def _names(name):   # of a parameter of BERT: its public names
+    part, dot, inner = name.partition('.')
+    if part == 'encoder': return [f'bert.{theirs}' for theirs in _encoder_names(inner)]
+    return [f'{_heads[part]}{dot}{inner}']
 
 # %% ../nbs/03_bert.ipynb #36ab43b7
 _fields = dict(n_vocab=('vocab_size', 30522), ctx_len=('max_position_embeddings', 512), d_model=('hidden_size', 768),
@@ -204,20 +188,6 @@ def _read(source):
     if any(k.startswith('bert.') for k in tensors): return cfg, tensors
     return cfg, {k if k.startswith('cls.') else f'bert.{k}': v for k, v in tensors.items()}
 
-# %% ../nbs/03_bert.ipynb #f4ef5475
-def _encoder_tensors(tensors, names):
-    "Take what an encoder needs, by our names; what is left of the encoder's stays under its public name."
-    left = {k.removeprefix('bert.'): v for k, v in tensors.items() if k.startswith('bert.')}
-    out = {}
-    for name in names:
-        theirs = _public_name(name)
-        if theirs is None:
-            front, _, kind = name.replace('blocks.', 'encoder.layer.').partition('.attn.qkv.')
-            parts = [f'{front}.attention.self.{third}.{kind}' for third in _thirds]
-            if all(p in left for p in parts): out[name] = torch.cat([left.pop(p) for p in parts])
-        elif theirs in left: out[name] = left.pop(theirs)
-    return out | {k: v for k, v in left.items() if not k.startswith('pooler.')}
-
 # %% ../nbs/03_bert.ipynb #e6119da7
 @patch(cls_method=True)
 def from_hf(cls:BERTEncoder,
@@ -230,8 +200,10 @@ def from_hf(cls:BERTEncoder,
         if not 1 <= layers <= cfg.n_layer: raise ValueError(f'layers={layers}: this model has {cfg.n_layer}')
         beyond = tuple(f'bert.encoder.layer.{i}.' for i in range(layers, cfg.n_layer))
         cfg, tensors = replace(cfg, n_layer=layers), {k: v for k, v in tensors.items() if not k.startswith(beyond)}
+    own = {k.removeprefix('bert.'): v for k, v in tensors.items()
+           if k.startswith('bert.') and not k.startswith('bert.pooler.')}
     with torch.device('meta'): encoder = cls(cfg)
-    return load_strict(encoder, _encoder_tensors(tensors, encoder.state_dict())).eval()
+    return load_public(encoder, own, _encoder_names)
 
 # %% ../nbs/03_bert.ipynb #d0de15df
 @patch(cls_method=True)
@@ -244,12 +216,7 @@ def from_hf(cls:BERT,   # noqa: F811
     tensors = untie(tensors, 'cls.predictions.decoder.weight', 'bert.embeddings.word_embeddings.weight')
     tensors = untie(tensors, 'cls.predictions.decoder.bias', 'cls.predictions.bias')
     with torch.device('meta'): model = cls(cfg)
-    names = model.state_dict()
-    ours = _encoder_tensors(tensors, [n.removeprefix('encoder.') for n in names if n.startswith('encoder.')])
-    heads = {_head_name(n): n for n in names if not n.startswith('encoder.')}
-    rest = {k: v for k, v in tensors.items() if not k.startswith('bert.') or k in heads}
-    return load_strict(model, {f'encoder.{k}': v for k, v in ours.items()} |
-                       {heads.get(k, k): v for k, v in rest.items()}).eval()
+    return load_public(model, tensors, _names)
 
 # %% ../nbs/03_bert.ipynb #f991a5de
 @patch
@@ -270,15 +237,7 @@ def to_hf(self:BERT):
 @patch
 def public_tensors(self:BERT)->dict[str, Tensor]:
     "Give every tensor its public name; the output matrix is not among them, it is the embedding."
-    out = {}
-    for name, v in self.state_dict().items():
-        inner = name.removeprefix('encoder.')
-        if inner == name: out[_head_name(name)] = v
-        elif theirs := _public_name(inner): out[f'bert.{theirs}'] = v
-        else:
-            front, _, kind = inner.replace('blocks.', 'encoder.layer.').partition('.attn.qkv.')
-            for third, part in zip(_thirds, v.chunk(3)): out[f'bert.{front}.attention.self.{third}.{kind}'] = part
-    return out | {'cls.predictions.decoder.bias': self.bias}
+    return to_public(self, _names) | {'cls.predictions.decoder.bias': self.bias}
 
 # %% ../nbs/03_bert.ipynb #add11570
 def minilm()->SentenceEncoder:
@@ -414,23 +373,12 @@ runs = {
 # %% ../nbs/03_bert.ipynb #7f7d02de
 _raced = BERTConfig(n_vocab=8192, ctx_len=128, d_model=256, n_layer=4, n_head=4, d_ff=1024)
 
-# %% ../nbs/03_bert.ipynb #45c93b1f
-def _random_batch(cfg, seed, batch_size=8):
-    "Full rows of random pieces in two segments, 15 % hidden."
-    g = torch.Generator().manual_seed(seed)
-    ids = torch.randint(5, cfg.n_vocab, (batch_size, cfg.ctx_len), generator=g)
-    hidden = torch.rand(ids.shape, generator=g) < 0.15
-    labels = torch.randint(2, (batch_size,), generator=g)
-    return dict(ids=ids, segments=(torch.arange(cfg.ctx_len) >= cfg.ctx_len // 2).long().expand_as(ids),
-                pad=torch.ones_like(ids, dtype=torch.bool), targets=torch.where(hidden, ids, IGNORE), labels=labels,
-                weight=(hidden.sum() / batch_size).expand(batch_size))
-
 # %% ../nbs/03_bert.ipynb #5e8b3f30
 _race_pretraining = StepRace(
     'bert', BERT, _raced, pretraining_loss, lambda b: dict(
         input_ids=b['ids'], token_type_ids=b['segments'], attention_mask=b['pad'].long(), labels=b['targets'],
         next_sentence_label=b['labels']),
-    _random_batch, 'd 256, 4 layers, 128 pieces, batch 8, float32',
+    lambda cfg, seed: random_masked(cfg.n_vocab, cfg.ctx_len, 8, seed), 'd 256, 4 layers, 128 pieces, batch 8, float32',
     says='A step of pre-training is at least as fast as that of BertForPreTraining', bound=1., n=15,
     dataset='random pieces')
 

@@ -4,34 +4,27 @@
 
 # %% ../nbs/07_glm.ipynb #57319f51
 from __future__ import annotations
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-import numpy as np, torch
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from fastcore.basics import patch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['sizes', 'Labelled', 'claims', 'runs', 'races', 'paper', 'GLMConfig', 'GLM', 'slow_logits', 'blank_loss',
-           'fill_blanks', 'GLMClassifier', 'classifier_loss', 'finetune_cloze', 'finetune_classifier', 'GLM130BConfig',
+__all__ = ['sizes', 'claims', 'runs', 'races', 'paper', 'GLMConfig', 'GLM', 'blank_loss', 'fill_blanks', 'GLM130BConfig',
            'GLM130B', 'Claims', 'train_glm', 'pretrained']
 
 # %% ../nbs/07_glm.ipynb #806d88dc
 from .nn.blocks import Block, check_sizes, deepnorm, deepnorm_init, residual_std
 from .nn.filling import BlankFiller, blank_mask, shrunk_gradient
-from .nn.linear import Linear
-from .nn.masks import padding
 from .nn.norms import LayerNorm
 from .nn.positions import RotaryPositions, SpanPositions
-from .text.blanks import (
-    BlankBatches, BlankTokens, LaidBatches, blank_prompts, blank_samples, mixtures)
-from .text.masking import padded_batch
-from .text.wordpiece import FastWordPiece
-from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, save_model
-from .engine.cloze import Cloze, cloze_batch, cloze_loss, cloze_scores
+from .text.blanks import BlankBatches, BlankTokens, blank_prompts, blank_samples, mixtures
+from .engine.checkpoint import (
+    hf_ignored, load_public, public_checkpoint, read_config, renaming, save_model, to_public)
 from .engine.generate import generate
 from .engine.stats import Row
 from .engine.train import IGNORE, TrainConfig, fit
@@ -89,53 +82,17 @@ sizes = {  # tables 1 and 2; the last two from the released configurations
 }
 
 # %% ../nbs/07_glm.ipynb #3c1f1ba5
-_public = {'tok_emb.': 'word_embeddings.', 'positions.place.': 'transformer.position_embeddings.',
-           'positions.inside.': 'transformer.block_position_embeddings.', 'blocks.': 'transformer.layers.',
-           '.norm1.': '.input_layernorm.', '.attn.qkv.': '.attention.query_key_value.',
-           '.attn.out.': '.attention.dense.', '.norm2.': '.post_attention_layernorm.',
-           '.mlp.fc.': '.mlp.dense_h_to_4h.', '.mlp.proj.': '.mlp.dense_4h_to_h.',
-           'norm_f.': 'transformer.final_layernorm.'}
-
-def _public_name(name):
-    for ours, theirs in _public.items(): name = name.replace(ours, theirs)
-    return name
+_names = renaming({
+    'tok_emb.': 'word_embeddings.', 'positions.place.': 'transformer.position_embeddings.',
+    'positions.inside.': 'transformer.block_position_embeddings.', 'blocks.': 'transformer.layers.',
+    '.norm1.': '.input_layernorm.', '.attn.qkv.': '.attention.query_key_value.', '.attn.out.': '.attention.dense.',
+    '.norm2.': '.post_attention_layernorm.', '.mlp.fc.': '.mlp.dense_h_to_4h.', '.mlp.proj.': '.mlp.dense_4h_to_h.',
+    'norm_f.': 'transformer.final_layernorm.'})
 
 @patch
 def public_tensors(self:GLM)->dict[str, Tensor]:
     "Give every tensor its released name; the output matrix is not among them, it is the embedding."
-    return {_public_name(k): v for k, v in self.state_dict().items()}
-
-# %% ../nbs/07_glm.ipynb #45794c74
-def slow_logits(
-    tensors:dict[str, Tensor],         # by their released names
-    n_head:int,
-    ids:Sequence[int],
-    positions:Int[np.ndarray, '2 t'],
-    n_context:int,                     # tokens of part A
-)->Float[np.ndarray, 't v']:
-    "Compute the logits of one text in float64 by the formulas alone, a token and a head at a time."
-    W = {k: v.detach().double().numpy() for k, v in tensors.items()}
-    affine = lambda name, x: W[f'{name}.weight'] @ x + W[f'{name}.bias']
-    def norm(name, x):
-        return (x - x.mean()) / np.sqrt(x.var() + 1e-5) * W[f'{name}.weight'] + W[f'{name}.bias']
-    gelu = lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
-    embeddings = ('word_embeddings', 'transformer.position_embeddings', 'transformer.block_position_embeddings')
-    x = [sum(W[f'{name}.weight'][i] for name, i in zip(embeddings, at)) for at in zip(ids, *positions)]
-    d_head = len(x[0]) // n_head
-    for layer in range(sum(name.endswith('.mlp.dense_4h_to_h.bias') for name in W)):
-        block = f'transformer.layers.{layer}'
-        q, k, v = zip(*(affine(f'{block}.attention.query_key_value', norm(f'{block}.input_layernorm', x_i))
-                        .reshape(3, n_head, d_head) for x_i in x))
-        for i in range(len(x)):
-            seen, heads = [j for j in range(len(x)) if j < n_context or j <= i], []
-            for head in range(n_head):
-                p = np.exp([q[i][head] @ k[j][head] / math.sqrt(d_head) for j in seen])
-                heads.append(sum(p_j * v[j][head] for p_j, j in zip(p / p.sum(), seen)))
-            x[i] = x[i] + affine(f'{block}.attention.dense', np.concatenate(heads))
-        for i in range(len(x)):
-            inner = affine(f'{block}.mlp.dense_h_to_4h', norm(f'{block}.post_attention_layernorm', x[i]))
-            x[i] = x[i] + affine(f'{block}.mlp.dense_4h_to_h', gelu(inner))
-    return np.stack([W['word_embeddings.weight'] @ norm('transformer.final_layernorm', x_i) for x_i in x])
+    return to_public(self, _names)
 
 # %% ../nbs/07_glm.ipynb #5e4ccbb8
 _fields = dict(n_vocab=('vocab_size', int), ctx_len=('max_sequence_length', 512), d_model=('hidden_size', int),
@@ -153,9 +110,8 @@ def from_tensors(cls:GLM,
     "Load released weights; whatever would compute another model is named in one error."
     if cls is not GLM: raise ValueError(f'{cls.__name__} is not GLM: released GLM weights do not make one')
     with torch.device('meta'): model = cls(GLMConfig(**read_config(config, _fields, _fixed, _ignored)))
-    ours = {_public_name(name): name for name in model.state_dict()}
     bare = {k.removeprefix('module.').removeprefix('glm.'): v for k, v in tensors.items()}
-    return load_strict(model, {ours.get(k, k): v for k, v in bare.items()}).eval()
+    return load_public(model, bare, _names)
 
 @patch(cls_method=True)
 def from_hf(cls:GLM,
@@ -191,75 +147,6 @@ def fill_blanks(
         for i, span in zip(rows, generate(model, prompts, max_tokens, stop=marks.eop, **decoding)):
             written[i].append(span)
     return written
-
-# %% ../nbs/07_glm.ipynb #666e4b36
-class GLMClassifier(nn.Module):
-    "A layer of its own on the state of [CLS]."
-    def __init__(self,
-        glm:GLM,
-        n_class:int,
-    ):
-        super().__init__()
-        self.glm, self.cfg = glm, glm.cfg
-        self.dense, self.out = Linear(glm.cfg.d_model, glm.cfg.d_model), Linear(glm.cfg.d_model, n_class)
-        for layer in (self.dense, self.out):
-            nn.init.normal_(layer.weight, std=glm.cfg.init_std)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self,
-        ids:Int[Tensor, 'b t'],      # [CLS] first
-        pad:Bool[Tensor, 'b t'],     # True = real token
-    )->Float[Tensor, 'b n']:
-        "Classify texts."
-        places = torch.arange(ids.shape[1], device=ids.device)
-        positions = torch.stack([places, torch.zeros_like(places)]).expand(len(ids), 2, -1)
-        h = self.glm.hidden(ids, mask=padding(pad), positions=positions)[:, 0]
-        return self.out(torch.tanh(self.dense(h)))
-
-def classifier_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:   # ids, pad, targets; summed, nats
-    "Loss of fine-tuning by a new layer."
-    return F.cross_entropy(model(batch['ids'], batch['pad']).float(), batch['targets'], reduction='sum')
-
-# %% ../nbs/07_glm.ipynb #ab750acf
-Labelled = Sequence[tuple[Sequence[str], int]]   # the texts of each example, and the place of its label
-
-# %% ../nbs/07_glm.ipynb #d650529d
-def finetune_cloze(
-    model:GLM,                 # it is changed
-    cloze:Cloze,
-    examples:Labelled,
-    train:TrainConfig,
-    *,
-    seed:int,                  # of order and dropout
-    device:str='auto',         # as in `fit`
-)->GLM:                        # in evaluation mode
-    "Train all weights on a task written as a blank."
-    lay_out = lambda part: cloze_batch(cloze, [t for t, _ in part], [y for _, y in part], model.cfg.ctx_len)
-    fit(model, LaidBatches([*examples], lay_out, train.batch_size, seed), replace(train, seed=seed),
-        loss_fn=cloze_loss, device=device)
-    return model.eval()
-
-# %% ../nbs/07_glm.ipynb #bbcb2135
-def finetune_classifier(
-    model:GLM,                 # it is changed
-    tok:FastWordPiece,
-    examples:Labelled,
-    n_class:int,
-    train:TrainConfig,
-    *,
-    seed:int,                  # of the new layer, order and dropout
-    device:str='auto',         # as in `fit`
-)->GLMClassifier:              # in evaluation mode
-    "Train all weights, and a new layer on [CLS]."
-    def lay_out(part):
-        rows = [[tok.cls, *(i for t in texts for i in (*tok.encode(t), tok.sep))] for texts, _ in part]
-        ids, pad = padded_batch([row[:model.cfg.ctx_len] for row in rows], tok.pad)
-        return dict(ids=ids, pad=pad, targets=torch.tensor([y for _, y in part]))
-    torch.manual_seed(seed)
-    task = GLMClassifier(model, n_class)
-    fit(task, LaidBatches([*examples], lay_out, train.batch_size, seed), replace(train, seed=seed),
-        loss_fn=classifier_loss, device=device)
-    return task.eval()
 
 # %% ../nbs/07_glm.ipynb #210806c8
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 
 from papers_lib.bert import (
-    BERT, BERTConfig, BERTEncoder, claims, paper, pretrain, pretrained, pretraining_loss, masked_loss, runs,
-    sizes, truncated)
+    BERT, BERTConfig, BERTEncoder, claims, paper, pretrain, pretrained, pretraining_loss, masked_loss, runs, sizes)
 from papers_lib.engine.checkpoint import load_model
 from papers_lib.engine import heads
 from papers_lib.engine.heads import Classifier, SentenceEncoder, Tagger, fine_tune, label_scores
 from papers_lib.engine.parity import random_model
 from papers_lib.engine.train import IGNORE, TrainConfig, UncorrectedAdamW, adamw, uncorrected_adamw
 from papers_lib.lab.data import SentenceCorpus, available, get
+from papers_lib.nn.blocks import truncated
 from papers_lib.text.masking import labelled_examples
 from papers_lib.text.tagged import UPOS, Tagged, tagged_examples
 from papers_lib.text.wordpiece import SPECIALS, FastWordPiece

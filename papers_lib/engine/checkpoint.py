@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['hf_ignored', 'check_keys', 'refuse_non_finite', 'load_strict', 'read_json', 'read_tensors', 'save_model',
-           'load_model', 'read_config', 'public_checkpoint', 'untie', 'rng_state', 'set_rng_state', 'save_state',
-           'checkpoints', 'latest', 'load_state', 'average_weights']
+           'load_model', 'read_config', 'public_checkpoint', 'untie', 'renaming', 'load_public', 'to_public',
+           'rng_state', 'set_rng_state', 'save_state', 'checkpoints', 'latest', 'load_state', 'average_weights']
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #b0c7f13e
 from ..store.files import CorruptFile, atomic_folder, seal, sweep, unseal
@@ -261,6 +261,50 @@ def untie(
     if a is not None and b is not None and not (a.shape == b.shape and bool((a == b).all())):
         raise ValueError(f'{head} is not {embedding}: this checkpoint has an output matrix of its own, though it calls '
                          f'it tied; it would be lost')
+    return out
+
+# %% ../../nbs/engine/01_checkpoint.ipynb #15bac736
+def renaming(
+    parts:dict[str, str|tuple[str, ...]],   # part of our names -> of theirs, replaced in this order; several: stacked
+)->Callable[[str], list[str]]:              # our name of a parameter -> its public names
+    "Make the function that names a parameter as a public layout does."
+    def names(name):
+        out = [name]
+        for ours, theirs in parts.items():
+            theirs = (theirs,) if isinstance(theirs, str) else theirs
+            out = [*dict.fromkeys(n.replace(ours, t) for n in out for t in theirs)]   # of what is not in it stays one
+        return out
+    return names
+
+# %% ../../nbs/engine/01_checkpoint.ipynb #a2438566
+def load_public(
+    model:nn.Module,             # may be on the meta device
+    tensors:dict[str, Tensor],   # by their public names
+    names:Callable,              # as `renaming` gives; of several names the rows are stacked
+    turned:tuple[str, ...]=(),   # ends of our names of matrices that are held transposed there
+)->nn.Module:                    # the same model, in evaluation mode
+    "Fill a model from tensors in a public layout, which must fit it exactly."
+    out, left = {}, dict(tensors)
+    for name in model.state_dict():
+        theirs = names(name)
+        # parts of unequal shape are not stacked: a sum of rows that fits by accident would pass for the matrix
+        if not all(n in left for n in theirs) or len({left[n].shape for n in theirs}) > 1: continue
+        parts = [left.pop(n).T if name.endswith(turned) else left.pop(n) for n in theirs]
+        out[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return load_strict(model, out | left).eval()
+
+# %% ../../nbs/engine/01_checkpoint.ipynb #49c4cb38
+def to_public(
+    model:nn.Module,
+    names:Callable,              # as in `load_public`, and so is the next
+    turned:tuple[str, ...]=(),
+)->dict[str, Tensor]:            # by their public names
+    "Give a model's tensors in a public layout; the inverse of `load_public`."
+    out = {}
+    for name, x in model.state_dict().items():
+        theirs = names(name)
+        parts = x.chunk(len(theirs)) if len(theirs) > 1 else [x]
+        out |= zip(theirs, (p.T.contiguous() if name.endswith(turned) else p for p in parts))
     return out
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #787dddca

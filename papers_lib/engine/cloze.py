@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from jaxtyping import Float
 
 # %% auto #0
-__all__ = ['Cloze', 'cloze_batch', 'cloze_scores', 'cloze_loss']
+__all__ = ['Cloze', 'cloze_batch', 'cloze_scores', 'cloze_loss', 'fine_tune_cloze']
 
 # %% ../../nbs/engine/15_cloze.ipynb #85c09460
 from ..nn.filling import BlankFiller
 from ..nn.masks import causal, prefix, same_document
-from ..text.blanks import BlankTokens, answered, blank_batch
+from ..text.blanks import BlankTokens, LaidBatches, answered, blank_batch
 from ..text.wordpiece import FastWordPiece
-from .train import IGNORE
+from .train import IGNORE, TrainConfig, fit
 
 # %% ../../nbs/engine/15_cloze.ipynb #a8e24aff
 @dataclass(frozen=True)
@@ -84,3 +84,18 @@ def cloze_scores(
 def cloze_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:   # summed over the examples, nats
     "Loss of fine-tuning by a blank."
     return F.cross_entropy(cloze_scores(model, batch), batch['targets'], reduction='sum')          # (1)
+
+# %% ../../nbs/engine/15_cloze.ipynb #de341c24
+def fine_tune_cloze(
+    model:BlankFiller,               # trained in place
+    cloze:Cloze,
+    texts:Sequence[Sequence[str]],   # of each example
+    labels:Sequence[int],            # places among the verbalizers
+    train:TrainConfig,               # its seed is that of order and dropout
+    device:str='auto',               # as in `fit`
+)->BlankFiller:                      # in evaluation mode
+    "Train all weights on a task written as a blank."
+    lay_out = lambda part: cloze_batch(cloze, *zip(*part), model.ctx_len)
+    examples = [*zip(texts, labels, strict=True)]
+    fit(model, LaidBatches(examples, lay_out, train.batch_size, train.seed), train, loss_fn=cloze_loss, device=device)
+    return model.eval()

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from jaxtyping import Bool, Int
 
 # %% auto #0
-__all__ = ['full_text_score', 'scoring_race', 'PackedRace', 'FloorRace', 'WeightsRace', 'ShotsRace', 'random_pairs', 'StepRace',
-           'Seq2SeqRace', 'race_constrained', 'race_embedding', 'race_mask', 'time_search']
+__all__ = ['full_text_score', 'scoring_race', 'PackedRace', 'FloorRace', 'WeightsRace', 'ShotsRace', 'random_pairs',
+           'random_masked', 'StepRace', 'Seq2SeqRace', 'race_constrained', 'race_embedding', 'race_mask', 'time_search']
 
 # %% ../../nbs/lab/20_races.ipynb #85878d4d
 from ..nn.attention import attend
@@ -250,6 +250,23 @@ def random_pairs(
     rng = np.random.default_rng(seed)
     draw = lambda: rng.integers(tokens.start, tokens.stop, size=int(rng.integers(*length))).tolist()
     return pair_batch([(draw(), draw()) for _ in range(n)], cfg.eot, cfg.start)
+
+# %% ../../nbs/lab/20_races.ipynb #e232e355
+def random_masked(
+    n_vocab:int,           # pieces; the first five mark something, and are not drawn
+    ctx_len:int,           # pieces of a row
+    n:int,                 # rows
+    seed:int=0,
+    share:float=0.15,      # of the pieces that are asked for
+)->dict[str, Tensor]:      # as `ExampleBatches` gives them; what is asked for is not replaced
+    "Draw a batch of rows with hidden pieces."
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(len(SPECIALS), n_vocab, (n, ctx_len), generator=g)
+    hidden = torch.rand(ids.shape, generator=g) < share
+    labels = torch.randint(2, (n,), generator=g)
+    return dict(ids=ids, segments=(torch.arange(ctx_len) >= ctx_len // 2).long().expand_as(ids),
+                pad=torch.ones_like(ids, dtype=torch.bool), targets=torch.where(hidden, ids, IGNORE), labels=labels,
+                weight=(hidden.sum() / n).expand(n))
 
 # %% ../../nbs/lab/20_races.ipynb #9cebb1eb
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from jaxtyping import Bool, Float, Int
 
 # %% auto #0
-__all__ = ['placements', 'MLP', 'Block', 'deepnorm', 'deepnorm_init', 'draw_seed', 'normal_of', 'init_by_name', 'residual_std',
-           'check_sizes', 'Drawn', 'Decoder']
+__all__ = ['placements', 'MLP', 'Block', 'deepnorm', 'deepnorm_init', 'draw_seed', 'normal_of', 'truncated', 'init_by_name',
+           'residual_std', 'check_sizes', 'Drawn', 'Decoder']
 
 # %% ../../nbs/nn/07_blocks.ipynb #f6db8bd7
 from .activations import activations, gates
@@ -163,6 +163,15 @@ def normal_of(
     n = math.prod(shape)
     whole = -(-n // 16) * 16                     # torch draws sixteen at a time, and a part of sixteen otherwise
     return torch.randn(whole, generator=generator, dtype=torch.float32, device='cpu')[:n].view(*shape)
+
+# %% ../../nbs/nn/07_blocks.ipynb #0a895870
+def truncated(
+    z:Float[Tensor, '*n'],   # standard normal
+    cut:float=2.,            # standard deviations
+)->Float[Tensor, '*n']:      # in the same order
+    "Turn normal numbers into such that lie within the cut."
+    tail = 0.5 * math.erfc(cut / math.sqrt(2))
+    return torch.special.ndtri(tail + (1 - 2 * tail) * torch.special.ndtr(z.double())).to(z.dtype)
 
 # %% ../../nbs/nn/07_blocks.ipynb #277165b0
 @torch.no_grad()
