@@ -5,60 +5,34 @@
 # %% ../nbs/14_gpt4rec.ipynb #1ed84162
 from __future__ import annotations
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 import numpy as np, torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from scipy.sparse import csr_matrix
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['BEFORE', 'AFTER', 'claims', 'sizes', 'runs', 'races', 'paper', 'title_key', 'readable', 'TitlePrompts',
-           'QueryBatches', 'query_batch', 'query_loss', 'write_queries', 'distinct', 'GPT4Rec', 'Purchases',
-           'TitledShop', 'open_shop', 'asked_users', 'title_tokenizer', 'read_titles', 'backbone', 'PublicTokens',
-           'teach_queries', 'answer_nats', 'Claims']
+__all__ = ['BEFORE', 'AFTER', 'claims', 'sizes', 'runs', 'races', 'paper', 'TitlePrompts', 'QueryBatches', 'query_batch',
+           'query_loss', 'write_queries', 'distinct', 'GPT4Rec', 'Purchases', 'title_tokenizer', 'read_titles',
+           'backbone', 'teach_queries', 'answer_nats', 'Claims']
 
 # %% ../nbs/14_gpt4rec.ipynb #23fa8d81
-from .text.corpora import TokenBatches
 from .text.pairs import pad_right
-from .text.search import BM25, items_of_queries, words
-from .text.tokenizers import FastBPE, train_fast_bpe
+from .text.search import BM25, items_of_queries
+from .text.tokenizers import FastBPE, PublicTokens, train_fast_bpe
 from .engine.checkpoint import load_model, save_model
 from .engine.generate import beam_search
-from .engine.recipe import as_tokens
+from .engine.recipe import as_tokens, learn
 from .engine.train import IGNORE, TrainConfig, fit
-from .rec.interactions import Interactions, Split, by_user, interactions, scramble
-from .lab.memo import remembered
 from .lab.presets import Claim, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
 from .lab.races import time_search
-from .lab.ratings import described, events, made_shop
+from .lab.shops import TitledShop, open_shop, title_key
 from .gpt2 import GPT2, GPT2Config
 
 # %% ../nbs/14_gpt4rec.ipynb #a45a248b
 BEFORE, AFTER = 'Previously, the customer has bought:', ' In the future, the customer wants to buy'
-
-# %% ../nbs/14_gpt4rec.ipynb #c4de771e
-def title_key(
-    title:str,
-)->str:        # '' for a title without a word
-    "Name a title by its words: two titles with one name are the same."
-    return ' '.join(words(title))
-
-# %% ../nbs/14_gpt4rec.ipynb #48209a03
-def readable(
-    data:Interactions,
-    titles:Sequence[str],   # one an item of the table
-)->Interactions:            # of the items that have a title, numbered anew
-    "Leave out what cannot be read, and what a user met under the same title before."
-    names = {}
-    name = np.array([names.setdefault(key, len(names)) if (key := title_key(t)) else -1 for t in titles])[data.item]
-    _, first = np.unique(data.user * (len(names) + 1) + name, return_index=True)
-    kept = data.keep(np.sort(first[name[first] >= 0]))
-    if not len(kept): raise ValueError(f'{data.name}: no item has a title with a word in it')
-    return interactions(data.users[kept.user], data.items[kept.item], kept.time, kept.rating, name=data.name,
-                        ties='file')
 
 # %% ../nbs/14_gpt4rec.ipynb #9d3fcb0e
 class TitlePrompts:
@@ -234,56 +208,9 @@ class Purchases:
         for name, ok in right.items():
             if not ok: raise ValueError(f'Purchases.{name}={getattr(self, name)}: out of range, see its comment')
 
-# %% ../nbs/14_gpt4rec.ipynb #cb7bf99c
-@dataclass(frozen=True)
-class TitledShop:
-    "Purchases, split, with what is said of the items."
-    titles:list[str]
-    labels:csr_matrix        # (i, l) genres or attributes
-    data:Interactions
-    split:Split
-    train:Interactions       # of the training users, without new items
-    left_out:int             # items without a readable title
-
-    @property
-    def seen(self)->np.ndarray: return self.train.counts > 0      # (i,) items that training holds
-
-# %% ../nbs/14_gpt4rec.ipynb #371b51f0
-def _most_met(data, n)->Interactions:
-    "Keep the n items that are met most and the users with two of them."
-    if n: data = data.keep(np.isin(data.item, np.argsort(-data.counts, kind='stable')[:n]))
-    data = data.keep(np.bincount(data.user, minlength=data.n_user)[data.user] > 1)
-    return interactions(data.users[data.user], data.items[data.item], data.time, data.rating, name=data.name,
-                        ties='file')
-
-# %% ../nbs/14_gpt4rec.ipynb #9c7e82a1
-@remembered
-def open_shop(
-    purchases:Purchases,
-)->TitledShop:
-    "Read, clean and split a set of purchases."
-    if purchases.name == 'made': whole, told = made_shop()
-    else: told = described(purchases.name, whole := events(purchases.name))
-    data = _most_met(readable(whole, told.titles), purchases.n_item)
-    rows = np.searchsorted(whole.items, data.items)
-    split = by_user(data, purchases.valid, purchases.test)
-    new = scramble(np.arange(data.n_item), 11) / 2.**64 < purchases.cold
-    return TitledShop([told.titles[i] for i in rows], told.labels[rows], data, split,
-                split.train.keep(~new[split.train.item]), sum(not title_key(t) for t in told.titles))
-
-# %% ../nbs/14_gpt4rec.ipynb #78ecef5b
-def asked_users(
-    shop:TitledShop,
-    n:int,              # users whose target training holds
-    n_cold:int=0,       # users whose target is new
-    part:str='test',    # or 'valid'
-)->tuple:               # their queries, and (q,) true where the target is new
-    "Choose users by the order of a hash."
-    queries = getattr(shop.split, part)
-    new = ~shop.seen[np.concatenate(queries.targets)]
-    order = np.argsort(scramble(queries.user, 3), kind='stable')
-    rows = np.concatenate([order[~new[order]][:n], order[new[order]][:n_cold]])
-    return queries.keep(rows), new[rows]
+    def shop(self)->TitledShop:
+        "Read and split them."
+        return open_shop(self.name, self.n_item, valid=self.valid, test=self.test, cold=self.cold)
 
 # %% ../nbs/14_gpt4rec.ipynb #d21175f0
 def title_tokenizer(
@@ -304,17 +231,15 @@ def read_titles(
     **fit_options,      # of `fit`: device, tracker
 )->GPT2:
     "Train a GPT-2 on titles, the end of text between them."
-    torch.manual_seed(seed)
-    model, rng = GPT2(replace(cfg, n_vocab=tok.n_vocab)), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     titles = [f' {shop.titles[i]}' for i in np.flatnonzero(shop.seen)]
     n_pass = -(-train.n_step * train.batch_size * cfg.ctx_len // len(as_tokens(titles, tok)))
     tokens = as_tokens((titles[i] for _ in range(n_pass) for i in rng.permutation(len(titles))), tok)
-    fit(model, TokenBatches(tokens, cfg.ctx_len, train.batch_size, seed=seed), replace(train, seed=seed), **fit_options)
-    return model.eval()
+    return learn(lambda: GPT2(replace(cfg, n_vocab=tok.n_vocab)), tokens, train, seed=seed, **fit_options)[0]
 
 # %% ../nbs/14_gpt4rec.ipynb #c41d9caa
 def _backbone(model_cls, spec, seed, folder):
-    shop = open_shop(spec.data)
+    shop = spec.data.shop()
     tok = title_tokenizer(shop, spec.data.n_vocab)
     save_model(folder, read_titles(shop, tok, spec.model, spec.train, seed).cpu(), tok)
 
@@ -330,18 +255,10 @@ def backbone(
         theirs = AutoTokenizer.from_pretrained(purchases.backbone)
         return GPT2.from_hf(purchases.backbone), PublicTokens(theirs)
     if purchases.name == 'made':
-        shop = open_shop(purchases)
+        shop = purchases.shop()
         return read_titles(shop, tok := title_tokenizer(shop, purchases.n_vocab), cfg, train, seed, device='cpu'), tok
     folder = pretrained_folder(GPT2, RunSpec(cfg, train, purchases, None), seed, _backbone)
     return load_model(folder, GPT2, GPT2Config), FastBPE.load(folder)
-
-# %% ../nbs/14_gpt4rec.ipynb #6a9fa153
-class PublicTokens:
-    "A tokenizer of `transformers` with the names that are used here."
-    def __init__(self, theirs): self.theirs, self.eot, self.n_vocab = theirs, theirs.eos_token_id, len(theirs)
-    def encode(self, text:str)->list[int]: return self.theirs.encode(text, add_special_tokens=False)
-    def encode_batches(self, texts)->Iterator[list[int]]: return map(self.encode, texts)
-    def decode(self, ids)->str: return self.theirs.decode(ids)
 
 # %% ../nbs/14_gpt4rec.ipynb #34697447
 def teach_queries(

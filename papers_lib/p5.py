@@ -4,7 +4,7 @@
 
 # %% ../nbs/09_p5.ipynb #b3eb4be1
 from __future__ import annotations
-import math, re, string
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,9 +17,8 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['FAMILIES', 'UNSEEN', 'templates', 'sizes', 'RATIOS', 'claims', 'runs', 'races', 'paper', 'Template', 'fill',
-           'prompt_pieces', 'P5Config', 'P5', 'p5_batch', 'p5_loss', 'p5_batches', 'Claims', 'Shop', 'made_list',
-           'count_start', 'counting']
+__all__ = ['FAMILIES', 'UNSEEN', 'templates', 'sizes', 'RATIOS', 'claims', 'runs', 'races', 'paper', 'prompt_pieces', 'P5Config',
+           'P5', 'p5_batch', 'p5_loss', 'p5_batches', 'Claims', 'Shop', 'made_list', 'count_start', 'counting']
 
 # %% ../nbs/09_p5.ipynb #84ae3531
 from .nn.blocks import normal_of
@@ -32,12 +31,13 @@ from .text.tokenizers import UnigramPieces, train_unigram
 from .engine.checkpoint import load_model, save_model
 from .engine.stats import Row
 from .engine.train import IGNORE, TrainConfig, fit
-from .lab.bench import race
 from .lab.data import documents
 from .lab.memo import remembered
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
+from .lab.races import race_lists
 from .rec.item_ids import FIRST
+from .rec.prompts import Template, fill
 from .rec.spelling import (
     Catalogue, IdPieces, MixtureBatches, PublicBeams, Task, read_sources, search_items)
 
@@ -103,68 +103,11 @@ Z-6 | With the word {feature} , explain why user_{user} gives {star} stars to {t
 Z-7 | Explain to user_{user} the product {title} ( {brand} , {price} ) | {explanation}
 '''
 
-# %% ../nbs/09_p5.ipynb #9d2f4d7b
-@dataclass(frozen=True)
-class Template:
-    "A wording of a task."
-    id:str               # family and number, such as '2-13'
-    source:str           # what is asked, with fields in braces
-    target:str           # what is to be written
-
-    @property
-    def family(self)->str: return self.id[0]      # a key of `FAMILIES`, or 'Z'
-
-    @property
-    def seen(self)->bool: return self.id not in UNSEEN      # it is trained
-
-    @property
-    def fields(self)->tuple[str, ...]:
-        "Names of what must be filled in."
-        parts = [*string.Formatter().parse(self.source), *string.Formatter().parse(self.target)]
-        return tuple(dict.fromkeys(name for _, name, _, _ in parts if name))
-
 # %% ../nbs/09_p5.ipynb #cc7a0fe9
 FAMILIES = dict(zip('12345', ('rating', 'sequential', 'explanation', 'review', 'direct')))
 UNSEEN = {'1-10', '2-13', '3-12', '4-4', '5-8', *(f'Z-{i}' for i in range(1, 8))}
 _lines = [line.split(' | ') for line in _collection.replace('\\\n', '').strip().split('\n')]
 templates = {id: Template(id, *(part.strip().replace(r'\n', '\n') for part in parts)) for id, *parts in _lines}
-
-# %% ../nbs/09_p5.ipynb #76f41d06
-_text = lambda x: isinstance(x, str) and x.strip() != ''
-_whole = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool) and x >= 1
-_number = lambda x: isinstance(x, (int, float, np.number)) and math.isfinite(x) and 1 <= x <= 5
-_names = lambda x, least: len(x) >= least and all(map(_text, x)) and not isinstance(x, str)
-
-# %% ../nbs/09_p5.ipynb #c1a6bba7
-_rules = {  # field: what it must be, in code and in words
-    'user': (_whole, 'a whole number from 1'),
-    'star': (lambda x: _number(x) and x == int(x), 'a whole number from 1 to 5'),
-    'rating': (_number, 'a number from 1 to 5'), 'answer': (('yes', 'no').__contains__, 'yes or no'),
-    'opinion': (('like', 'dislike').__contains__, 'like or dislike'),
-    'history': (lambda x: _names(x, 1), 'a list of at least one item name'),
-    'candidates': (lambda x: _names(x, 2) and len({*x}) == len(x), 'a list of at least two item names, each once'),
-}
-
-# %% ../nbs/09_p5.ipynb #8a04feba
-_written = {'rating': '{:.1f}'.format, 'star': '{:.0f}'.format}
-
-# %% ../nbs/09_p5.ipynb #5cd480aa
-def fill(
-    template:Template,
-    told:dict,            # field -> its value; others may be there
-    between:str=' , ',    # stands between the items of a list: ' , ' or ' -> '
-)->tuple[str, str]:       # source, target
-    "Fill a wording; a missing field, or a value that it must not have, is named and refused."
-    said = {}
-    for name in template.fields:
-        if name not in told: raise ValueError(f'template {template.id}: no {name!r} is given')
-        right, rule = _rules.get(name, (_text, 'a text that is not empty'))
-        if not right(told[name]): raise ValueError(f'template {template.id}: {name}={told[name]!r}: must be {rule}')
-        value = between.join(told[name]) if name in ('history', 'candidates') else told[name]
-        said[name] = _written.get(name, str)(value)
-    if 'candidates' in said and told['target'] not in told['candidates']:
-        raise ValueError(f"template {template.id}: target={told['target']!r}: must be among the candidates")
-    return template.source.format(**said), template.target.format(**said)
 
 # %% ../nbs/09_p5.ipynb #e9029b80
 @remembered
@@ -425,23 +368,16 @@ runs = {
 }
 
 # %% ../nbs/09_p5.ipynb #2910cbb9
-def _race_lists(seed:int=0, n_item:int=12_000, n_beam:int=20, n_query:int=16)->Iterator[Row]:
-    "Race an evaluation; the lists must be the same."
+def _race_lists(seed:int=0, n_item:int=12_000, n_query:int=16)->Iterator[Row]:
+    "Race an evaluation over numbers by lot."
     names = np.random.default_rng(seed).permutation(n_item) + 10 * FIRST
     catalogue = Catalogue([str(x) for x in names], prompt_pieces(600))
     torch.manual_seed(seed)
     model = P5(P5Config(32100, 128, 128, 2, n_head=4, d_head=32, d_ff=512, dropout=0.)).eval()
     histories = [[str(x) for x in names[10 * i:10 * i + 5 + i % 5]] for i in range(n_query)]
     sources = [fill(templates['2-3'], dict(user=i + 1, history=h, target='1'))[0] for i, h in enumerate(histories)]
-    public = PublicBeams(model, catalogue, model.as_t5().to_hf())
-    inputs = read_sources(sources, catalogue.tok, model.cfg.ctx_len)
-    theirs = lambda: public.search(inputs, n_beam).tolist()
-    mine = lambda: search_items(model, sources, catalogue, n_beam=n_beam).tolist()
-    says = 'An evaluation by 20 constrained beams is at least ten times as fast as transformers, with the same lists'
-    yield race('S.lists', says, dict(transformers=theirs, papers_lib=mine), 10., n=5, same=True, paper='p5',
-               dataset='random items',
-               protocol=f'2 + 2 layers, d 128, 32,100 pieces, {n_item:,} numbers of five digits, {n_query} prompts, '
-                        f'{n_beam} beams')
+    yield race_lists(PublicBeams(model, catalogue, model.as_t5().to_hf()), sources, paper='p5',
+                     what=f'2 + 2 layers, d 128, 32,100 pieces, {n_item:,} numbers of five digits')
 
 # %% ../nbs/09_p5.ipynb #7794e592
 races = {'S.lists': _race_lists}

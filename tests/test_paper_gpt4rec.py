@@ -1,4 +1,4 @@
-"GPT4Rec: no answer in its question, exact losses and cuts, held-out users and items, the rows of a small run."
+"GPT4Rec: no answer in its question, exact losses and cuts, the rows of a small run."
 import json
 
 import numpy as np, pytest, torch
@@ -7,13 +7,12 @@ from hypothesis import given, settings, strategies as st
 from papers_lib.engine.train import IGNORE, lm_loss
 from papers_lib.gpt2 import GPT2, GPT2Config
 from papers_lib.gpt4rec import (
-    AFTER, BEFORE, GPT4Rec, Purchases, QueryBatches, TitlePrompts, answer_nats, asked_users, backbone, claims,
-    distinct, open_shop, paper, query_batch, query_loss, readable, runs, teach_queries, title_key, title_tokenizer,
-    write_queries)
+    AFTER, BEFORE, GPT4Rec, Purchases, QueryBatches, TitlePrompts, answer_nats, backbone, claims, distinct, paper,
+    query_batch, query_loss, runs, teach_queries, title_tokenizer, write_queries)
 from papers_lib.lab.data import available
 from papers_lib.lab.presets import plan
 from papers_lib.lab.results import published
-from papers_lib.rec.interactions import interactions
+from papers_lib.lab.shops import asked_users
 from papers_lib.text.search import BM25
 from papers_lib.text.tokenizers import train_fast_bpe
 from shrunken import rows_of_a_small_run
@@ -35,15 +34,7 @@ def net(tok):
 
 @pytest.fixture(scope='module')
 def shop():
-    return open_shop(Purchases('made'))
-
-
-def test_titles_that_cannot_be_read_and_repeats_are_left_out():
-    titles = ['One', 'one!', '', '!!!', 'Two', 'M', '七']
-    data = interactions([1] * 7 + [2], [*range(7), 4], ties='file')
-    kept = readable(data, titles)
-    assert [[titles[kept.items[i]] for i in h] for h in kept.histories()] == [['One', 'Two', 'M', '七'], ['Two']]
-    with pytest.raises(ValueError, match='no item has a title with a word'): readable(data, [''] * 7)
+    return Purchases('made').shop()
 
 
 @settings(max_examples=60)
@@ -126,7 +117,7 @@ def test_queries_of_many_users_are_those_of_each_alone(tok, net):
 def test_queries_of_the_same_words_are_one():
     told = [('Red hat', -1.), ('red  HAT!', -2.), ('...', -3.), ('blue', -4.), ('', -5.)]
     assert distinct(told) == ['Red hat', 'blue']
-    assert distinct([('?', 0.)]) == [] and title_key('...') == ''
+    assert distinct([('?', 0.)]) == []
 
 
 def test_a_recommender_returns_nothing_seen_and_only_candidates(tok, net):
@@ -154,18 +145,6 @@ def test_each_user_may_have_candidates_of_his_own(tok, net):
         assert (alone[0] == row).all() and (alone[1] == s).all()
     with pytest.raises(ValueError, match='2 lists of candidates, 3 histories'):
         rec.recommend([[], [1], [2]], 3, m=3, candidates=own[:2])
-
-
-def test_held_out_users_and_new_items_are_in_no_training(shop):
-    train, tests = {*shop.train.user.tolist()}, [*shop.split.valid.user, *shop.split.test.user]
-    assert not train & {*map(int, tests)}
-    new = ~shop.seen
-    assert new.any() and not new[shop.train.item].any()
-    asked, is_new = asked_users(shop, 9, 4)
-    assert is_new.sum() <= 4 and all(new[t[0]] == n for t, n in zip(asked.targets, is_new))
-    again, _ = asked_users(shop, 12, 4)
-    assert {*asked.user[~is_new]} <= {*again.user}                     # more users are the same ones and others
-    for h in shop.data.histories(): assert len({title_key(shop.titles[i]) for i in h}) == len(h)
 
 
 def test_a_writer_learns_the_made_shop(shop):

@@ -5,7 +5,7 @@
 # %% ../../nbs/lab/20_races.ipynb #6bf7b903
 from __future__ import annotations
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,8 @@ from jaxtyping import Bool, Int
 
 # %% auto #0
 __all__ = ['full_text_score', 'scoring_race', 'PackedRace', 'FloorRace', 'WeightsRace', 'ShotsRace', 'random_pairs',
-           'random_masked', 'StepRace', 'Seq2SeqRace', 'race_constrained', 'race_embedding', 'race_mask', 'time_search']
+           'random_masked', 'StepRace', 'Seq2SeqRace', 'race_constrained', 'race_embedding', 'race_lists', 'race_mask',
+           'time_search']
 
 # %% ../../nbs/lab/20_races.ipynb #85878d4d
 from ..nn.attention import attend
@@ -33,6 +34,7 @@ from ..engine.recipe import n_params
 from ..engine.score import score, token_nll
 from ..engine.stats import Row, median_interval, over_units, round_robin, time_ratio
 from ..engine.train import IGNORE
+from ..rec.spelling import PublicBeams, read_sources, search_items
 from .bench import decode_speed, hf_greedy, race, read_seconds, train_step
 from .data import available, get
 
@@ -400,6 +402,27 @@ def race_embedding(
                                             'papers_lib': lambda: encoder.embed(texts, by_length=by_length)}, bound,
                n=n, paper=paper, dataset='random texts', protocol=f'{n_text:,} texts of 3 to 39 pieces, batches of 64, '
                f'tokenizing included; ours {order}')
+
+# %% ../../nbs/lab/20_races.ipynb #aab1c4be
+def race_lists(
+    public:PublicBeams,        # the peer; it holds our model and its catalogue
+    sources:Sequence[str],     # filled prompts
+    *,
+    paper:str,                 # whose row it is
+    what:str,                  # the model and the items, for the reader
+    n_beam:int=20,
+    n:int=5,                   # rounds
+    dataset:str='random items',
+)->Row:
+    "Race an evaluation by beams; the lists must be the same."
+    model, catalogue = public.model, public.catalogue
+    inputs = read_sources(sources, catalogue.tok, model.cfg.ctx_len)
+    theirs = lambda: public.search(inputs, n_beam).tolist()
+    mine = lambda: search_items(model, sources, catalogue, n_beam=n_beam).tolist()
+    says = (f'An evaluation by {n_beam} constrained beams is at least ten times as fast as transformers, '
+            'with the same lists')
+    return race('S.lists', says, dict(transformers=theirs, papers_lib=mine), 10., n=n, same=True, paper=paper,
+                dataset=dataset, protocol=f'{what}, {len(sources)} prompts, {n_beam} beams')
 
 # %% ../../nbs/lab/20_races.ipynb #bdbe3aba
 def race_mask(

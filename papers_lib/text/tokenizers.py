@@ -18,7 +18,7 @@ __all__ = ['PATTERN', 'EOT', 'WORD_END', 'UNK', 'BadVocabulary', 'CharTokenizer'
            'merge_piece', 'learn_merges', 'vocabulary', 'check_bpe', 'encode_special', 'read_bpe', 'ByteBPE', 'FastBPE',
            'handfuls', 'train_fast_bpe', 'merge_best', 'read_pieces', 'PieceBPE', 'FastPieces', 'train_pieces',
            'likeliest_pieces', 'UnigramPieces', 'train_unigram', 'word_tokens', 'WordBPE', 'FastWordBPE',
-           'train_word_bpe']
+           'train_word_bpe', 'PublicTokens']
 
 # %% ../../nbs/text/01_tokenizers.ipynb #89ec5cf7
 class BadVocabulary(ValueError):
@@ -749,3 +749,11 @@ def train_word_bpe(
     inner.train_from_iterator((' '.join(word_tokens(t)) for t in texts), trainers.BpeTrainer(
         vocab_size=n_vocab, special_tokens=[UNK, EOT], end_of_word_suffix=WORD_END, show_progress=False))
     return FastWordBPE(inner.get_vocab(), [tuple(m) for m in json.loads(inner.to_str())['model']['merges']])
+
+# %% ../../nbs/text/01_tokenizers.ipynb #b4ecc18b
+class PublicTokens:
+    "A tokenizer of `transformers` with the names that are used here."
+    def __init__(self, theirs): self.theirs, self.eot, self.n_vocab = theirs, theirs.eos_token_id, len(theirs)
+    def encode(self, text:str)->list[int]: return self.theirs.encode(text, add_special_tokens=False)
+    def encode_batches(self, texts)->Iterator[list[int]]: return map(self.encode, texts)
+    def decode(self, ids)->str: return self.theirs.decode(ids)
