@@ -24,7 +24,8 @@ from .nn.blocks import Block, Decoder, check_sizes
 from .nn.positions import LearnedPositions
 
 # %% ../nbs/02_gpt1.ipynb #8629499d
-from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, untie
+from .engine.checkpoint import (
+    hf_ignored, load_public, load_strict, public_checkpoint, read_config, renaming, to_public, untie)
 from .engine.decoder_heads import TaskModel
 from .engine.parity import check_exportable
 from .engine.train import IGNORE, TrainConfig
@@ -78,13 +79,9 @@ sizes = {'117M': GPT1Config()}   # section 4.1; the count that is quoted is a ro
 
 # %% ../nbs/02_gpt1.ipynb #19b44c6b
 _turned = tuple(f'{layer}.weight' for layer in ('attn.qkv', 'attn.out', 'mlp.fc', 'mlp.proj'))   # stored (in, out)
-_public = {'tok_emb': 'tokens_embed', 'positions': 'positions_embed', 'blocks.': 'h.', '.norm1': '.ln_1',
-           '.norm2': '.ln_2', 'attn.qkv': 'attn.c_attn', 'attn.out': 'attn.c_proj', 'mlp.fc': 'mlp.c_fc',
-           'mlp.proj': 'mlp.c_proj'}
-
-def _hf_key(name):
-    for ours, theirs in _public.items(): name = name.replace(ours, theirs)
-    return name
+_names = renaming({
+    'tok_emb': 'tokens_embed', 'positions': 'positions_embed', 'blocks.': 'h.', '.norm1': '.ln_1', '.norm2': '.ln_2',
+    'attn.qkv': 'attn.c_attn', 'attn.out': 'attn.c_proj', 'mlp.fc': 'mlp.c_fc', 'mlp.proj': 'mlp.c_proj'})
 
 # %% ../nbs/02_gpt1.ipynb #4d0c0a0f
 _fields = dict(n_vocab=('vocab_size', 40478), ctx_len=('n_positions', 512), d_model=('n_embd', 768),
@@ -106,9 +103,7 @@ def from_hf(
                if not k.endswith(('.attn.bias', 'position_ids'))}              # buffers: the mask, the places
     tensors = untie(tensors, 'lm_head.weight', 'tokens_embed.weight')
     with torch.device('meta'): model = GPT1(cfg)
-    ours = {_hf_key(name): name for name in model.state_dict()}
-    renamed = {ours.get(k, k): v for k, v in tensors.items()}
-    return load_strict(model, {k: v.T if k.endswith(_turned) else v for k, v in renamed.items()}).eval()
+    return load_public(model, tensors, _names, _turned)
 
 # %% ../nbs/02_gpt1.ipynb #e2033658
 @patch
@@ -121,8 +116,7 @@ def to_hf(self:GPT1):
         vocab_size=c.n_vocab, n_positions=c.ctx_len, n_embd=c.d_model, n_layer=c.n_layer, n_head=c.n_head,
         layer_norm_epsilon=c.eps, initializer_range=c.init_std, resid_pdrop=c.dropout, embd_pdrop=c.dropout,
         attn_pdrop=c.dropout))
-    theirs = {_hf_key(k): (v.T if k.endswith(_turned) else v).contiguous() for k, v in self.state_dict().items()}
-    hf.transformer.load_state_dict(theirs)
+    hf.transformer.load_state_dict(to_public(self, _names, _turned))
     return hf.eval()
 
 # %% ../nbs/02_gpt1.ipynb #c2c7432a

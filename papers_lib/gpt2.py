@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['sizes', 'claims', 'runs', 'races', 'paper', 'GPT2Config', 'GPT2', 'hf_name', 'cloze', 'last_word', 'lambada_passages',
+__all__ = ['sizes', 'claims', 'runs', 'races', 'paper', 'GPT2Config', 'GPT2', 'cloze', 'last_word', 'lambada_passages',
            'continue_text', 'summarize', 'translate', 'answer_question', 'race_scoring', 'Claims', 'pretrained']
 
 # %% ../nbs/04_gpt2.ipynb #55288411
@@ -25,7 +25,8 @@ from .nn.positions import LearnedPositions
 
 # %% ../nbs/04_gpt2.ipynb #cace908a
 from .text.tokenizers import FastBPE
-from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, untie
+from .engine.checkpoint import (
+    hf_ignored, load_public, public_checkpoint, read_config, renaming, to_public, untie)
 from .engine.evaluate import text_ids
 from .engine.generate import generate
 from .engine.parity import check_exportable, pair_of
@@ -91,25 +92,12 @@ sizes = {  # GPT-2 report, table 2; head counts from the released hparams.json
 }
 
 # %% ../nbs/04_gpt2.ipynb #76c0de74
-_conv1d = ('attn.qkv', 'attn.out', 'mlp.fc', 'mlp.proj')   # stored (in, out) in the public layout
+_turned = tuple(f'{layer}.weight' for layer in ('attn.qkv', 'attn.out', 'mlp.fc', 'mlp.proj'))   # stored (in, out)
 
 # %% ../nbs/04_gpt2.ipynb #b8595d69
-_public = {'tok_emb': 'wte', 'positions': 'wpe', 'blocks.': 'h.', '.norm1': '.ln_1', '.norm2': '.ln_2',
-           'norm_f': 'ln_f', 'attn.qkv': 'attn.c_attn', 'attn.out': 'attn.c_proj', 'mlp.fc': 'mlp.c_fc',
-           'mlp.proj': 'mlp.c_proj'}
-
-# %% ../nbs/04_gpt2.ipynb #dd5b5969
-def hf_name(
-    name:str,   # a parameter of our GPT2, e.g. 'blocks.3.attn.qkv.weight'
-)->str:         # its name in a public checkpoint, without the 'transformer.' prefix
-    "Translate a parameter's name into the public layout."
-    for ours, theirs in _public.items(): name = name.replace(ours, theirs)
-    return name
-
-# %% ../nbs/04_gpt2.ipynb #4cf825a3
-def _turned(name):
-    "Tell whether the public layout holds this parameter transposed."
-    return name.endswith(tuple(f'{layer}.weight' for layer in _conv1d))
+_names = renaming({
+    'tok_emb': 'wte', 'positions': 'wpe', 'blocks.': 'h.', '.norm1': '.ln_1', '.norm2': '.ln_2', 'norm_f': 'ln_f',
+    'attn.qkv': 'attn.c_attn', 'attn.out': 'attn.c_proj', 'mlp.fc': 'mlp.c_fc', 'mlp.proj': 'mlp.c_proj'})
 
 # %% ../nbs/04_gpt2.ipynb #0fb50b5d
 _fields = dict(n_vocab=('vocab_size', 50257), ctx_len=('n_positions', 1024), d_model=('n_embd', 768),
@@ -133,9 +121,7 @@ def from_hf(
                if not k.endswith(('.attn.bias', '.attn.masked_bias'))}           # buffers: the causal mask
     tensors = untie(tensors, 'lm_head.weight', 'wte.weight')
     with torch.device('meta'): model = GPT2(cfg)
-    ours = {hf_name(name): name for name in model.state_dict()}
-    renamed = {ours.get(k, k): v for k, v in tensors.items()}
-    return load_strict(model, {k: v.T if _turned(k) else v for k, v in renamed.items()}).eval()
+    return load_public(model, tensors, _names, _turned)
 
 # %% ../nbs/04_gpt2.ipynb #8a7db80a
 @patch
@@ -148,8 +134,7 @@ def to_hf(self:GPT2):
         vocab_size=c.n_vocab, n_positions=c.ctx_len, n_embd=c.d_model, n_layer=c.n_layer, n_head=c.n_head,
         layer_norm_epsilon=c.eps, resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
         bos_token_id=c.n_vocab - 1, eos_token_id=c.n_vocab - 1))
-    theirs = {hf_name(k): (v.T if _turned(k) else v).contiguous() for k, v in self.state_dict().items()}
-    hf.transformer.load_state_dict(theirs)
+    hf.transformer.load_state_dict(to_public(self, _names, _turned))
     return hf.eval()
 
 # %% ../nbs/04_gpt2.ipynb #f00633b8

@@ -25,7 +25,8 @@ from .nn.seq2seq import DecoderBlock, EncoderDecoder, encoder_block
 from .text.spans import SpanCorruption, WindowPairs, raw_length
 
 # %% ../nbs/05_t5.ipynb #d94c8ea3
-from .engine.checkpoint import hf_ignored, load_strict, public_checkpoint, read_config, save_model, untie
+from .engine.checkpoint import (
+    hf_ignored, load_public, public_checkpoint, read_config, save_model, to_public, untie)
 from .engine.parity import check_exportable, fill_public
 from .engine.train import FitResult, TrainConfig, fit
 from .engine.translation import target_loss
@@ -213,11 +214,7 @@ def from_hf(cls:T5,
     cfg = replace(cfg, tied=out is None or shared is not None and out.equal(shared))
     if cfg.tied: tensors.pop('lm_head.weight', None)
     with torch.device('meta'): model = cls(cfg)
-    ours = {}
-    for name in model.state_dict():
-        names = t5_names(name, cfg.act)
-        if all(n in tensors for n in names): ours[name] = torch.cat([tensors.pop(n) for n in names])
-    return load_strict(model, ours | tensors).eval()
+    return load_public(model, tensors, partial(t5_names, act=cfg.act))
 
 # %% ../nbs/05_t5.ipynb #7c7fa647
 @patch
@@ -232,12 +229,8 @@ def to_hf(self:T5):
     hf = T5ForConditionalGeneration(HFConfig(**told))
     if not c.tied: hf.lm_head.weight = nn.Parameter(torch.empty_like(self.out.weight))
     hf.config.tie_word_embeddings = c.scaled                       # what version 4 reads for the factor
-    theirs = {}
-    for name, x in self.state_dict().items():
-        names = t5_names(name, c.act)
-        theirs |= zip(names, x.chunk(len(names)))
     made = 'embed_tokens.weight', 'lm_head.weight'                  # the same tensor as `shared.weight`
-    return fill_public(hf, theirs, made)
+    return fill_public(hf, to_public(self, partial(t5_names, act=c.act)), made)
 
 # %% ../nbs/05_t5.ipynb #a7c83c46
 class SharedT5(T5):
