@@ -75,6 +75,18 @@ def test_a_paper_takes_only_a_backbone_from_another(path):
             assert target[0] in BACKBONES, f'{path.name} imports {target[0]}'
 
 
+def test_files_of_a_room_have_numbers_of_their_own():
+    for room in filter(None, ROOMS):
+        numbers = [p.name.partition('_')[0] for p in (root / 'nbs' / room).glob('*.ipynb')]
+        assert sorted(numbers) == [f'{i:02d}' for i in range(1, len(numbers) + 1)], room
+
+
+def test_a_file_that_is_named_is_there():
+    told = subprocess.run(['git', 'grep', '-ohE', r'nbs/[a-z]+/[0-9]{2}_[a-z0-9_]+', '--', 'nbs', 'README.md', 'tests'],
+                          cwd=root, text=True, capture_output=True, check=True).stdout.split()
+    assert told and [name for name in sorted(set(told)) if not (root / f'{name}.ipynb').exists()] == []
+
+
 @pytest.mark.parametrize('path', papers, ids=name_of)
 def test_a_papers_module_is_short(path):
     assert len(path.read_text(encoding='utf-8').splitlines()) <= 415, 'experiments stay in the article'
