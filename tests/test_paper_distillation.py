@@ -144,7 +144,8 @@ def test_a_chinese_teacher_reads_characters():
     tok = reader(lesson)
     assert tok.cut == 'characters' and all(len(w) == 1 for w in tok.words)
     assert max(map(len, pool(lesson, 'train').docs)) <= 12
-    assert stored(lesson, 'lists').shape == (len(lists(lesson)), 3) and stored(lesson, 'test').shape == pool(lesson, 'test').query.shape
+    assert stored(lesson, 'lists').shape == (len(lists(lesson)), 3)
+    assert stored(lesson, 'test').shape == pool(lesson, 'test').query.shape      # some find fewer candidates
 
 
 def test_a_lesson_of_wikiqa_has_its_lists():
