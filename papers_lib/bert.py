@@ -29,7 +29,7 @@ from .text.wordpiece import FastWordPiece
 from .engine.checkpoint import (
     hf_ignored, load_public, public_checkpoint, read_config, renaming, save_model, to_public, untie)
 from .engine.heads import SentenceEncoder
-from .engine.parity import check_exportable
+from .engine.parity import check_exportable, fill_public
 from .engine.train import IGNORE, TrainConfig, fit, uncorrected_adamw
 from .lab.data import SentenceCorpus, get, sentence_corpus
 from .lab.presets import Claim, DataConfig, Paper, RunSpec
@@ -230,8 +230,7 @@ def to_hf(self:BERT):
         num_attention_heads=c.n_head, intermediate_size=c.d_ff, type_vocab_size=c.n_segment,
         layer_norm_eps=c.eps, initializer_range=c.init_std,
         hidden_dropout_prob=c.dropout, attention_probs_dropout_prob=c.dropout, pad_token_id=0))
-    hf.load_state_dict(self.public_tensors(), strict=False)
-    return hf.eval()
+    return fill_public(hf, self.public_tensors(), made=('predictions.decoder.weight',))       # tied to the embedding
 
 # %% ../nbs/03_bert.ipynb #b63ed477
 @patch

@@ -74,6 +74,9 @@ def test_a_claim_is_what_was_declared_with_a_number_or_without(root):
 def test_a_claim_is_measured_on_the_seeds_that_its_design_asks_for(root):
     run = start(toy, preset='cpu', device='cpu')
     assert run.seeds_of('C1') == [0, 1, 2] and run.seeds_of('C1', 'C2', further=20) == [20, 21, 22, 23, 24]
+    run.finish()
+    told = json.loads((run.out / 'provenance.json').read_text(encoding='utf-8'))
+    assert told['seeds'] == [0, 1, 2, 20, 21, 22, 23, 24]
     assert start(toy, preset='cpu', device='cpu', n_seeds=2).seeds_of('C2') == [0, 1]       # whoever says a number
     assert start(toy, device='cpu', seed=7).seeds_of('C2') == [7]                           # other presets have theirs
 

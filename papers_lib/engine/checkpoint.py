@@ -296,8 +296,8 @@ def load_public(
 # %% ../../nbs/engine/01_checkpoint.ipynb #49c4cb38
 def to_public(
     model:nn.Module,
-    names:Callable,              # as in `load_public`, and so is the next
-    turned:tuple[str, ...]=(),
+    names:Callable,              # as in `load_public`
+    turned:tuple[str, ...]=(),   # as in `load_public`
 )->dict[str, Tensor]:            # by their public names
     "Give a model's tensors in a public layout; the inverse of `load_public`."
     out = {}

@@ -69,6 +69,7 @@ class Run:
     rows:list[Row] = field(default_factory=list)
     trackers:list = field(default_factory=list)
     variants:list[Measured] = field(default_factory=list)
+    measured_seeds:set = field(default_factory=set)   # those that designs asked for
     started:float = field(default_factory=time.time)
 
 # %% ../../nbs/lab/06_run.ipynb #b314c546
@@ -105,7 +106,9 @@ def seeds_of(
     "Give the seeds on which claims are measured."
     n, asked = len(self.seeds), [self.paper.claims[id].n for id in ids if self.paper.claims[id].over == 'seeds']
     if self.preset == 'cpu' and n == self.spec.n_seeds: n = max(n, *asked)
-    return [self.seeds[0] + further + i for i in range(n)]
+    found = [self.seeds[0] + further + i for i in range(n)]
+    self.measured_seeds |= {*found}
+    return found
 
 # %% ../../nbs/lab/06_run.ipynb #69a27c64
 @patch
@@ -281,7 +284,8 @@ def finish(
     order = {k: i for i, k in enumerate(('claim', 'table', 'parity', 'speed', 'leak'))}
     self.rows.sort(key=lambda r: (order[r.kind], r.id))
     data = {name: hash for m in self.variants for name, hash in m.reads.items()}
-    told = provenance(self.preset, self.seeds, self.started, self.overrides, self.selected, _running(self), data)
+    seeds = sorted({*self.seeds, *self.measured_seeds})
+    told = provenance(self.preset, seeds, self.started, self.overrides, self.selected, _running(self), data)
     told |= dict(variants=_origins(self.variants), grid=self.spec.grid_hash)
     write_results(self.out / 'results.json', self.rows, told)
     atomic_write(self.out / 'provenance.json', json.dumps(told, indent=1))

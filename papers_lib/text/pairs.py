@@ -129,10 +129,10 @@ def made_pairs(
 
 # %% ../../nbs/text/04_pairs.ipynb #bd602e82
 def made_split(
-    task:str,                  # as in `made_pairs`, as are the next but one
+    task:str,                  # as in `made_pairs`
     split:str,                 # 'train', 'tune' or 'valid'
-    symbols:Sequence[int],
-    length:tuple[int, int],
+    symbols:Sequence[int],     # as in `made_pairs`
+    length:tuple[int, int],    # as in `made_pairs`
     n_train:int=0,             # training pairs that are drawn
     seed:int=0,                # of the training pairs
     *,
