@@ -79,6 +79,9 @@ def test_a_claim_is_measured_on_the_seeds_that_its_design_asks_for(root):
     assert told['seeds'] == [0, 1, 2, 20, 21, 22, 23, 24]
     assert start(toy, preset='cpu', device='cpu', n_seeds=2).seeds_of('C2') == [0, 1]       # whoever says a number
     assert start(toy, device='cpu', seed=7).seeds_of('C2') == [7]                           # other presets have theirs
+    of_units = replace(toy.claims['C1'], over='units', n=943)                               # its n counts no seeds
+    run = start(replace(toy, claims=dict(toy.claims, C1=of_units)), preset='cpu', device='cpu')
+    assert run.seeds_of('C1') == run.seeds_of() == run.seeds
 
 
 def test_one_model_of_each_arm_is_no_effect_of_training(root):

@@ -105,7 +105,7 @@ def seeds_of(
 )->list[int]:        # the preset's at other presets, and where the run was given a number of seeds
     "Give the seeds on which claims are measured."
     n, asked = len(self.seeds), [self.paper.claims[id].n for id in ids if self.paper.claims[id].over == 'seeds']
-    if self.preset == 'cpu' and n == self.spec.n_seeds: n = max(n, *asked)
+    if self.preset == 'cpu' and n == self.spec.n_seeds: n = max([n, *asked])
     found = [self.seeds[0] + further + i for i in range(n)]
     self.measured_seeds |= {*found}
     return found
