@@ -18,7 +18,7 @@ $(VENV)/.done: settings.ini setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the tested versions into $(VENV) (about 3 minutes, 2.9 GB); the whole log is $(VENV)/setup.log"
 	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
-	  -e '.[run,dev,eval,rec,words,onnx]' 2>&1 | tee $(VENV)/setup.log | awk '/^Collecting/ { n++; if (n % 20 == 0) print "  " n " packages found" } \
+	  -e '.[run,dev,eval,rec,words,onnx,chat]' 2>&1 | tee $(VENV)/setup.log | awk '/^Collecting/ { n++; if (n % 20 == 0) print "  " n " packages found" } \
 	  /^Installing collected/ { print "  installing them (the longest part)" } /^ERROR|^error/ { print } { fflush() }' \
 	  || { tail -n 20 $(VENV)/setup.log; exit 1; }
 	@$(BIN)/python -c 'import torch, transformers, wandb, papermill, nbdev, lm_eval, papers_lib'

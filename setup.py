@@ -14,7 +14,7 @@ setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={x: cfg[f'{x}_requirements'].split()
-                    for x in ('run', 'dev', 'eval', 'rec', 'words', 'onnx', 'cluster', 'data')},
+                    for x in ('run', 'dev', 'eval', 'rec', 'words', 'chat', 'onnx', 'cluster', 'data')},
     entry_points={'console_scripts': ['papers=papers_lib.lab.cli:main'],
                   'nbdev': [f'{cfg["lib_path"]}={cfg["lib_path"]}._modidx:d']},
 )

@@ -390,4 +390,4 @@ races = training_races('llama', LLaMA, _raced, runs['tiny']) | {   # beginning o
     'S.decode.bfloat16': WeightsRace(**_smollm2, weights='bfloat16', loss_bound=0.01),
     'S.decode.int8': WeightsRace(**_smollm2, weights='int8', loss_bound=0.02), 'S.shots': ShotsRace(**_smollm2)}
 
-paper = Paper('llama', LLaMA, runs, claims, races)
+paper = Paper('llama', LLaMA, runs, claims, races, llm=smollm2)

@@ -11,12 +11,13 @@ import papers_lib
 from papers_lib.engine.stats import Row
 from papers_lib.engine.train import TrainConfig
 from papers_lib.lab.data import registry
-from papers_lib.lab.cli import _raced, app, machine_lines, main, next_step
+from papers_lib.lab.cli import app, machine_lines, main, next_step
 from papers_lib.lab.presets import Claim, DataConfig, Paper, RunSpec
 from papers_lib.lab.results import provenance, write_results
 from papers_lib.nn.stack import Sizes, Stack
 from papers_lib.store import cache
 from repos import add_run, claim, speed, toy_repo
+from services import serving
 
 SIZES = dict(n_vocab=300, ctx_len=16, d_model=32, n_layer=2, n_head=2)
 
@@ -170,13 +171,91 @@ def test_a_benchmark_runs_what_was_asked_for(toy, only, ids):
     assert p.exit_code == 0, p.stderr
     written = json.loads(next((toy / 'runs/toy/bench').rglob('results.json')).read_text())
     assert sorted(r['id'] for r in written['rows']) == sorted(ids) and {r['ours'] for r in written['rows']} == {3.}
-    assert written['provenance']['claims'] == (only or 'all') and written['provenance']['machine']['cpu']
+    told = 'all' if only is None else ','.join(r['id'] for r in written['rows'])
+    assert written['provenance']['claims'] == told and written['provenance']['machine']['cpu']
 
 
-def test_a_number_without_an_interval_is_told(monkeypatch, capsys):
+def test_an_interrupted_benchmark_keeps_the_rows_that_it_has(toy, monkeypatch):
+    def rows(*_):
+        yield speed(id='S.train', verdict='holds')
+        yield speed(id='S.decode', verdict='holds')
+        raise KeyboardInterrupt
+    monkeypatch.setattr('papers_lib.lab.bench.run_races', rows)
+    p = call('bench', 'toy')
+    assert p.exit_code == 130 and p.stderr.strip() == 'papers: interrupted; the rows above are kept'
+    folder, = (toy / 'runs/toy/bench').iterdir()
+    written = json.loads((folder / 'results.json').read_text())
+    assert [r['id'] for r in written['rows']] == ['S.train', 'S.decode'] and str(folder) in p.stdout
+    assert written['provenance']['claims'] == 'S.train,S.decode'
+    def none(*_):
+        raise KeyboardInterrupt
+        yield
+    monkeypatch.setattr('papers_lib.lab.bench.run_races', none)
+    p = call('bench', 'toy')
+    assert p.exit_code == 130 and p.stderr.strip() == 'papers: interrupted'
+    assert len([*(toy / 'runs/toy/bench').iterdir()]) == 1
+
+
+# conversations
+
+class Echo:
+    "Answers with what was said so far, in capitals; asks for more than text now and then."
+    hash = 'echo'
+
+    def chat_stream(self, turns, **how):
+        said = ' / '.join(t['content'] for t in turns)
+        if 'spoil' in said: raise ValueError('only the chat format may write that')
+        return iter([*said.upper()])
+
+    def chat(self, turns, **how): return ''.join(self.chat_stream(turns, **how))
+
+
+@pytest.fixture
+def talking(toy, monkeypatch):
+    module = sys.modules['papers_lib.toy']
+    monkeypatch.setattr(module, 'paper', replace(module.paper, llm=Echo))
+    return toy
+
+
+def test_a_question_is_answered_and_that_is_all(talking):
+    p = call('chat', 'hello', '--system', 'be brief')
+    assert p.exit_code == 0 and p.stdout == 'BE BRIEF / HELLO\n'
+    told = json.loads(call('chat', 'hello', '--json', '--max-tokens', '7').stdout)
+    assert told == dict(question='hello', answer='HELLO', hash='echo', max_tokens=7, seed=0, temperature=0.)
+
+
+def test_a_conversation_knows_its_turns_and_survives_what_cannot_be_said(talking):
+    p = CliRunner().invoke(app, ['chat'], input='one\n\nspoil it\ntwo\n')
+    assert p.exit_code == 0 and p.stdout == 'ONE\nONE / ONE / TWO\n'
+    assert p.stderr == 'papers: only the chat format may write that\n'
+
+
+def test_an_answer_is_shown_and_not_obeyed(talking, monkeypatch):
+    monkeypatch.setattr(Echo, 'chat_stream', lambda *_, **how: iter(['red \x1b[31m', '\tend']))
+    assert call('chat', 'hello').stdout == 'red \\x1b[31m\tend\n'
+
+
+@pytest.mark.parametrize('args, code, words', [
+    (['chat', 'hi'], 2, 'no paper here offers a model to talk with: give --url and --model'),
+    (['chat', 'hi', '--model', 'x'], 2, '--url and --model belong together'),
+    (['chat', '--json'], 2, '--json answers one question'),
+    (['chat', 'hi', '--url', 'nowhere', '--model', 'x'], 2, 'write an address such as'),
+    (['chat', 'hi', '--url', 'http://127.0.0.1:9/v1', '--model', 'x'], 1, '127.0.0.1:9 cannot be reached'),
+])
+def test_what_cannot_be_asked_is_one_line(toy, args, code, words):
+    p = call(*args)
+    assert p.exit_code == code and words in p.stderr and len(p.stderr.strip().splitlines()) == 1, p.stderr
+
+
+def test_a_service_is_talked_with_like_a_model_of_ours(toy):
+    with serving(Echo()) as server:
+        p = CliRunner().invoke(app, ['chat', '--url', server.url, '--model', 'ours'], input='one\ntwo\n')
+    assert p.exit_code == 0 and p.stdout == 'ONE\nONE / ONE / TWO\n', p.stderr
+
+
+def test_a_number_without_an_interval_is_told(toy, monkeypatch):
     monkeypatch.setattr('papers_lib.lab.bench.run_races', lambda *a: iter([speed(ours=2., ci95=None, verdict='holds')]))
-    assert len(_raced(None, None, 0, None)) == 1
-    assert re.search(r'S\.step +2 +bound 1 +holds', capsys.readouterr().out)
+    assert re.search(r'S\.step +2 +bound 1 +holds', call('bench', 'toy').stdout)
 
 
 # a file of something else
@@ -225,7 +304,7 @@ def test_a_doctor_names_no_package_that_the_index_does_not_have(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr('importlib.util.find_spec', lambda name, *a: real(name) if name == 'papers_lib' else None)
     advice = [a for what, found, a in machine_lines() if what.startswith('extra')]
-    assert len(advice) == 3 and all("pip install -e '.[" in a and 'papers-lib' not in a for a in advice)
+    assert len(advice) == 4 and all("pip install -e '.[" in a and 'papers-lib' not in a for a in advice)
 
 
 def test_a_home_that_does_not_exist_is_advice_and_no_error(monkeypatch):

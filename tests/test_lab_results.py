@@ -185,6 +185,22 @@ def test_a_run_of_chosen_claims_renews_these_and_nothing_else(repo, tmp_path):
     assert len(runs_of(read_results(first)[1])) == 2
 
 
+def test_races_are_published_one_by_one(repo, tmp_path):
+    def run(claims, *rows):
+        prov = results.provenance('bench', [0], 0., claims=claims)
+        write_results(repo / 'results.json', rows, prov)
+        change(repo / 'status.json', lambda d: d.update(preset='bench'))
+        return publish(repo)
+    first = run('S.a,S.b', speed(id='S.a'), speed(id='S.b'))                    # no run of all of them is needed
+    old = {r.id: r.ours for r in read_results(first)[0]}
+    assert run('S.b,S.b.wide', speed(id='S.b', rounds=[5., 5.1, 5.2]), speed(id='S.b.wide')) == first
+    rows, prov = read_results(first)
+    assert {r.id for r in rows} == {'S.a', 'S.b', 'S.b.wide'}
+    assert [r.ours for r in rows if r.id == 'S.a'] == [old['S.a']] and [r.ours for r in rows if r.id == 'S.b'] == [5.1]
+    assert run_of(prov, 'S.a')['claims'] == 'S.a,S.b' and run_of(prov, 'S.b')['claims'] == 'S.b,S.b.wide'
+    assert len(runs_of(prov)) == 2
+
+
 def test_a_claim_that_nobody_measured_yet_is_as_it_is_declared_now(repo):
     later = Row(paper='toy', kind='claim', id='C2', says='Section 2', tests='B < C', metric='gain', rule='greater',
                 margin=0., why='no data')

@@ -9,6 +9,7 @@ from papers_lib.lab import data
 from papers_lib.lab.cli import app
 from papers_lib.lab.scoreboard import PICTURE, published_files, published_forest, readme_table
 from papers_lib.store.fetch import NotFound
+from services import serving
 
 root = Path(__file__).resolve().parents[1]
 readme = (root / 'README.md').read_text(encoding='utf-8')
@@ -35,8 +36,9 @@ def test_command_lines_are_understood(command):
     for option in (r for r in rest if r.startswith('--')): assert option in re.sub(r'\x1b\[[0-9;]*m', '', told), option
 
 
-def run_example(word, cwd=None):
+def run_example(word, cwd=None, **other):
     example, = (body for kind, body in blocks if kind == 'python' and word in body)
+    for old, new in other.values(): example = example.replace(old, new)
     return subprocess.run([sys.executable, '-c', example], capture_output=True, text=True, check=True, cwd=cwd,
                           encoding='utf-8').stdout
 
@@ -51,6 +53,16 @@ def smollm2():
 
 
 def test_the_chat_example_knows_the_capital_of_france(smollm2): assert 'Paris' in run_example('llm.chat')
+
+
+def test_the_example_of_a_service_is_answered_once_and_recorded(tmp_path):
+    class Wise:
+        def chat(self, messages, **how): return f'{messages[-1]["content"]} Paris.'
+    with serving(Wise()) as server:
+        where = dict(url=('http://127.0.0.1:8000/v1', server.url), model=('my-model', 'ours'))
+        told = [run_example('OpenAICompatible', tmp_path, **where) for _ in range(2)]
+    assert told == ["['What is the capital of France? Paris.']\n"] * 2 and len(server.seen) == 1
+    assert len(list((tmp_path / 'answers').glob('*.json'))) == 1
 
 
 def test_the_harness_example_knows_both_capitals(smollm2, tmp_path):

@@ -16,8 +16,8 @@ from fastcore.basics import patch
 from torch import nn
 
 # %% auto #0
-__all__ = ['NotSupported', 'LLM', 'prompt_seeds', 'cut', 'Continuation', 'Recorded', 'render', 'weights_hash', 'LocalLLM',
-           'continued']
+__all__ = ['NotSupported', 'LLM', 'prompt_seeds', 'stop_strings', 'cut', 'Continuation', 'Recorded', 'render', 'weights_hash',
+           'LocalLLM', 'continued', 'before_stop', 'stripped']
 
 # %% ../../nbs/engine/11_llm.ipynb #516788b5
 from .generate import generate, stream
@@ -59,8 +59,10 @@ def prompt_seeds(
     return out
 
 # %% ../../nbs/engine/11_llm.ipynb #f6708646
-def _stops(stop)->tuple[str, ...]:
-    "Read `stop`: a string, several, or None."
+def stop_strings(
+    stop:str|Sequence[str]|None,   # one string, several or none
+)->tuple[str, ...]:
+    "List the strings that end an answer."
     found = (stop,) if isinstance(stop, str) else tuple(stop or ())
     wrong = [s for s in found if not isinstance(s, str) or not s]
     if wrong: raise ValueError(f'stop={wrong[0]!r}: a stop string needs at least one character')
@@ -72,7 +74,7 @@ def cut(
     stop:str|Sequence[str]|None,   # the string that ends an answer, or several
 )->str:
     "End a text before the first stop string in it."
-    found = [i for s in _stops(stop) if (i := text.find(s)) >= 0]
+    found = [i for s in stop_strings(stop) if (i := text.find(s)) >= 0]
     return text[:min(found)] if found else text
 
 # %% ../../nbs/engine/11_llm.ipynb #53e02f6d
@@ -83,7 +85,7 @@ class Continuation:
         prompt:Sequence[int]=(),            # token ids before the row
         stop:str|Sequence[str]|None=None,   # strings that end the text
     ):
-        self._decode, self.stop = tokenizer.decode, _stops(stop)
+        self._decode, self.stop = tokenizer.decode, stop_strings(stop)
         self._reach = max(map(len, self.stop), default=1) - 1   # characters of a stop string that may have come already
         self._parts, self._near = [], ''        # certain text, and its last `_reach` characters
         self._n = 0                             # tokens read
@@ -227,7 +229,7 @@ def _answers(self:Recorded, questions:list[dict], ask:Callable, fault:Callable)-
 # %% ../../nbs/engine/11_llm.ipynb #af021b2d
 @patch
 def complete(self:Recorded, prompts, *, max_tokens, temperature=0., stop=None, seed=0)->list[str]:
-    facts = dict(max_tokens=int(max_tokens), temperature=float(temperature), stop=list(_stops(stop)))
+    facts = dict(max_tokens=int(max_tokens), temperature=float(temperature), stop=list(stop_strings(stop)))
     seeds = prompt_seeds(prompts, seed)
     # greedy answers to equal prompts are equal
     if not temperature: seeds = [int(seed) if isinstance(seed, Integral) else 0] * len(prompts)
@@ -318,7 +320,7 @@ def continued(
 )->list[str]:                           # what each prompt goes on with
     "Continue prompts that are token ids already."
     texts = [Continuation(llm.tokenizer, prompt, stop) for prompt in prompts]
-    until = texts if _stops(stop) else None
+    until = texts if stop_strings(stop) else None
     rows = generate(llm.model, prompts, max_tokens, stop=llm.ends, until=until, seed=seeds,
                     n_vocab=llm.tokenizer.n_vocab, **decoding)
     for text, row in zip(texts, rows): text(row)
@@ -356,23 +358,36 @@ def chat(self:LocalLLM,
     return answers[0].strip()
 
 # %% ../../nbs/engine/11_llm.ipynb #a20ab801
-def _before_stop(
-    parts:Iterator[tuple[str, Continuation]],   # certain text, and what it is part of
+def before_stop(
+    parts:Iterable[str],      # of a text
     stop:tuple[str, ...],
 )->Iterator[str]:
     "Pass text on up to a stop string, holding back what may be the beginning of one."
-    held, row = '', None
-    for part, row in parts:
+    held = ''
+    for part in parts:
         held += part
-        if row.ended: break
+        if any(s in held for s in stop): break
         reach = range(min(len(held), max(map(len, stop), default=1) - 1), 0, -1)
         kept = next((n for n in reach if any(s.startswith(held[-n:]) for s in stop)), 0)
         yield held[:len(held) - kept]
         held = held[len(held) - kept:]
-    yield cut(held + (row.tail if row else ''), stop)
+    yield cut(held, stop)
+
+# %% ../../nbs/engine/11_llm.ipynb #9c59a20e
+def _texts(
+    tokens:Iterable[int],
+    row:Continuation,           # is given the tokens
+)->Iterator[str]:
+    "Write tokens as text that is certain, until a stop string has come."
+    for token in tokens:
+        yield row.add(token)
+        if row.ended: break
+    yield row.tail
 
 # %% ../../nbs/engine/11_llm.ipynb #dad84caa
-def _stripped(parts:Iterable[str])->Iterator[str]:
+def stripped(
+    parts:Iterable[str],   # of a text
+)->Iterator[str]:
     "Leave off white space at both ends of a text that comes in parts, and empty parts."
     held, begun = '', False
     for part in parts:
@@ -398,4 +413,4 @@ def chat_stream(self:LocalLLM,
     row = Continuation(self.tokenizer, ids, stop)
     tokens = stream(self.model, ids, max_tokens, temperature=temperature, stop=self.ends, seed=_random(seed, text),
                     n_vocab=self.tokenizer.n_vocab, **decoding)
-    return _stripped(_before_stop(((row.add(t), row) for t in tokens), row.stop))
+    return stripped(before_stop(_texts(tokens, row), row.stop))

@@ -5,6 +5,7 @@
 # %% ../../nbs/lab/14_cli.ipynb #5c1499bd
 from __future__ import annotations
 import json, os, shutil, sys, textwrap, time
+from collections.abc import Iterator
 from contextlib import redirect_stderr
 from functools import wraps
 from pathlib import Path
@@ -31,7 +32,7 @@ def _stop(message, code:int=2):
 # %% ../../nbs/lab/14_cli.ipynb #38c2f468
 _extras = dict(run=('papermill', 'nbclient', 'nbformat', 'nbconvert', 'jupyter_client', 'ipykernel', 'jupyterlab',
                     'wandb', 'matplotlib'),
-               dev=('nbdev', 'pytest', 'ruff', 'hypothesis'), eval=('lm_eval',))
+               dev=('nbdev', 'pytest', 'ruff', 'hypothesis'), eval=('lm_eval',), chat=('openai',))
 
 # %% ../../nbs/lab/14_cli.ipynb #a139989f
 def _lacking(module:str)->str:
@@ -447,16 +448,74 @@ def _doctor(as_json:_Json=False):
     print_table(['what', 'found', 'advice'], rows[:-1])
     print('\n' + textwrap.fill(as_line(rows[-1][1]), shutil.get_terminal_size().columns, break_on_hyphens=False))
 
+# %% ../../nbs/lab/14_cli.ipynb #d4b41617
+def _talker(url, model):
+    "Find the model to talk with: one behind an address, or that of the first paper that offers one."
+    from papers_lib.engine.llm_client import OpenAICompatible
+    from papers_lib.lab.presets import paper_of
+    from papers_lib.lab.results import paper_notebooks
+    if bool(url) != bool(model): _stop('--url and --model belong together: an address, and what it calls its model')
+    if url: return OpenAICompatible(model, url)
+    offered = (paper.llm for name in paper_notebooks() if (paper := paper_of(name)) and paper.llm)
+    if (make := next(offered, None)) is None: _stop('no paper here offers a model to talk with: give --url and --model')
+    return make()
+
+# %% ../../nbs/lab/14_cli.ipynb #598114e4
+def _answered(llm, turns, **decoding)->str:
+    "Show an answer while it comes."
+    said = []
+    for piece in llm.chat_stream(turns, **decoding):
+        said.append(piece)
+        print(as_text(piece, allowed='\n\t'), end='', flush=True)
+    print(flush=True)
+    return ''.join(said)
+
+def _lines()->Iterator[str]:
+    "What somebody types, line by line, until the end of the input."
+    while True:
+        try: line = input('> ' if sys.stdin.isatty() else '').strip()
+        except EOFError: return
+        if line: yield line
+
+# %% ../../nbs/lab/14_cli.ipynb #ac1b68e5
+@app.command('chat')
+@_one_line
+def _chat(
+    question:Annotated[Optional[str], typer.Argument(help='answered, and that is all; none: a conversation')]=None,
+    url:Annotated[str, typer.Option(help='of an OpenAI-compatible service, such as http://127.0.0.1:8000/v1')]='',
+    model:Annotated[str, typer.Option(help='what the service calls its model')]='',
+    system:Annotated[str, typer.Option(help='what the assistant is told first')]='',
+    max_tokens:Annotated[int, typer.Option(min=1, help='of an answer, at most')]=256,
+    temperature:Annotated[float, typer.Option(min=0, help='0 is greedy')]=0.,
+    seed:Annotated[int, typer.Option(min=0)]=0,
+    as_json:_Json=False,
+):
+    "Talk with a language model, line by line; the end of the input (Ctrl-D) ends it."
+    from papers_lib.engine.llm import NotSupported
+    if as_json and question is None: _stop('--json answers one question: write it behind `papers chat`')
+    turns, how = [dict(role='system', content=system)] if system else [], dict(max_tokens=max_tokens, seed=seed)
+    how['temperature'] = temperature
+    try:
+        llm = _talker(url, model)
+        for said in [question] if question is not None else _lines():
+            asked = [*turns, dict(role='user', content=said)]
+            try: answer = llm.chat(asked, **how) if as_json else _answered(llm, asked, **how)
+            except ValueError as e:                   # what was typed; the conversation goes on without it
+                if question is not None: raise
+                print(f'papers: {as_line(e)}', file=sys.stderr)
+                continue
+            turns = [*asked, dict(role='assistant', content=answer)]
+            if as_json: print(json.dumps(dict(question=said, answer=answer, hash=llm.hash, **how), indent=1))
+    except typer.Exit: raise
+    except (ValueError, NotSupported) as e: _stop(e)
+    except (OSError, RuntimeError) as e: _stop(e, 1)
+    except KeyboardInterrupt: _stop('interrupted', 130)
+
 # %% ../../nbs/lab/14_cli.ipynb #cba4035f
-def _raced(declared, only, seed, peer)->list:   # rows
-    "Run races, a line each as it ends."
-    from papers_lib.lab.bench import run_races
-    rows = []
-    for row in run_races(declared, only, seed, peer):
-        rows.append(row)
-        interval = f'[{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]' if row.ci95 else ''     # a number that is exact has none
-        print(as_text(f'{row.id:24} {row.ours:.3g} {interval}  bound {row.bound:.3g}  {row.verdict}'), flush=True)
-    return rows
+def _line_of(row)->str:
+    "A speed row in a line."
+    interval = f'[{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]' if row.ci95 else ''     # a number that is exact has none
+    return as_text(f'{row.id:24} {row.ours:.3g} {interval}  bound {row.bound:.3g}  {row.verdict}')
 
 # %% ../../nbs/lab/14_cli.ipynb #9ae8223b
 @app.command('bench')
@@ -469,21 +528,28 @@ def _bench(
 ):
     "Measure a paper's speed rows."
     from papers_lib.lab.runner import stops_like_ctrl_c
-    declared, started = _paper(paper), time.time()
+    from papers_lib.lab.bench import run_races
+    declared, started, rows, whole = _paper(paper), time.time(), [], False
     stops_like_ctrl_c()
-    try: rows = _raced(declared, only, seed, peer)
+    try:
+        for row in run_races(declared, only, seed, peer):
+            rows.append(row)
+            print(_line_of(row), flush=True)
+        whole = only is None
     except ValueError as e: _stop(e)
-    except KeyboardInterrupt: _stop('interrupted; nothing is written', 130)
+    except KeyboardInterrupt: _stop('interrupted; the rows above are kept' if rows else 'interrupted', 130)
+    finally:
+        if rows: print(_write_bench(paper, rows, seed, started, whole))
     if not rows: _stop(f'{paper}: this machine can measure no such speed row')
-    print(_write_bench(paper, rows, seed, started, only))
 
 # %% ../../nbs/lab/14_cli.ipynb #5e41bae7
-def _write_bench(paper, rows, seed, started, only)->Path:
-    "Write speed rows as a finished run."
+def _write_bench(paper, rows, seed, started, whole)->Path:
+    "Write speed rows as a run that is finished, of all races or of these."
     from papers_lib.lab.results import fresh_folder, provenance, repo_root, write_results
     from papers_lib.store.files import atomic_write
+    told = 'all' if whole else ','.join(r.id for r in rows)
     folder = fresh_folder(repo_root() / 'runs' / paper / 'bench')
-    write_results(folder / 'results.json', rows, provenance('bench', [seed], started, claims=only or 'all'))
+    write_results(folder / 'results.json', rows, provenance('bench', [seed], started, claims=told))
     atomic_write(folder / 'status.json', json.dumps(dict(paper=paper, preset='bench', status='finished')))
     return folder
 

@@ -151,6 +151,7 @@ class Paper:
     runs:dict[str, RunSpec]       # preset -> what a run is made of
     claims:dict[str, Claim]       # id -> claim
     races:dict[str, Callable] = field(default_factory=dict)   # id prefix -> function of the seed that gives speed rows
+    llm:Callable|None = None      # () -> a model to talk with, for `papers chat`
 
     def __post_init__(self):
         for preset in self.runs:

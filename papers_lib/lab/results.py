@@ -201,13 +201,17 @@ def runs_of(provenance:dict)->list[dict]:   # newest first
     earlier = provenance.get('earlier', [])
     return [provenance, *earlier] if isinstance(earlier, list) and all(isinstance(p, dict) for p in earlier) else [{}]
 
+# %% ../../nbs/lab/08_results.ipynb #0c4a3533
+def _chosen_by(id:str)->str:   # C6 for C6 and C6.arm; a race is chosen by its own name
+    return id if id.startswith('S.') else id.split('.')[0]
+
 # %% ../../nbs/lab/08_results.ipynb #a5e3d9ef
 def run_of(
     provenance:dict,   # of a published file
     id:str,            # of a row
 )->dict:               # provenance of its run
-    "Find the run that gave a row: the newest that measured its claim, else the one of all claims."
-    mine = lambda p: id.split('.')[0] in p.get('claims', '').split(',')
+    "Find the run that gave a row: the newest that measured its claim or race, else the one of all."
+    mine = lambda p: _chosen_by(id) in p.get('claims', '').split(',')
     return next((p for p in runs_of(provenance) if mine(p)), runs_of(provenance)[-1])
 
 # %% ../../nbs/lab/08_results.ipynb #21a350be
@@ -235,7 +239,7 @@ def read_results(path:str|Path)->tuple[list[Row], dict]:   # rows, provenance
     seeds = prov.get('seeds', [])
     if not isinstance(seeds, list) or len(set(map(str, seeds))) < len(seeds):
         raise ValueError(f'{path.name}: its seeds {seeds} are not different ones')
-    if any(p.get('claims') != 'all' for p in runs_of(prov)[-1:] if 'earlier' in prov):
+    if any(p.get('claims') != 'all' for p in runs_of(prov)[-1:] if 'earlier' in prov and prov['preset'] != 'bench'):
         raise ValueError(f'{path.name}: the first of its runs did not measure all claims')
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise ValueError(f'{path.name}: its rows are not a list of objects')
@@ -617,30 +621,28 @@ def _check_designs(paper, rows, prov):
             raise ValueError(f'{paper.name} {r.id} was measured under an earlier design: run again')
         if preset == 'cpu' and (few := _too_few(paper.claims.get(r.id), r)): raise ValueError(f'{paper.name} {few}')
 
-# %% ../../nbs/lab/08_results.ipynb #dd00de88
-def _claim_of(id:str)->str:   # C6 for C6 and C6.arm
-    return id.split('.')[0]
-
 # %% ../../nbs/lab/08_results.ipynb #e17aa331
 def renewed(
     path:str|Path,     # the published file, there and whole
-    rows:list[Row],    # of a run of chosen claims
+    rows:list[Row],    # of a run of chosen claims, or of chosen races
     provenance:dict,   # of that run
 )->tuple[list[Row], dict]:   # the rows of the file with those of the chosen claims exchanged; its provenance
     "Put the rows of chosen claims in the place of those that were published before."
     path, chosen = Path(path), provenance['claims'].split(',')
+    if not path.exists() and provenance['preset'] == 'bench': return rows, provenance      # each race stands alone
     if not path.exists():
         raise ValueError(f'this run measured claims {provenance["claims"]!r} only, and {path.name} has no run of all '
                          f'claims to renew: run the preset whole first')
     before, earlier = read_results(path)
     if 'migrated' in earlier: raise ValueError(f'{path.name} is of an older kind: run the preset whole')
-    fresh = {id: [r for r in rows if _claim_of(r.id) == id] for id in chosen}
-    if empty := [id for id, mine in fresh.items() if not any(r.kind == 'claim' and r.ours is not None for r in mine)]:
+    fresh = {id: [r for r in rows if _chosen_by(r.id) == id] for id in chosen}
+    judged = lambda r: r.kind in ('claim', 'speed') and r.ours is not None
+    if empty := [id for id, mine in fresh.items() if not any(map(judged, mine))]:
         raise ValueError(f'this run has no number for {", ".join(empty)}')
     declared = {r.id: r for r in rows if r.kind == 'claim'}                # a claim without a number is as declared now
     waits = lambda r: replace(r, why='not measured yet') if r.why.startswith(('not selected', 'not measured')) else r
     kept = [waits(declared[r.id]) if r.verdict == 'not attempted' and r.id in declared else r
-            for r in before if _claim_of(r.id) not in chosen]
+            for r in before if _chosen_by(r.id) not in chosen]
     runs = [{k: v for k, v in p.items() if k not in ('seal', 'earlier')} for p in runs_of(earlier)]
     return [r for mine in fresh.values() for r in mine] + kept, provenance | dict(earlier=_still_read(runs, chosen))
 
