@@ -1,5 +1,5 @@
 "Training: exact resume, splits of a batch, one run and no other, and what goes wrong with files and processes."
-import json, os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -399,3 +399,87 @@ def test_bfloat16_on_the_gpu_is_near_float32():
         torch.manual_seed(0)
         losses.append(fit(Stack(cfg), TokenBatches(tokens, 16, 8), replace(train, dtype=dtype)).losses[-1][1])
     assert abs(losses[0] - losses[1]) < 0.1
+
+
+# several processes
+
+MANY = '''
+import json, os, sys
+sys.path.insert(0, {here!r})
+import test_engine_train as t
+if {spread}: t.on_slices()
+t.cfg = t.replace(t.cfg, dropout=0.)
+whole = lambda x: x.full_tensor() if hasattr(x, 'full_tensor') else x
+t.torch.set_default_dtype(t.torch.float64)
+kinds = []
+def score(model):
+    kinds.extend(type(p).__name__ for p in model.parameters())
+    batch = next(t.TokenBatches(t.tokens, 16, 8, seed=9))
+    with t.torch.no_grad(): return dict(loss=t.lm_loss(model, batch).item())
+model, batches, result = t.run({folder!r}, {stop}, log_every=3, save_every=2, options=dict(evaluate=score))
+weights = [whole(p).detach().double().sum().item() for p in model.parameters()]
+if os.environ.get('RANK', '0') == '0':
+    print(json.dumps(dict(losses=result.losses, evals=result.evals, tokens=result.tokens, weights=weights,
+                          world=int(os.environ.get('WORLD_SIZE', 1)), kinds=sorted({{*kinds}}))))
+'''
+
+
+def on_slices():
+    "Let two CPUs spread a model as GPUs do: Accelerate knows FSDP2 on GPUs alone, torch on both."
+    os.environ.update(ACCELERATE_USE_FSDP='true', FSDP_VERSION='2', FSDP_AUTO_WRAP_POLICY='TRANSFORMER_BASED_WRAP',
+                      FSDP_TRANSFORMER_CLS_TO_WRAP='Block')
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+    from papers_lib.engine import train as module
+    plain = module._accelerator
+    def spread(device):
+        found = plain(device)
+        found.state.distributed_type = DistributedType.FSDP
+        found.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+        return found
+    module._accelerator = spread
+
+
+def many(tmp_path, n, spread=False, folder=None, stop=12):
+    "Train in n processes; what the first one says."
+    file = tmp_path / 'many.py'
+    file.write_text(MANY.format(here=str(Path(__file__).parent), spread=spread, folder=folder and str(folder),
+                                stop=stop))
+    env = dict(os.environ) | dict(ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1', PAPERS_PROGRESS='off')
+    how = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}'] if n > 1 else []
+    p = subprocess.run([sys.executable, *how, str(file)], capture_output=True, text=True, env=env, timeout=300)
+    assert p.returncode == 0, p.stderr[-2000:]
+    told = json.loads(p.stdout.splitlines()[-1])
+    assert told['world'] == n and ('DTensor' in told['kinds']) == spread
+    return told
+
+
+def agree(one, other):
+    "In double precision nothing is left of the order in which processes add; losses are told in single."
+    assert one['tokens'] == other['tokens'] and len(one['weights']) > 20
+    assert one['weights'] == pytest.approx(other['weights'], rel=1e-9, abs=1e-9)
+    losses = lambda d: [x for _, x in d['losses'][-3:]] + [d['evals'][-1][1]['loss']]
+    assert losses(one) == pytest.approx(losses(other), rel=1e-6)
+
+
+def without_last(folder):
+    "Lose the last checkpoint, as a run does that is killed; the one before holds a loss that was not told yet."
+    *_, before, last = checkpoints(folder)
+    shutil.rmtree(last)
+    assert json.loads((before / 'train_state.json').read_text())['since'] == 1
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory): return many(tmp_path_factory.mktemp('alone'), 1)
+
+
+def test_two_processes_train_as_one_does_and_go_on_as_it_does(tmp_path, alone):
+    many(tmp_path, 2, folder=tmp_path / 'run', stop=5)
+    without_last(tmp_path / 'run')
+    agree(many(tmp_path, 2, folder=tmp_path / 'run'), alone)
+
+
+def test_a_model_in_slices_trains_as_a_whole_one_does_and_each_goes_on_from_the_other(tmp_path, alone):
+    many(tmp_path, 2, True, tmp_path / 'run', stop=5)
+    without_last(tmp_path / 'run')
+    many(tmp_path, 1, folder=tmp_path / 'run', stop=9)
+    agree(many(tmp_path, 2, True, tmp_path / 'run'), alone)

@@ -45,6 +45,16 @@ def refuse_non_finite(
     if not wrong: return
     raise ValueError(f'{name}: {len(wrong)} tensor(s) hold values that are not finite: {", ".join(wrong[:5])}')
 
+# %% ../../nbs/engine/01_checkpoint.ipynb #3933abc3
+def _spread(
+    x:Tensor,         # whole, the same on all processes
+    mine:Tensor,
+)->Tensor:
+    "Spread a tensor over processes as another one is."
+    if not hasattr(mine, 'full_tensor'): return x
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(x.to(mine.device), mine.device_mesh, mine.placements, src_data_rank=None)
+
 # %% ../../nbs/engine/01_checkpoint.ipynb #69db243e
 def load_strict(
     model:nn.Module,               # may be on the meta device
@@ -61,7 +71,7 @@ def load_strict(
         unsaved = [k for k, b in model.named_buffers() if k not in mine]
         if unsaved: raise ValueError(f'{name}.{unsaved[0]} is in no file: build this model on the CPU, not on meta')
         model.to_empty(device='cpu')
-    model.load_state_dict(tensors)
+    model.load_state_dict({k: _spread(tensors[k], v) for k, v in mine.items()})
     return model
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #dce7a7b4
@@ -329,6 +339,18 @@ def set_rng_state(tensors:dict[str, Tensor], plain:dict)->None:
         for i in range(torch.cuda.device_count()):
             if f'rng.cuda{i}' in tensors: torch.cuda.set_rng_state(tensors[f'rng.cuda{i}'], i)
 
+# %% ../../nbs/engine/01_checkpoint.ipynb #1e7470c4
+def _gathered(
+    tensors:dict,     # tensors or numbers; all processes give the same names in the same order
+    keep:bool,        # False: only help to gather
+)->dict[str, Tensor]:
+    "Gather tensors that are spread over processes, on the CPU."
+    out = {}
+    for name, x in tensors.items():
+        x = x.full_tensor() if hasattr(x, 'full_tensor') else torch.as_tensor(x)
+        if keep: out[name] = x.detach().cpu().contiguous()
+    return out
+
 # %% ../../nbs/engine/01_checkpoint.ipynb #52c3b671
 def save_state(
     folder:str|Path,            # of the run; this checkpoint becomes step-000123 in it
@@ -337,16 +359,19 @@ def save_state(
     opt:torch.optim.Optimizer,
     plain:dict,                 # cursor, configuration, losses so far: anything JSON can hold
     keep:int=2,                 # checkpoints kept
+    write:bool=True,            # False: another process writes, this one gives its slices
 )->Path:
     "Write a checkpoint whole, then remove the oldest beyond `keep`."
-    path = Path(folder) / f'step-{step:06d}'; sweep(folder, 'step-*')
-    moments = opt.state_dict()['state']
+    path = Path(folder) / f'step-{step:06d}'
+    weights = _gathered(model.state_dict(), write)
+    moments = _gathered({f'opt.{i}.{name}': v for i, state in opt.state_dict()['state'].items()
+                         for name, v in state.items()}, write)
+    if not write: return path
+    sweep(folder, 'step-*')
     rng, rng_plain = rng_state()
-    tensors = {f'opt.{i}.{name}': torch.as_tensor(v).cpu().contiguous() for i, state in moments.items()
-               for name, v in state.items()} | rng
     with atomic_folder(path, replace=True) as tmp:
-        _write(model.state_dict(), tmp / 'model.safetensors')
-        _write(tensors, tmp / 'train_state.safetensors')
+        _write(weights, tmp / 'model.safetensors')
+        _write(moments | rng, tmp / 'train_state.safetensors')
         (tmp / 'train_state.json').write_text(json.dumps(dict(step=step, rng=rng_plain, **plain)), encoding='utf-8')
         seal(tmp)
     for old in checkpoints(folder)[:-keep]: shutil.rmtree(old, ignore_errors=True)
@@ -392,11 +417,11 @@ def load_state(
     if 'rng' not in plain or path.name != f"step-{plain.get('step', -1):06d}":
         raise CorruptFile(f"{path}/train_state.json is not of this checkpoint: it says step {plain.get('step')}")
     load_strict(model, read_tensors(path / 'model.safetensors'))
-    state = {}
+    state, of = {}, [p for group in opt.param_groups for p in group['params']]
     for key, v in tensors.items():
         if not key.startswith('opt.'): continue
         _, i, name = key.split('.', 2)
-        state.setdefault(int(i), {})[name] = v
+        state.setdefault(int(i), {})[name] = _spread(v, of[int(i)]) if v.shape == of[int(i)].shape else v
     opt.load_state_dict(dict(opt.state_dict(), state=state))
     set_rng_state(tensors, plain['rng'])
     return plain

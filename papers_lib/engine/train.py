@@ -256,6 +256,17 @@ def _resumed(found, identity, model, opt, batches, n_step)->tuple[FitResult, flo
     if out.step > n_step: raise ValueError(f'{found}: n_step={n_step}, and {out.step} optimizer steps are done already')
     return out, plain['total'], plain['since']
 
+# %% ../../nbs/engine/05_train.ipynb #bd9e344a
+@contextlib.contextmanager
+def _whole(objective):
+    "Let a model that is spread over processes be called without its objective."
+    if not hasattr(objective, 'unshard'):
+        yield
+        return
+    objective.unshard()
+    yield
+    objective.reshard()
+
 # %% ../../nbs/engine/05_train.ipynb #283d8397
 def fit(
     model:nn.Module,
@@ -281,20 +292,22 @@ def fit(
     peak = _peak_of(accelerator.device)
 
     def save():
-        if not (folder and accelerator.is_main_process): return
+        if not folder: return
         if not all(p.isfinite().all() for p in model.parameters()): raise Diverged(out.step, math.nan, 'a weight')
-        plain = dict(identity=identity, cursor=batches.state(), total=float(total), since=since, result=asdict(out))
-        save_state(folder, out.step, model, opt.optimizer, plain)
+        seen = float(accelerator.reduce(torch.as_tensor(total), 'sum')) if since else 0.
+        plain = dict(identity=identity, cursor=batches.state(), total=seen, since=since, result=asdict(out))
+        save_state(folder, out.step, model, opt.optimizer, plain, write=accelerator.is_main_process)
 
     def check():
         model.eval()
-        out.evals.append((out.step, evaluate(model)))
+        with _whole(objective): out.evals.append((out.step, evaluate(model)))
         model.train()
         tracker.log(out.evals[-1][1], out.step)
 
     with _alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
         if folder and (found := latest(folder)):
             out, total, since = _resumed(found, identity, model, opt.optimizer, batches, cfg.n_step)
+            if rank: total = 0.                                         # it is that of all processes
         bar = Progress(cfg.n_step)
         model.train()
         try:
