@@ -73,7 +73,9 @@ def _told(self:OpenAICompatible, e:Exception)->Exception:
     if isinstance(e, openai.AuthenticationError):
         return PermissionError(f'{self.where} does not accept what the environment variable {self.key} holds')
     if isinstance(e, openai.NotFoundError): return ValueError(self._absent())
-    return RuntimeError(f'{self.where} answered {getattr(e, "status_code", "no JSON")}: {str(e)[:200]}')
+    code = getattr(e, 'status_code', 'with no JSON')
+    said = str(e).removeprefix(f'Error code: {code}').strip(' -')[:200]
+    return RuntimeError(f'{self.where} answered {code}' + (f': {said}' if said else ''))
 
 @patch
 def _absent(self:OpenAICompatible)->str:
