@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 # %% auto #0
 __all__ = ['BEFORE', 'AFTER', 'claims', 'sizes', 'runs', 'races', 'paper', 'TitlePrompts', 'QueryBatches', 'query_batch',
            'query_loss', 'write_queries', 'distinct', 'GPT4Rec', 'Purchases', 'title_tokenizer', 'read_titles',
-           'backbone', 'teach_queries', 'answer_nats', 'Claims']
+           'public_backbone', 'backbone', 'teach_queries', 'answer_nats', 'Claims']
 
 # %% ../nbs/14_gpt4rec.ipynb #23fa8d81
 from .text.pairs import pad_right
@@ -30,6 +30,7 @@ from .lab.pretrain import pretrained_folder
 from .lab.races import time_search
 from .lab.shops import TitledShop, open_shop, title_key
 from .gpt2 import GPT2, GPT2Config
+from .llama import LLaMA, read_llm, smollm2
 
 # %% ../nbs/14_gpt4rec.ipynb #a45a248b
 BEFORE, AFTER = 'Previously, the customer has bought:', ' In the future, the customer wants to buy'
@@ -200,7 +201,7 @@ class Purchases:
     valid:float = .1         # share of the users on whom is chosen
     test:float = .1          # share of the users who judge
     cold:float = .1          # share of the items that no training text holds
-    backbone:str = ''        # '': a small GPT-2 that has read the titles; else a public GPT-2's hub name or folder
+    backbone:str = ''        # '': a small GPT-2 that has read the titles; else as in `public_backbone`
 
     def __post_init__(self):
         right = dict(valid=0 < self.valid < 1, test=0 < self.test < 1, cold=0 <= self.cold < 1, n_item=self.n_item >= 0,
@@ -237,6 +238,20 @@ def read_titles(
     tokens = as_tokens((titles[i] for _ in range(n_pass) for i in rng.permutation(len(titles))), tok)
     return learn(lambda: GPT2(replace(cfg, n_vocab=tok.n_vocab)), tokens, train, seed=seed, **fit_options)[0]
 
+# %% ../nbs/14_gpt4rec.ipynb #b43f53cc
+def public_backbone(
+    name:str,        # 'smollm2-135m-instruct', a file of GGUF, or a public GPT-2's hub name or folder
+    ctx_len:int,     # context to train with; a LLaMA's positions have no table, so it takes any
+)->tuple[nn.Module, FastBPE|PublicTokens]:
+    "Load a model that has read the web, and its tokenizer."
+    if name == 'smollm2-135m-instruct' or name.endswith('.gguf'):
+        llm = smollm2() if not name.endswith('.gguf') else read_llm(name)
+        net = LLaMA(replace(llm.model.cfg, ctx_len=ctx_len))
+        net.load_state_dict(llm.model.state_dict())
+        return net, llm.tokenizer
+    from transformers import AutoTokenizer
+    return GPT2.from_hf(name), PublicTokens(AutoTokenizer.from_pretrained(name))
+
 # %% ../nbs/14_gpt4rec.ipynb #c41d9caa
 def _backbone(model_cls, spec, seed, folder):
     shop = spec.data.shop()
@@ -248,12 +263,9 @@ def backbone(
     cfg:GPT2Config,
     train:TrainConfig,       # of the titles
     seed:int=0,
-)->tuple[GPT2, FastBPE]:
+)->tuple[nn.Module, FastBPE|PublicTokens]:
     "Give the model that fine-tuning begins with; ours is trained once and kept."
-    if purchases.backbone:
-        from transformers import AutoTokenizer
-        theirs = AutoTokenizer.from_pretrained(purchases.backbone)
-        return GPT2.from_hf(purchases.backbone), PublicTokens(theirs)
+    if purchases.backbone: return public_backbone(purchases.backbone, cfg.ctx_len)
     if purchases.name == 'made':
         shop = purchases.shop()
         return read_titles(shop, tok := title_tokenizer(shop, purchases.n_vocab), cfg, train, seed, device='cpu'), tok
@@ -262,7 +274,7 @@ def backbone(
 
 # %% ../nbs/14_gpt4rec.ipynb #34697447
 def teach_queries(
-    model:GPT2,                 # is changed
+    model:nn.Module,            # a decoder; is changed
     tok,
     shop:TitledShop,
     train:TrainConfig,
@@ -283,7 +295,7 @@ def teach_queries(
 # %% ../nbs/14_gpt4rec.ipynb #510f96ab
 @torch.inference_mode()
 def answer_nats(
-    model:GPT2,
+    model:nn.Module,        # a decoder
     prompts:TitlePrompts,
     queries,                # histories and targets
     batch_size:int=64,
@@ -362,6 +374,7 @@ class Claims:
     n_user:int = 400                # test users whose target training holds
     n_cold:int = 0                  # C5: test users whose target is new
     n_read:int = 100                # optimizer steps of the backbone, 16 rows of titles each
+    backbones:tuple = ()            # beside C1: public models, fine-tuned once each for a quarter of the steps
     n_query:int = 32                # longest query, tokens
     length_penalty:float = 0.       # a: exponent of the length in the ranking of beams
     n_epoch:int = 10                # passes of SASRec
@@ -386,10 +399,11 @@ runs = {
                    TrainConfig(6000, 64, 5e-4, n_warmup=500, dtype='bfloat16', **_adam),
                    Purchases('amazon_beauty', n_vocab=8192),
                    Claims(True, 'ml-100k', (1, 2, 5, 10, 20, 40), _some, (1e-4, 3e-4, 9e-4), 1500, .4, 2000, 200, 4000,
-                          48, n_epoch=50), n_seeds=3),
+                          ('smollm2-135m-instruct', 'gpt2'), 48, n_epoch=50), n_seeds=3),
     'paper': RunSpec(sizes['117M'], TrainConfig(11_200, 32, 1e-4, n_warmup=2000, dtype='bfloat16', **_adam),
                      Purchases('amazon_beauty', n_vocab=50257, backbone='gpt2'),
-                     Claims(True, '', (1, 2, 5, 10, 20, 40), _some, (5e-5, 1e-4, 2e-4), 2000, .4, 2000, 200, 1, 64)),
+                     Claims(True, '', (1, 2, 5, 10, 20, 40), _some, (5e-5, 1e-4, 2e-4), 2000, .4, 2000, 200, 1,
+                            n_query=64)),
 }
 
 # %% ../nbs/14_gpt4rec.ipynb #125aa5b9

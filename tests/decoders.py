@@ -1,8 +1,12 @@
-"Small random decoders, and the same weights as `transformers` models."
+"Small random decoders, the same weights as `transformers` models, and as files."
+import gguf
 import torch
 from hypothesis import strategies as st
 
 from papers_lib.gpt2 import GPT2, GPT2Config
+from papers_lib.llama import layouts
+from papers_lib.engine.layouts import to_layout
+from papers_lib.text.tokenizers import train_fast_bpe, vocabulary
 
 
 def tiny(
@@ -54,3 +58,30 @@ def moved_rows_say_what_they_say_alone(
             alone = model(src[o:o + 1], torch.tensor([text]), src_mask=real[o:o + 1])[0, -1]
             torch.testing.assert_close(said, alone, atol=atol, rtol=0)
     assert cache.length == 4
+
+
+TEMPLATE = ("{% for m in messages %}<|s|>{{ m['role'] }}\n{{ m['content'] }}<|e|>{% endfor %}"
+            "{% if add_generation_prompt %}<|s|>{% endif %}")
+
+
+def write_gguf(path, model, tensors=(), keys=()):
+    "Write a small LLaMA with a tokenizer and a chat format as a GGUF file."
+    tok = train_fast_bpe(['low lower lowest 1984 new newer newest'] * 9, 280)
+    names = {'<|s|>': 280, '<|e|>': 281}
+    pieces = sorted(vocabulary(tok.merges), key=vocabulary(tok.merges).get) + list(names)
+    pieces += [f'unused{i}' for i in range(300 - len(pieces))]
+    w, c = gguf.GGUFWriter(path, 'llama'), model.cfg
+    for add, value in ((w.add_context_length, c.ctx_len), (w.add_embedding_length, c.d_model),
+                       (w.add_block_count, c.n_layer), (w.add_feed_forward_length, c.inner),
+                       (w.add_head_count, c.n_head), (w.add_head_count_kv, c.kv_heads),
+                       (w.add_layer_norm_rms_eps, c.eps),
+                       (w.add_rope_freq_base, c.rope_base), (w.add_vocab_size, c.n_vocab),
+                       (w.add_tokenizer_model, 'gpt2'), (w.add_tokenizer_pre, 'smollm'), (w.add_token_list, pieces),
+                       (w.add_token_types, [3 if t in names else 1 for t in pieces]),
+                       (w.add_token_merges, [' '.join(m) for m in tok.merges]), (w.add_chat_template, TEMPLATE)):
+        add(value)
+    kinds = {str: w.add_string, float: w.add_float32, int: w.add_uint32}
+    for key, value in dict(keys).items(): kinds[type(value)](key, value)
+    for name, p in (to_layout(model, layouts['gguf']) | dict(tensors)).items(): w.add_tensor(name, p.numpy())
+    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
+    return path

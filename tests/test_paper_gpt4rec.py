@@ -1,22 +1,27 @@
 "GPT4Rec: no answer in its question, exact losses and cuts, the rows of a small run."
 import json
+from dataclasses import replace
 
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 
+from papers_lib.engine.parity import random_model
 from papers_lib.engine.train import IGNORE, lm_loss
 from papers_lib.gpt2 import GPT2, GPT2Config
 from papers_lib.gpt4rec import (
     AFTER, BEFORE, GPT4Rec, Purchases, QueryBatches, TitlePrompts, answer_nats, backbone, claims, distinct, paper,
-    query_batch, query_loss, runs, teach_queries, title_tokenizer, write_queries)
+    public_backbone, query_batch, query_loss, runs, teach_queries, title_tokenizer, write_queries)
 from papers_lib.lab.data import available
 from papers_lib.lab.presets import plan
 from papers_lib.lab.results import published
 from papers_lib.lab.shops import asked_users
+from papers_lib.llama import LLaMA, LLaMAConfig
 from papers_lib.text.search import BM25
 from papers_lib.text.tokenizers import train_fast_bpe
+from decoders import write_gguf
 from shrunken import rows_of_a_small_run
 
+LLAMA = LLaMAConfig(n_vocab=300, ctx_len=64, d_model=64, n_layer=2, n_head=4, n_kv_head=2, d_ff=96, tied=True)
 TITLES = ['Red silk scarf', 'Blue hat', 'Ring of gold, 3.4 oz (Pack of 2)', 'Long green gloves', 'M',
           'Amélie', '七人の侍', 'If....']
 
@@ -149,7 +154,6 @@ def test_each_user_may_have_candidates_of_his_own(tok, net):
 
 def test_a_writer_learns_the_made_shop(shop):
     goods, spec = Purchases('made', n_vocab=300), runs['tiny']
-    from dataclasses import replace
     cfg = replace(spec.model, d_model=32)
     net, tok = backbone(goods, cfg, replace(spec.train, n_step=30))
     asked, _ = asked_users(shop, 30)
@@ -187,14 +191,31 @@ def test_published_tables_hold_the_trivial_rows_and_no_number_of_the_paper():
     assert {f'T.shortcoming.{x}' for x in shortcomings} <= set(rows)
 
 
+@pytest.mark.parametrize('ctx_len', [96, 128])
+def test_a_public_llama_writes_as_its_file_says(tmp_path, shop, ctx_len):
+    model = random_model(LLaMA, LLAMA)
+    net, tok = public_backbone(str(write_gguf(tmp_path / 'web.gguf', model)), ctx_len)
+    ids = torch.tensor([tok.encode('low lower lowest')])
+    assert net.cfg == replace(LLAMA, ctx_len=ctx_len) and torch.equal(net(ids), model(ids))
+    prompts = TitlePrompts(tok, shop.titles, ctx_len - 8, 8)
+    asked, _ = asked_users(shop, 4, 2)
+    before = answer_nats(net, prompts, asked)
+    assert len(write_queries(net, tok, [prompts.prompt(h.tolist()) for h in asked.histories], 3, 8)) == len(asked)
+    teach_queries(net, tok, shop, replace(runs['tiny'].train, n_step=6, batch_size=8, lr=1e-2), 8, 0, device='cpu')
+    assert answer_nats(net, prompts, asked).mean() < before.mean() - 1
+
+
 @pytest.mark.slow
 def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     if not available('ml-100k'): pytest.skip('needs ml-100k')
+    web = write_gguf(tmp_path / 'web.gguf', random_model(LLaMA, LLAMA))
     rows = rows_of_a_small_run('gpt4rec', tmp_path, {
         'data.name': 'ml-100k', 'data.n_item': 120, 'data.n_vocab': 400, 'model.d_model': 16, 'train.n_step': 4,
         'train.n_warmup': 1, 'train.batch_size': 8, 'claims.n_tune': 2, 'claims.n_read': 4, 'claims.n_user': 30,
         'claims.n_cold': 10, 'claims.n_query': 10, 'claims.queries': [1, 3], 'claims.n_epoch': 1,
-        'claims.grid': [[1.5, 0.75], [0.6, 0.3]], 'claims.films': 'ml-100k'})
+        'claims.grid': [[1.5, 0.75], [0.6, 0.3]], 'claims.films': 'ml-100k',
+        'claims.backbones': [str(web), str(tmp_path / 'none.gguf')]})
+    assert rows['C1.web.10']['ours'] is not None and not any('none' in id for id in rows)
     for id, claim in claims.items():
         assert rows[id]['ours'] is not None, id
         assert {c['name'] for c in rows[id]['controls'] or ()} == set(claim.controls)

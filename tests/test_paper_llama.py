@@ -3,7 +3,7 @@ import ast, json, re
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import gguf, numpy as np, pytest, torch
+import numpy as np, pytest, torch
 from safetensors.torch import save_file
 
 from papers_lib.engine.layouts import from_layout, to_layout
@@ -18,7 +18,7 @@ from papers_lib.nn.positions import NoPositions
 from papers_lib.nn.stack import Parts, Stack
 from papers_lib.store.fetch import NotFound
 from papers_lib.store.files import CorruptFile
-from papers_lib.text.tokenizers import train_fast_bpe, vocabulary
+from decoders import write_gguf
 from shrunken import rows_of_a_small_run
 
 CFG = LLaMAConfig(n_vocab=300, ctx_len=64, d_model=64, n_layer=2, n_head=4, n_kv_head=2, d_ff=96)
@@ -149,37 +149,10 @@ def test_a_prompt_over_the_context_is_refused():
     with pytest.raises(ValueError, match='65 tokens.*ctx_len=64'): some()(torch.zeros(1, 65, dtype=torch.long))
 
 
-TEMPLATE = ("{% for m in messages %}<|s|>{{ m['role'] }}\n{{ m['content'] }}<|e|>{% endfor %}"
-            "{% if add_generation_prompt %}<|s|>{% endif %}")
-
-
-def write(path, model, tensors=(), keys=()):
-    "Write a small LLaMA with a tokenizer and a chat format as a GGUF file."
-    tok = train_fast_bpe(['low lower lowest 1984 new newer newest'] * 9, 280)
-    names = {'<|s|>': 280, '<|e|>': 281}
-    pieces = sorted(vocabulary(tok.merges), key=vocabulary(tok.merges).get) + list(names)
-    pieces += [f'unused{i}' for i in range(300 - len(pieces))]
-    w, c = gguf.GGUFWriter(path, 'llama'), model.cfg
-    for add, value in ((w.add_context_length, c.ctx_len), (w.add_embedding_length, c.d_model),
-                       (w.add_block_count, c.n_layer), (w.add_feed_forward_length, c.inner),
-                       (w.add_head_count, c.n_head), (w.add_head_count_kv, c.kv_heads),
-                       (w.add_layer_norm_rms_eps, c.eps),
-                       (w.add_rope_freq_base, c.rope_base), (w.add_vocab_size, c.n_vocab),
-                       (w.add_tokenizer_model, 'gpt2'), (w.add_tokenizer_pre, 'smollm'), (w.add_token_list, pieces),
-                       (w.add_token_types, [3 if t in names else 1 for t in pieces]),
-                       (w.add_token_merges, [' '.join(m) for m in tok.merges]), (w.add_chat_template, TEMPLATE)):
-        add(value)
-    kinds = {str: w.add_string, float: w.add_float32, int: w.add_uint32}
-    for key, value in dict(keys).items(): kinds[type(value)](key, value)
-    for name, p in (to_layout(model, layouts['gguf']) | dict(tensors)).items(): w.add_tensor(name, p.numpy())
-    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
-    return path
-
-
 @pytest.fixture(scope='module')
 def file(tmp_path_factory):
     model = some(tied=True)
-    return write(tmp_path_factory.mktemp('gguf') / 'small.gguf', model), model
+    return write_gguf(tmp_path_factory.mktemp('gguf') / 'small.gguf', model), model
 
 
 def test_gguf_brings_weights_tokenizer_and_chat_format(file):
@@ -200,16 +173,16 @@ def test_gguf_brings_weights_tokenizer_and_chat_format(file):
     ({'llama.attention.key_length': 32}, 'attention.key_length'), ({'llama.expert_count': 8}, 'expert_count'),
     ({'llama.logit_scale': 2.}, 'logit_scale'), ({'mistral.sliding_window': 64}, 'sliding_window')])
 def test_what_a_gguf_file_says_and_we_do_not_compute_is_refused(file, tmp_path, keys, words):
-    with pytest.raises(ValueError, match=words): LLaMA.from_gguf(write(tmp_path / 'odd.gguf', file[1], keys=keys))
+    with pytest.raises(ValueError, match=words): LLaMA.from_gguf(write_gguf(tmp_path / 'odd.gguf', file[1], keys=keys))
 
 
 def test_scaled_rotations_in_a_tensor_are_refused_and_ones_are_not(file, tmp_path):
     ones = torch.ones(8)
-    same = LLaMA.from_gguf(write(tmp_path / 'ones.gguf', file[1], {'rope_freqs.weight': ones}))
+    same = LLaMA.from_gguf(write_gguf(tmp_path / 'ones.gguf', file[1], {'rope_freqs.weight': ones}))
     assert same(tokens()).equal(file[1](tokens()))
     for wrong in (ones * 2, torch.linspace(1, 8, 8), ones[:4]):
         with pytest.raises(ValueError, match='rope_freqs.weight'):
-            LLaMA.from_gguf(write(tmp_path / 'odd.gguf', file[1], {'rope_freqs.weight': wrong}))
+            LLaMA.from_gguf(write_gguf(tmp_path / 'odd.gguf', file[1], {'rope_freqs.weight': wrong}))
 
 
 def test_a_file_cut_anywhere_is_refused_and_named(file, tmp_path):
