@@ -356,7 +356,7 @@ runs = {
                     Claims(n_test=100, n_exact=20)),
     'cpu': RunSpec(_toy, TrainConfig(n_step=200, batch_size=32, lr=1e-3, n_warmup=10, **_recipe),
                    Shop('amazon_beauty', .3),
-                   Claims(numberings=_walks, n_count=1200, n_test=1200, schemes=_schemes, sasrec=50,
+                   Claims(numberings=_walks, n_count=1200, n_test=1200, schemes=_schemes, recipes=1, sasrec=50,
                           ratings='amazon_musical_instruments', departments=('Tops', 'Dresses')), n_seeds=5),
     'gpu': RunSpec(replace(sizes['small'], n_vocab=5000), replace(_full, dtype='bfloat16'),
                    Shop('amazon_beauty', 1., 3500),
