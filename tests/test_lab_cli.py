@@ -142,6 +142,15 @@ def test_the_plan_is_that_of_the_run_that_was_asked_for(toy):
     assert plain['sets'][0]['name'] == 'books' and plain['sets'][0]['bytes'] == n_bytes and plain['claims'] == []
 
 
+def test_a_plan_tells_which_claims_take_more_seeds(toy, monkeypatch):
+    module = sys.modules['papers_lib.toy']
+    claims = dict(C1=replace(module.paper.claims['C1'], n=24))
+    monkeypatch.setattr(module, 'paper', replace(module.paper, claims=claims))
+    line = lambda *more: next(l for l in call('run', 'toy', '--preset', 'cpu', '--dry-run', *more).stdout.splitlines()
+                              if l.startswith('seeds')).split(maxsplit=1)[1].strip()
+    assert line() == '2, 24 for C1' and line('--set', 'n_seeds=3') == '3'
+
+
 def test_a_plan_is_read_at_a_glance(toy, monkeypatch):
     published(toy, [claim(dataset='wikitext2@mirror'), claim(id='C2', dataset='ptb@mirror')])
     told = call('run', 'toy', '--preset', 'cpu', '--dry-run').stdout
