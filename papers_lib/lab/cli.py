@@ -182,7 +182,8 @@ def _plan(name, preset, parameters, used)->dict:
     sets = [r | dict(used_by={name: wanted.get(r['name'], [])}) for r in data_table()]
     asked = {id: paper.claims[id].n for id in claims if preset == 'cpu' and paper.claims[id].over == 'seeds'}
     more = {id: n for id, n in asked.items() if n > spec.n_seeds and 'n_seeds' not in parameters}
-    return plan(paper, spec) | dict(claims=claims, seeds_of=more, sets=[
+    n_seeds = parameters.get('n_seeds') or spec.n_seeds
+    return plan(paper, spec) | dict(seeds=n_seeds, seeds_of=more, claims=claims, sets=[
         r for r in sets if r['used_by'][name] or r['name'] == getattr(spec.data, 'name', '')])
 
 # %% ../../nbs/lab/14_cli.ipynb #0407c46d
@@ -194,7 +195,8 @@ def _print_plan(name, preset, told:dict)->None:
                   f"a checkpoint {megabytes(told['checkpoint_bytes'])} on disk"],
         ['training', f"{amount(told['tokens'])} tokens, {told['flops']:.2g} FLOP: "
                      f"{duration(3600 * hours) if hours else 'seconds'} on one H100 at 40 % of its peak"],
-        ['seeds', ', '.join([str(told['seeds']), *(f'{n} for {id}' for id, n in told['seeds_of'].items())])], ['claims', _spans(told['claims']) or 'none is measured']])
+        ['seeds', ', '.join([str(told['seeds']), *(f'{n} for {id}' for id, n in told['seeds_of'].items())])],
+        ['claims', _spans(told['claims']) or 'none is measured']])
     print()
     _print_sets(told['sets'])
 
