@@ -292,8 +292,9 @@ claims = {  # fixed before measuring; what changed since is in results/designs.j
     'C12': Claim('A model that reads in both directions can learn in context (GPT-3, section 5: left open)',
                  'Behind two solved examples of one of four secret tasks the same weights, trained with either mask, '
                  'answer a question right more often with the context read in both directions than in one', 'greater',
-                 0.03, arms=('both directions', 'one direction'), controls={'no example': 'nothing'},
-                 n=5, expected=0.08, spread=0.03, needs=('shots', 'lesson_rates')),
+                 0.03, arms=('both directions', 'one direction'), controls={'no example': 'nothing',
+                 'two examples over none, in one direction': 'effect'}, n=5, expected=0.08, spread=0.03,
+                 needs=('shots', 'lesson_rates')),
 }
 
 # %% ../nbs/07_glm.ipynb #b0f0572d
