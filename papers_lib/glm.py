@@ -258,7 +258,7 @@ claims = {  # fixed before measuring; what changed since is in results/designs.j
                 'as a causal model does is not tested', 'greater', -0.05, arms=('half long', 'short blanks'),
                 controls={'gain over nothing read, less 5 points': 'floor'}, n=5, expected=0., spread=0.02,
                 needs=_kinds),
-    'C6': Claim('Context read in both directions helps to say the last word (LAMBADA 80.2 against 75.3)',
+    'C6': Claim('Context read in both directions helps to say the last word (GLM-130B: LAMBADA 80.2 against 75.3)',
                 'The last piece of what is read of an unseen review costs the same weights more with a causal mask '
                 'over its context than with a context read in both directions', 'greater', 0.05,
                 arms=('one direction', 'both directions'), controls={'weights never trained': 'nothing'},
