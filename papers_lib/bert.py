@@ -269,7 +269,8 @@ def pretrain(
     train:TrainConfig,
     corpus:SentenceCorpus,     # its `train` is read
     seed:int,                  # of weights, documents, pairs, masks and order
-)->BERT:                       # in evaluation mode
+    device:str='auto',         # as in `fit`
+)->BERT:                       # on the CPU, in evaluation mode
     "Train by hidden pieces and pairs, by AdamW without bias correction."
     docs = [corpus.train[i] for i in np.random.default_rng([seed, 1]).permutation(len(corpus.train))]
     read = np.cumsum([sum(map(len, doc)) for doc in docs])
@@ -277,8 +278,8 @@ def pretrain(
     examples = create_examples(docs, corpus.tokenizer, cfg.ctx_len, seed, dupe=1)
     torch.manual_seed(seed); model = BERT(cfg)
     fit(model, ExampleBatches(examples, train.batch_size, seed), replace(train, seed=seed), loss_fn=pretraining_loss,
-        optimizer=uncorrected_adamw, device='cpu')
-    return model.eval()
+        optimizer=uncorrected_adamw, device=device)
+    return model.cpu().eval()
 
 # %% ../nbs/03_bert.ipynb #09927ffa
 @dataclass(frozen=True)

@@ -399,7 +399,7 @@ def count_start(model_cls:type, spec:RunSpec, seed:int, folder:Path)->None:
     torch.manual_seed(seed)
     tok, net = IdPieces(prompt_pieces(spec.data.n_vocab)), model_cls(spec.model)
     batches = p5_batches([Task(10**6, 1, made_list)], spec.train.batch_size, tok, spec.model, seed=seed)
-    fit(net, batches, spec.train, loss_fn=p5_loss, device='cpu')
+    fit(net, batches, spec.train, loss_fn=p5_loss)
     save_model(folder, net.cpu())
 
 # %% ../nbs/09_p5.ipynb #4b249f7e
