@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields, replace
 import pytest
 
 from papers_lib.engine.stats import Row, control, mean_t
-from papers_lib.lab import results
+from papers_lib.lab import results, scoreboard
 from papers_lib.lab.results import (
     Card, card_of, declare, dirty, fresh_folder, newest, paper_notebooks, publish, published, read_results, redesigned,
-    renewed, repo_root, run_of, run_order, runs_of, verify, write_results)
+    renewed, repo_root, run_of, run_order, runs_of, verify, with_races, write_results)
 from papers_lib.lab.presets import Claim, Paper, RunSpec
 from repos import add_run, change, claim, git, speed, toy_repo
 
@@ -185,20 +185,37 @@ def test_a_run_of_chosen_claims_renews_these_and_nothing_else(repo, tmp_path):
     assert len(runs_of(read_results(first)[1])) == 2
 
 
-def test_races_are_published_one_by_one(repo, tmp_path):
-    def run(claims, *rows):
-        prov = results.provenance('bench', [0], 0., claims=claims)
-        write_results(repo / 'results.json', rows, prov)
-        change(repo / 'status.json', lambda d: d.update(preset='bench'))
-        return publish(repo)
-    first = run('S.a,S.b', speed(id='S.a'), speed(id='S.b'))                    # no run of all of them is needed
+def bench_run(repo, *rows, machine=None):
+    "Publish a benchmark that gave these rows."
+    prov = results.provenance('bench', [0], 0., claims=','.join(r.id for r in rows))
+    write_results(repo / 'results.json', rows, prov | (dict(machine=dict(cpu=machine, cores=2)) if machine else {}))
+    change(repo / 'status.json', lambda d: d.update(preset='bench'))
+    return publish(repo)
+
+
+@pytest.mark.parametrize('a, b, wide', [('S.a', 'S.b', 'S.b.wide'), ('onnx.gap', 'onnx.int8', 'onnx.int8.wide')])
+def test_races_are_published_one_by_one(repo, a, b, wide):
+    first = bench_run(repo, speed(id=a), speed(id=b), machine='A')              # no run of all of them is needed
     old = {r.id: r.ours for r in read_results(first)[0]}
-    assert run('S.b,S.b.wide', speed(id='S.b', rounds=[5., 5.1, 5.2]), speed(id='S.b.wide')) == first
+    assert bench_run(repo, speed(id=b, rounds=[5., 5.1, 5.2]), speed(id=wide), machine='B') == first
     rows, prov = read_results(first)
-    assert {r.id for r in rows} == {'S.a', 'S.b', 'S.b.wide'}
-    assert [r.ours for r in rows if r.id == 'S.a'] == [old['S.a']] and [r.ours for r in rows if r.id == 'S.b'] == [5.1]
-    assert run_of(prov, 'S.a')['claims'] == 'S.a,S.b' and run_of(prov, 'S.b')['claims'] == 'S.b,S.b.wide'
-    assert len(runs_of(prov)) == 2
+    assert {r.id: r.ours for r in rows} == {a: old[a], b: 5.1, wide: speed().ours}
+    assert [run_of(prov, id)['machine']['cpu'] for id in (a, b, wide)] == ['A', 'B', 'B'] and len(runs_of(prov)) == 2
+    cpu = {line.split(' | ')[0].split()[-1]: line for line in scoreboard._speed_table(
+        [('toy', [replace(r, baseline_name='transformers') for r in rows], prov)]).splitlines()[2:]}
+    assert [' A, 2 cores' in cpu[a], ' B, 2 cores' in cpu[b]] == [True, True]
+    bench_run(repo, speed(id=a), machine='C')                                   # of the first run nothing is left
+    assert [run['machine']['cpu'] for run in runs_of(read_results(first)[1])] == ['C', 'B']
+
+
+def test_what_could_not_be_raced_takes_nobodys_place(repo):
+    absent = lambda id: Row('toy', 'speed', id, tests='It is fast', metric='time', why='RecBole is not installed')
+    with pytest.raises(ValueError, match='no number'): bench_run(repo, absent('S.sasrec'))
+    first = bench_run(repo, speed(id='S.sasrec.step'), speed(id='S.x'))
+    bench_run(repo, absent('S.sasrec'), speed(id='S.x', rounds=[5., 5.1, 5.2]))
+    assert {r.id: r.ours for r in read_results(first)[0]} == {'S.sasrec.step': 2., 'S.x': 5.1}
+    declared = lambda *keys: {r.id for r in with_races(first, [speed(id='S.new')], read_results(first)[1], keys)[0]}
+    assert declared('S.new', 'S.sasrec') == {'S.new', 'S.sasrec.step'} and declared('S.new') == {'S.new'}
 
 
 def test_a_claim_that_nobody_measured_yet_is_as_it_is_declared_now(repo):

@@ -181,7 +181,8 @@ def _plan(name, preset, parameters, used)->dict:
     wanted = {s: _unique(set(p.get(name, ())) & measured) for s, p in used.items()}
     sets = [r | dict(used_by={name: wanted.get(r['name'], [])}) for r in data_table()]
     asked = {id: paper.claims[id].n for id in claims if preset == 'cpu' and paper.claims[id].over == 'seeds'}
-    more = {id: n for id, n in asked.items() if n > spec.n_seeds and 'n_seeds' not in parameters}
+    plain = parameters.get('n_seeds') in (None, 0, spec.n_seeds)
+    more = {id: n for id, n in asked.items() if n > spec.n_seeds and plain}
     n_seeds = parameters.get('n_seeds') or spec.n_seeds
     return plan(paper, spec) | dict(seeds=n_seeds, seeds_of=more, claims=claims, sets=[
         r for r in sets if r['used_by'][name] or r['name'] == getattr(spec.data, 'name', '')])
@@ -518,6 +519,7 @@ def _chat(
 # %% ../../nbs/lab/14_cli.ipynb #cba4035f
 def _line_of(row)->str:
     "A speed row in a line."
+    if row.ours is None: return as_text(f'{row.id:24} not attempted: {row.why}')
     interval = f'[{row.ci95[0]:.3g}, {row.ci95[1]:.3g}]' if row.ci95 else ''     # a number that is exact has none
     return as_text(f'{row.id:24} {row.ours:.3g} {interval}  bound {row.bound:.3g}  {row.verdict}')
 
@@ -533,25 +535,24 @@ def _bench(
     "Measure a paper's speed rows."
     from papers_lib.lab.runner import stops_like_ctrl_c
     from papers_lib.lab.bench import run_races
-    declared, started, rows, whole = _paper(paper), time.time(), [], False
+    declared, started, rows = _paper(paper), time.time(), []
     stops_like_ctrl_c()
     try:
         for row in run_races(declared, only, seed, peer):
             rows.append(row)
             print(_line_of(row), flush=True)
-        whole = only is None
     except ValueError as e: _stop(e)
     except KeyboardInterrupt: _stop('interrupted; the rows above are kept' if rows else 'interrupted', 130)
     finally:
-        if rows: print(_write_bench(paper, rows, seed, started, whole))
+        if rows: print(_write_bench(paper, rows, seed, started))
     if not rows: _stop(f'{paper}: this machine can measure no such speed row')
 
 # %% ../../nbs/lab/14_cli.ipynb #5e41bae7
-def _write_bench(paper, rows, seed, started, whole)->Path:
-    "Write speed rows as a run that is finished, of all races or of these."
+def _write_bench(paper, rows, seed, started)->Path:
+    "Write speed rows as a run that is finished, of these races."
     from papers_lib.lab.results import fresh_folder, provenance, repo_root, write_results
     from papers_lib.store.files import atomic_write
-    told = 'all' if whole else ','.join(r.id for r in rows)
+    told = ','.join(r.id for r in rows)
     folder = fresh_folder(repo_root() / 'runs' / paper / 'bench')
     write_results(folder / 'results.json', rows, provenance('bench', [seed], started, claims=told))
     atomic_write(folder / 'status.json', json.dumps(dict(paper=paper, preset='bench', status='finished')))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import datetime, hashlib, html, importlib.metadata, importlib.util, json, os, platform, re, resource
 import subprocess, sys, time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +18,8 @@ __all__ = ['LARGEST_FIRST', 'repo_root', 'results_dir', 'paper_notebooks', 'code
            'library_versions', 'current_commit', 'provenance', 'sealed', 'write_results', 'runs_of', 'run_of',
            'read_object', 'read_results', 'read_those', 'number', 'interval', 'Table', 'designs', 'designs_of',
            'redesigned', 'undeclared', 'declared_facts', 'declare', 'bar', 'cleared', 'carried', 'Card', 'number_range',
-           'card_of', 'published', 'renewed', 'publish', 'verify', 'run_order', 'next_folder', 'fresh_folder',
-           'finished_runs', 'newest']
+           'card_of', 'published', 'renewed', 'with_races', 'publish', 'verify', 'run_order', 'next_folder',
+           'fresh_folder', 'finished_runs', 'newest']
 
 # %% ../../nbs/lab/08_results.ipynb #d6ac501d
 from ..store.files import atomic_write
@@ -202,8 +202,8 @@ def runs_of(provenance:dict)->list[dict]:   # newest first
     return [provenance, *earlier] if isinstance(earlier, list) and all(isinstance(p, dict) for p in earlier) else [{}]
 
 # %% ../../nbs/lab/08_results.ipynb #0c4a3533
-def _chosen_by(id:str)->str:   # C6 for C6 and C6.arm; a race is chosen by its own name
-    return id if id.startswith('S.') else id.split('.')[0]
+def _chosen_by(id:str, preset:str)->str:   # C6 for C6 and C6.arm; a row of a benchmark is chosen by its own name
+    return id if preset == 'bench' else id.split('.')[0]
 
 # %% ../../nbs/lab/08_results.ipynb #a5e3d9ef
 def run_of(
@@ -211,7 +211,7 @@ def run_of(
     id:str,            # of a row
 )->dict:               # provenance of its run
     "Find the run that gave a row: the newest that measured its claim or race, else the one of all."
-    mine = lambda p: _chosen_by(id) in p.get('claims', '').split(',')
+    mine = lambda p: _chosen_by(id, provenance.get('preset')) in p.get('claims', '').split(',')
     return next((p for p in runs_of(provenance) if mine(p)), runs_of(provenance)[-1])
 
 # %% ../../nbs/lab/08_results.ipynb #21a350be
@@ -624,37 +624,55 @@ def _check_designs(paper, rows, prov):
 # %% ../../nbs/lab/08_results.ipynb #e17aa331
 def renewed(
     path:str|Path,     # the published file, there and whole
-    rows:list[Row],    # of a run of chosen claims, or of chosen races
+    rows:list[Row],    # of a run of chosen claims
     provenance:dict,   # of that run
 )->tuple[list[Row], dict]:   # the rows of the file with those of the chosen claims exchanged; its provenance
     "Put the rows of chosen claims in the place of those that were published before."
     path, chosen = Path(path), provenance['claims'].split(',')
-    if not path.exists() and provenance['preset'] == 'bench': return rows, provenance      # each race stands alone
     if not path.exists():
         raise ValueError(f'this run measured claims {provenance["claims"]!r} only, and {path.name} has no run of all '
                          f'claims to renew: run the preset whole first')
     before, earlier = read_results(path)
     if 'migrated' in earlier: raise ValueError(f'{path.name} is of an older kind: run the preset whole')
-    fresh = {id: [r for r in rows if _chosen_by(r.id) == id] for id in chosen}
-    judged = lambda r: r.kind in ('claim', 'speed') and r.ours is not None
-    if empty := [id for id, mine in fresh.items() if not any(map(judged, mine))]:
+    fresh = {id: [r for r in rows if _chosen_by(r.id, 'cpu') == id] for id in chosen}
+    if empty := [id for id, mine in fresh.items() if not any(r.kind == 'claim' and r.ours is not None for r in mine)]:
         raise ValueError(f'this run has no number for {", ".join(empty)}')
     declared = {r.id: r for r in rows if r.kind == 'claim'}                # a claim without a number is as declared now
     waits = lambda r: replace(r, why='not measured yet') if r.why.startswith(('not selected', 'not measured')) else r
     kept = [waits(declared[r.id]) if r.verdict == 'not attempted' and r.id in declared else r
-            for r in before if _chosen_by(r.id) not in chosen]
-    runs = [{k: v for k, v in p.items() if k not in ('seal', 'earlier')} for p in runs_of(earlier)]
-    return [r for mine in fresh.values() for r in mine] + kept, provenance | dict(earlier=_still_read(runs, chosen))
+            for r in before if _chosen_by(r.id, 'cpu') not in chosen]
+    found = [r for mine in fresh.values() for r in mine] + kept
+    return found, _after(provenance, earlier, found)
 
 # %% ../../nbs/lab/08_results.ipynb #44f3a2f3
-def _still_read(runs, chosen):
-    "Leave out runs whose claims were all measured again since."
-    found, chosen = [], set(chosen)
-    for p in runs:
-        mine = p['claims'].split(',')
-        if p['claims'] == 'all' or set(mine) - chosen: found.append(p)
-        chosen |= set(mine)
-    return found
+def _after(provenance, earlier, rows)->dict:
+    "The provenance of a file whose rows come from a run and from earlier ones, without those that no row is of."
+    runs = [{k: v for k, v in p.items() if k not in ('seal', 'earlier')} for p in runs_of(earlier)]
+    both = provenance | dict(earlier=runs)
+    read = {id(run_of(both, r.id)) for r in rows}
+    whole = runs[-1:] if provenance['preset'] != 'bench' else []         # the run of all claims is told in any case
+    return provenance | dict(earlier=[p for p in runs if id(p) in read or p in whole])
+
+# %% ../../nbs/lab/08_results.ipynb #3889c84c
+def with_races(
+    path:str|Path,     # the published file, if there is one
+    rows:list[Row],    # of a benchmark
+    provenance:dict,   # of that benchmark
+    races:Iterable[str]|None=None,   # beginnings of the rows that are declared; rows of others go; None keeps all
+)->tuple[list[Row], dict]:   # the rows of the file with those that were measured again exchanged; its provenance
+    "Put speed rows in the place of those that were published before."
+    path, rows = Path(path), [r for r in rows if r.ours is not None]
+    if not rows: raise ValueError('this run has no number')
+    provenance = provenance | dict(claims=','.join(r.id for r in rows))
+    if not path.exists(): return rows, provenance
+    before, earlier = read_results(path)
+    gone = lambda r: any(new.id == r.id or r.ours is None and new.id.startswith(f'{r.id}.') for new in rows)
+    known = lambda r: races is None or any(f'{r.id}.'.startswith(f'{key}.') for key in races)
+    found = rows + [r for r in before if known(r) and not gone(r)]
+    if 'migrated' in earlier and len(found) > len(rows):
+        raise ValueError(f'{path.name} is of an older kind: measure all of its races together')
+    if 'migrated' in earlier: return rows, provenance
+    return found, _after(provenance, earlier, found)
 
 # %% ../../nbs/lab/08_results.ipynb #975ce124
 def publish(
@@ -679,6 +697,7 @@ def publish(
     _check_notebook(folder, status['paper'], prov)
     if paper is not None: _check_designs(paper, rows, prov)
     path = results_dir() / f"{status['paper']}.{prov['preset']}.json"
+    if prov['preset'] == 'bench': return write_results(path, *with_races(path, rows, prov, paper and paper.races))
     if prov['claims'] != 'all': return write_results(path, *renewed(path, rows, prov))
     return atomic_write(path, (folder / 'results.json').read_text(encoding='utf-8'))
 

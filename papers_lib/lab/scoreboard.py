@@ -204,7 +204,7 @@ def _speed_table(files)->str:
     races = [(paper, r, p) for paper, rows, p in files for r in rows
              if r.kind == 'speed' and r.ours is not None and r.baseline_name.startswith(_peers)]
     lines = [[_markdown(f'{paper} {r.id}'), _markdown(r.tests), _markdown(r.metric), interval(r), f'**{r.verdict}**',
-              _markdown(_machine(p))] for paper, r, p in races]
+              _markdown(_machine(run_of(p, r.id)))] for paper, r, p in races]
     return _table(['race', 'what we test', 'ratio of', 'ratio [95 %]', 'verdict', 'machine'], lines)
 
 # %% ../../nbs/lab/11_scoreboard.ipynb #39574516
