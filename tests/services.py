@@ -18,6 +18,13 @@ class Service(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def _say_plainly(self, body):
+        self.send_response(200)
+        self.send_header('Content-Type', 'text/html' if body.startswith('<') else 'application/json')
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
     def _refuse(self, status, message): self._say(dict(error=dict(message=message)), status)
 
     def do_GET(self):
@@ -28,9 +35,11 @@ class Service(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
         server = self.server
         server.seen.append((self.path, asked, self.headers['Authorization']))
+        server.headers.append(self.headers)
         with server.lock: trouble = server.troubles.pop(0) if server.troubles else None
         if server.key and self.headers['Authorization'] != f'Bearer {server.key}': return self._refuse(401, 'who?')
-        if trouble: return self._refuse(trouble, 'come again')
+        if trouble: return self._refuse(trouble, server.trouble)
+        if server.body: return self._say_plainly(server.body)
         if asked['model'] != 'ours': return self._refuse(404, 'no such model')
         pages = {'/v1/completions': self._complete, '/v1/chat/completions': self._chat}
         if self.path not in pages or self.path not in server.pages: return self._refuse(404, 'no such page')
@@ -79,8 +88,8 @@ class Service(BaseHTTPRequestHandler):
 def serving(llm, **how):
     "Serve a model; `seen` of the server holds what it was asked."
     server = ThreadingHTTPServer(('127.0.0.1', 0), Service)
-    server.llm, server.lock, server.seen = llm, threading.Lock(), []
-    plain = dict(key='', troubles=[], scores=True, stops=True, silent=False,
+    server.llm, server.lock, server.seen, server.headers = llm, threading.Lock(), [], []
+    plain = dict(key='', troubles=[], trouble='come again', body='', scores=True, stops=True, silent=False,
                  pages=('/v1/completions', '/v1/chat/completions'))
     vars(server).update(plain | how)
     server.url = f'http://127.0.0.1:{server.server_port}/v1'

@@ -110,25 +110,49 @@ def test_requests_go_out_together_and_answers_keep_their_order():
 
 def test_the_key_comes_from_the_environment_and_is_shown_nowhere(llm, monkeypatch, tmp_path):
     with serving(llm, key=KEY) as server:
-        with pytest.raises(PermissionError, match='OPENAI_API_KEY') as e:
+        with pytest.raises(PermissionError, match='asks for a key: say by `key`') as e:
             OpenAICompatible('ours', server.url).complete(['a'], max_tokens=2)
-        monkeypatch.setenv('MY_KEY', KEY)
+        monkeypatch.setenv('MY_KEY', f'{KEY}\r\n')                        # a file of another system was read
         far = OpenAICompatible('ours', server.url, key='MY_KEY')
         Recorded(tmp_path, far).complete(['a'], max_tokens=2)
         assert server.seen[-1][2] == f'Bearer {KEY}'
         server.key = 'another'
-        with pytest.raises(PermissionError) as wrong: far.complete(['a'], max_tokens=2)
-    shown = [str(e.value), str(wrong.value), repr(far), far.hash, *(p.read_text() for p in tmp_path.glob('*.json'))]
-    assert len(shown) == 5 and not any(KEY in s for s in shown)
+        with pytest.raises(PermissionError, match='MY_KEY') as wrong: far.complete(['a'], max_tokens=2)
+        server.key, server.troubles, server.trouble = '', [403], f'what is Bearer {KEY}?'
+        with pytest.raises(RuntimeError, match='answered 403: .*Bearer .the key') as back:
+            far.complete(['a'], max_tokens=2)
+    shown = [str(e.value), str(wrong.value), str(back.value), repr(far), far.hash,
+             *(p.read_text() for p in tmp_path.glob('*.json'))]
+    assert len(shown) == 6 and not any(KEY in s for s in shown)
+    for harm in ('a\nb', 'schlüssel'):
+        monkeypatch.setenv('MY_KEY', harm)
+        with pytest.raises(ValueError, match='MY_KEY: what the environment holds is no key') as odd:
+            OpenAICompatible('ours', server.url, key='MY_KEY')
+        assert harm not in str(odd.value)
+
+
+def test_what_is_meant_for_openai_goes_nowhere_else(llm, monkeypatch):
+    for name, value in dict(OPENAI_API_KEY=KEY, OPENAI_ORG_ID='us', OPENAI_PROJECT_ID='ours',
+                            OPENAI_CUSTOM_HEADERS=f'Authorization: Bearer {KEY}').items():
+        monkeypatch.setenv(name, value)
+    with serving(llm) as server:
+        OpenAICompatible('ours', server.url, chat=False).complete(['a'], max_tokens=2)
+        headers = {k.lower(): v for k, v in server.headers[-1].items()}
+    assert headers['authorization'] == 'Bearer none' and not any(k.startswith('openai-') for k in headers)
+    assert OpenAICompatible('gpt')._client.api_key == KEY and OpenAICompatible('gpt')._client.organization == 'us'
 
 
 def test_a_key_does_not_travel_unencrypted(monkeypatch):
-    monkeypatch.setenv('OPENAI_API_KEY', KEY)
-    with pytest.raises(ValueError, match='unencrypted') as e: OpenAICompatible('ours', 'http://example.org/v1')
+    monkeypatch.setenv('MY_KEY', KEY)
+    plain = 'http://example.org/v1'
+    with pytest.raises(ValueError, match='unencrypted; use https, or no key') as e:
+        OpenAICompatible('ours', plain, key='MY_KEY')
     assert KEY not in str(e.value)
-    OpenAICompatible('ours', 'https://example.org/v1')
+    assert OpenAICompatible('ours', plain)._client.api_key == OpenAICompatible('ours', plain, key='')._client.api_key
+    OpenAICompatible('ours', 'https://example.org/v1', key='MY_KEY')
     for url, said in (('example.org', 'write an address'), ('https://a:b@example.org/v1', 'it will be shown'),
-                      ('https://example.org/v1?key=b', 'it will be shown'), ('file:///etc/passwd', 'write an address')):
+                      ('https://example.org/v1?key=b', 'it will be shown'), ('file:///etc/passwd', 'write an address'),
+                      ('http://127.0.0.1:abc/v1', 'write an address'), ('http://[::1/v1', 'write an address')):
         with pytest.raises(ValueError, match=said): OpenAICompatible('ours', url)
 
 
@@ -161,6 +185,18 @@ def test_a_refusal_is_a_sentence(llm, how, model, exc, said):
             OpenAICompatible('ours', server.url.removesuffix('/v1'), chat=False).complete(['a'], max_tokens=2)
 
 
+@pytest.mark.parametrize('body', ['<html>log in</html>', '{"error": {"message": "no"}}', '{oops', '{"choices": []}',
+                                  '{"choices": null}'])
+@pytest.mark.parametrize('chat', [True, False])
+def test_a_page_for_people_is_no_answer(llm, body, chat):
+    with serving(llm, body=body) as server:
+        far = OpenAICompatible('ours', server.url, chat=chat, n_retry=0)
+        with pytest.raises(RuntimeError, match='sent no answer but .*most addresses end in /v1|answered'):
+            far.complete(['a'], max_tokens=2)
+        if chat:
+            with pytest.raises(RuntimeError, match='sent no answer but|answered'): far.chat('a', max_tokens=2)
+
+
 def test_nothing_is_no_answer(llm):
     with serving(llm, silent=True) as server:
         with pytest.raises(ValueError, match='gave no text'):
@@ -181,6 +217,8 @@ def test_settings_are_checked():
     for how, said in ((dict(n_worker=0), 'n_worker=0'), (dict(timeout=0), 'timeout=0')):
         with pytest.raises(ValueError, match=said): OpenAICompatible('ours', 'http://127.0.0.1:9/v1', **how)
     with pytest.raises(ValueError, match='OPENAI_API_KEY is not set'): OpenAICompatible('ours')
+    with pytest.raises(ValueError, match='MY_KEY is not set'):
+        OpenAICompatible('ours', 'http://127.0.0.1:9/v1', key='MY_KEY')
 
 
 def test_the_hash_names_model_address_kind_and_revision():

@@ -483,3 +483,18 @@ def test_a_model_in_slices_trains_as_a_whole_one_does_and_each_goes_on_from_the_
     without_last(tmp_path / 'run')
     many(tmp_path, 1, folder=tmp_path / 'run', stop=9)
     agree(many(tmp_path, 2, True, tmp_path / 'run'), alone)
+
+
+def test_processes_that_see_other_checkpoints_do_not_begin(tmp_path):
+    file = tmp_path / 'apart.py'
+    file.write_text(f'''
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_engine_train as t
+folder = f'{tmp_path}/run' + os.environ['RANK']
+for stop in (4, 8): t.run(folder, stop)
+''')
+    env = dict(os.environ) | dict(ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1', PAPERS_PROGRESS='off')
+    p = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(file)],
+                       capture_output=True, text=True, env=env, timeout=120)
+    assert p.returncode == 1 and 'steps [4, -1] (-1 is none): it must be a folder that all of them share' in p.stderr

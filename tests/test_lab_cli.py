@@ -249,6 +249,7 @@ def test_an_answer_is_shown_and_not_obeyed(talking, monkeypatch):
     (['chat', 'hi', '--model', 'x'], 2, '--url and --model belong together'),
     (['chat', '--json'], 2, '--json answers one question'),
     (['chat', 'hi', '--url', 'nowhere', '--model', 'x'], 2, 'write an address such as'),
+    (['chat', 'hi', '--url', 'http://127.0.0.1:9/v1', '--model', 'x', '--key', 'NO_KEY'], 2, 'NO_KEY is not set'),
     (['chat', 'hi', '--url', 'http://127.0.0.1:9/v1', '--model', 'x'], 1, '127.0.0.1:9 cannot be reached'),
 ])
 def test_what_cannot_be_asked_is_one_line(toy, args, code, words):

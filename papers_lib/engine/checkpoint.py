@@ -319,13 +319,12 @@ def to_public(
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #787dddca
 def rng_state()->tuple[dict[str, Tensor], dict]:   # tensors, plain values
-    "Read the generators of Python, NumPy, torch and every GPU."
+    "Read the generators of Python, NumPy, torch and the GPU of this process."
     kind, keys, pos, has_gauss, cached = np.random.get_state()
     version, inner, gauss = random.getstate()
     tensors = {'rng.torch': torch.get_rng_state(), 'rng.numpy': torch.from_numpy(keys.astype(np.int64)),
                'rng.python': torch.tensor(inner)}
-    if torch.cuda.is_available():
-        for i, state in enumerate(torch.cuda.get_rng_state_all()): tensors[f'rng.cuda{i}'] = state
+    if torch.cuda.is_available(): tensors['rng.cuda'] = torch.cuda.get_rng_state()
     return tensors, dict(numpy=[kind, pos, has_gauss, cached], python=[version, gauss])
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #1fda3153
@@ -335,9 +334,7 @@ def set_rng_state(tensors:dict[str, Tensor], plain:dict)->None:
     np.random.set_state((kind, tensors['rng.numpy'].numpy().astype(np.uint32), pos, has_gauss, cached))
     random.setstate((plain['python'][0], tuple(tensors['rng.python'].tolist()), plain['python'][1]))
     torch.set_rng_state(tensors['rng.torch'])
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            if f'rng.cuda{i}' in tensors: torch.cuda.set_rng_state(tensors[f'rng.cuda{i}'], i)
+    if torch.cuda.is_available() and 'rng.cuda' in tensors: torch.cuda.set_rng_state(tensors['rng.cuda'])
 
 # %% ../../nbs/engine/01_checkpoint.ipynb #1e7470c4
 def _gathered(

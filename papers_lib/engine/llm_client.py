@@ -23,15 +23,29 @@ _OWN = 'https://api.openai.com/v1'
 
 def _address(url:str, secret:bool)->tuple[str, bool]:   # where it is, and whether it is this machine
     "Check an address before anything is sent to it."
-    parts = urlsplit(url)
-    if parts.scheme not in ('http', 'https') or not parts.hostname:
+    try: parts, port = urlsplit(url), urlsplit(url).port
+    except ValueError: parts = port = None
+    if parts is None or parts.scheme not in ('http', 'https') or not parts.hostname or port == 0:
         raise ValueError(f'url={url!r}: write an address such as http://127.0.0.1:8000/v1')
     if parts.username or parts.password or parts.query:
         raise ValueError('url: it holds more than an address, and it will be shown; a key belongs into the environment')
     here = parts.hostname in _LOOPBACK
     if secret and parts.scheme == 'http' and not here:
-        raise ValueError(f'url={url!r}: a key would go to {parts.hostname} unencrypted; use https')
+        raise ValueError(f'url={url!r}: a key would go to {parts.hostname} unencrypted; use https, or no key')
     return parts.netloc, here
+
+def _secret(name:str)->str:   # '' if there is none
+    "Read a key from the environment; one that no header can carry is refused by the variable's name."
+    secret = os.environ.get(name, '').strip() if name else ''
+    if not secret.isascii() or not secret.isprintable():
+        raise ValueError(f'{name}: what the environment holds is no key: it has characters that no header may have')
+    return secret
+
+# %% ../../nbs/engine/20_llm_client.ipynb #782305a6
+def _forget_environment(client):
+    "Drop what the package reads of the environment beside the key: headers and names that are meant for OpenAI."
+    client.organization = client.project = None
+    client._custom_headers = {}
 
 # %% ../../nbs/engine/20_llm_client.ipynb #67a14c99
 class OpenAICompatible:
@@ -41,24 +55,27 @@ class OpenAICompatible:
         url:str=_OWN,               # up to where /completions or /chat/completions follows
         *,
         chat:bool=True,             # ask an assistant; False: have texts continued, and scored where the server can
-        key:str='OPENAI_API_KEY',   # the environment variable that holds the key
+        key:str|None=None,          # the environment variable that holds the key, '' for none; None:
+                                    # OPENAI_API_KEY at OpenAI's own address, none at others
         revision:str='',            # names the weights, if you know them
         n_worker:int=8,             # requests at a time
         timeout:float=60.,          # seconds that an answer may take
         n_retry:int=2,              # of a request that failed for the moment
     ):
         from openai import DefaultHttpxClient, OpenAI
-        secret = os.environ.get(key, '')
-        self.where, here = _address(url, bool(secret))
-        if url == _OWN and not secret: raise ValueError(f'{key} is not set, and {self.where} asks for a key')
+        key = ('OPENAI_API_KEY' if url == _OWN else '') if key is None else key
+        self._secret = _secret(key)
+        self.where, here = _address(url, bool(self._secret))
+        if key and not self._secret: raise ValueError(f'{key} is not set, and {self.where} was to get the key in it')
         if n_worker < 1: raise ValueError(f'n_worker={n_worker}: must be at least 1')
         if timeout <= 0: raise ValueError(f'timeout={timeout}: must be above 0')
         self.model, self.is_chat, self.key, self.n_worker, self.timeout = model, chat, key, n_worker, timeout
         told = [model, url.rstrip('/'), 'chat' if chat else 'completions', revision]
         self.hash = hashlib.sha256(json.dumps(told).encode('utf-8')).hexdigest()
         # no proxy stands between a machine and itself
-        self._client = OpenAI(api_key=secret or 'none', base_url=url, timeout=timeout, max_retries=n_retry,
+        self._client = OpenAI(api_key=self._secret or 'none', base_url=url, timeout=timeout, max_retries=n_retry,
                               http_client=DefaultHttpxClient(trust_env=False) if here else None)
+        if url != _OWN: _forget_environment(self._client)
 
     def __repr__(self)->str: return f'OpenAICompatible({self.model!r} at {self.where})'
 
@@ -69,20 +86,29 @@ def _told(self:OpenAICompatible, e:Exception)->Exception:
     import openai
     if isinstance(e, openai.APITimeoutError): return TimeoutError(f'{self.where} gave no answer in {self.timeout:g} s')
     if isinstance(e, openai.APIConnectionError):
-        return ConnectionError(f'{self.where} cannot be reached: {e.__cause__ or e}')
+        return ConnectionError(f'{self.where} cannot be reached: {self._quoted(e.__cause__ or e)}')
     if isinstance(e, openai.AuthenticationError):
-        return PermissionError(f'{self.where} does not accept what the environment variable {self.key} holds')
+        told = f'does not accept what the environment variable {self.key} holds' if self.key else \
+            'asks for a key: say by `key` which environment variable holds it'
+        return PermissionError(f'{self.where} {told}')
     if isinstance(e, openai.NotFoundError): return ValueError(self._absent())
     code = getattr(e, 'status_code', 'with no JSON')
-    said = str(e).removeprefix(f'Error code: {code}').strip(' -')[:200]
+    said = self._quoted(str(e).removeprefix(f'Error code: {code}').strip(' -'))
     return RuntimeError(f'{self.where} answered {code}' + (f': {said}' if said else ''))
+
+@patch
+def _quoted(self:OpenAICompatible, said)->str:
+    "What a service or the package says, without the key: some send it back."
+    said = str(said)
+    return (said.replace(self._secret, '(the key)') if self._secret else said)[:200]
 
 @patch
 def _absent(self:OpenAICompatible)->str:
     "Say what an address does not have: the model, or any."
     import openai
     try: names = sorted(m.id for m in self._client.models.list())
-    except (openai.OpenAIError, ValueError): return f'{self.where} has no such page: most addresses end in /v1'
+    except (openai.OpenAIError, ValueError, AttributeError, TypeError):
+        return f'{self.where} has no such page: most addresses end in /v1'
     if self.model in names: return f'{self.where} has {self.model} and no such page for it: try the other `chat`'
     return f'{self.where} has no model {self.model!r}; it has {", ".join(names[:8]) or "none"}'
 
@@ -90,8 +116,16 @@ def _absent(self:OpenAICompatible)->str:
 def _request(self:OpenAICompatible, page, **fields):
     "Send one request."
     import openai
-    try: return page.create(model=self.model, **fields)
+    try: told = page.create(model=self.model, **fields)
     except openai.OpenAIError as e: raise self._told(e) from None
+    except ValueError as e: raise self._no_answer(e) from None            # JSON that is cut off
+    if not fields.get('stream') and not getattr(told, 'choices', None): raise self._no_answer(told)
+    return told
+
+@patch
+def _no_answer(self:OpenAICompatible, said)->Exception:
+    "Say that what came is no answer: a page for people, for instance."
+    return RuntimeError(f'{self.where} sent no answer but {self._quoted(repr(said))[:80]}: most addresses end in /v1')
 
 # %% ../../nbs/engine/20_llm_client.ipynb #fe8dd425
 @patch
@@ -179,8 +213,15 @@ def chat_stream(self:OpenAICompatible,
     fields = self._fields(max_tokens, temperature, stop, seed)
     events = self._request(self._client.chat.completions, messages=turns, stream=True, **fields)
     def parts():
-        try: yield from (e.choices[0].delta.content or '' for e in events if e.choices)
+        n = 0
+        try:
+            for event in events:
+                if not getattr(event, 'choices', None): continue
+                n += 1
+                yield event.choices[0].delta.content or ''
         except openai.OpenAIError as e: raise self._told(e) from None
+        except ValueError as e: raise self._no_answer(e) from None
+        if not n: raise self._no_answer('')
     return stripped(before_stop(parts(), stop))
 
 @patch

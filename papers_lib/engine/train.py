@@ -217,6 +217,9 @@ def _accelerator(device):
     if accelerator.distributed_type not in known:
         raise ValueError(f'{accelerator.distributed_type}: a run is one process, DDP or FSDP; other engines have an '
                          f'arithmetic of their own')
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError('FSDP of version 1 keeps a model in flat pieces, of which no checkpoint is made here: '
+                         'set FSDP_VERSION=2')
     if device == 'cuda' and accelerator.device.type != 'cuda': raise ValueError("device='cuda': there is no GPU to use")
     return accelerator
 
@@ -244,6 +247,18 @@ def _same(path, saved, mine):
     wrong = [f'{part}.{k} was {was[part].get(k)!r}, now {v!r}'
              for part, values in mine.items() for k, v in values.items() if was[part].get(k) != v]
     if wrong: raise ValueError(f'{path} was made with other settings: ' + ', '.join(wrong))
+
+# %% ../../nbs/engine/05_train.ipynb #d3b8dff1
+def _found_by_all(accelerator, folder)->Path|None:
+    "The newest checkpoint; processes that do not see the same one cannot go on together."
+    with accelerator.main_process_first(): found = latest(folder) if folder else None   # one sweeps up, then all look
+    if accelerator.num_processes == 1: return found
+    step = torch.tensor([int(found.name.split('-')[1]) if found else -1], device=accelerator.device)
+    steps = accelerator.gather(step).tolist()
+    if len(set(steps)) > 1:
+        raise RuntimeError(f'{folder}: the processes find checkpoints of steps {steps} (-1 is none): '
+                           f'it must be a folder that all of them share')
+    return found
 
 # %% ../../nbs/engine/05_train.ipynb #669503ec
 def _resumed(found, identity, model, opt, batches, n_step)->tuple[FitResult, float, int]:
@@ -293,10 +308,13 @@ def fit(
 
     def save():
         if not folder: return
-        if not all(p.isfinite().all() for p in model.parameters()): raise Diverged(out.step, math.nan, 'a weight')
+        mine = (p.to_local() if hasattr(p, 'to_local') else p for p in model.parameters())
+        sound = torch.tensor(float(all(p.isfinite().all() for p in mine)), device=accelerator.device)
+        if accelerator.reduce(sound, 'sum') < world: raise Diverged(out.step, math.nan, 'a weight')   # on all
         seen = float(accelerator.reduce(torch.as_tensor(total), 'sum')) if since else 0.
         plain = dict(identity=identity, cursor=batches.state(), total=seen, since=since, result=asdict(out))
         save_state(folder, out.step, model, opt.optimizer, plain, write=accelerator.is_main_process)
+        accelerator.wait_for_everyone()
 
     def check():
         model.eval()
@@ -305,7 +323,7 @@ def fit(
         tracker.log(out.evals[-1][1], out.step)
 
     with _alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
-        if folder and (found := latest(folder)):
+        if found := _found_by_all(accelerator, folder):
             out, total, since = _resumed(found, identity, model, opt.optimizer, batches, cfg.n_step)
             if rank: total = 0.                                         # it is that of all processes
         bar = Progress(cfg.n_step)

@@ -454,13 +454,13 @@ def _doctor(as_json:_Json=False):
     print('\n' + textwrap.fill(as_line(rows[-1][1]), shutil.get_terminal_size().columns, break_on_hyphens=False))
 
 # %% ../../nbs/lab/14_cli.ipynb #d4b41617
-def _talker(url, model):
+def _talker(url, model, key):
     "Find the model to talk with: one behind an address, or that of the first paper that offers one."
     from papers_lib.engine.llm_client import OpenAICompatible
     from papers_lib.lab.presets import paper_of
     from papers_lib.lab.results import paper_notebooks
     if bool(url) != bool(model): _stop('--url and --model belong together: an address, and what it calls its model')
-    if url: return OpenAICompatible(model, url)
+    if url: return OpenAICompatible(model, url, key=key)
     offered = (paper.llm for name in paper_notebooks() if (paper := paper_of(name)) and paper.llm)
     if (make := next(offered, None)) is None: _stop('no paper here offers a model to talk with: give --url and --model')
     return make()
@@ -489,6 +489,7 @@ def _chat(
     question:Annotated[Optional[str], typer.Argument(help='answered, and that is all; none: a conversation')]=None,
     url:Annotated[str, typer.Option(help='of an OpenAI-compatible service, such as http://127.0.0.1:8000/v1')]='',
     model:Annotated[str, typer.Option(help='what the service calls its model')]='',
+    key:Annotated[Optional[str], typer.Option(help="environment variable with the service's key")]=None,
     system:Annotated[str, typer.Option(help='what the assistant is told first')]='',
     max_tokens:Annotated[int, typer.Option(min=1, help='of an answer, at most')]=256,
     temperature:Annotated[float, typer.Option(min=0, help='0 is greedy')]=0.,
@@ -501,7 +502,7 @@ def _chat(
     turns, how = [dict(role='system', content=system)] if system else [], dict(max_tokens=max_tokens, seed=seed)
     how['temperature'] = temperature
     try:
-        llm = _talker(url, model)
+        llm = _talker(url, model, key)
         for said in [question] if question is not None else _lines():
             asked = [*turns, dict(role='user', content=said)]
             try: answer = llm.chat(asked, **how) if as_json else _answered(llm, asked, **how)
