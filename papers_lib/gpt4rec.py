@@ -173,7 +173,7 @@ class GPT4Rec:
     def queries(self, histories:Sequence, m:int)->list[list[str]]:
         "Write up to m distinct queries for each history."
         asked = [self.prompts.prompt(list(h)) for h in histories]
-        return [*map(distinct, write_queries(self.model, self.tok, asked, m, self.prompts.n_query))]
+        return [*map(distinct, write_queries(self.model, self.tok, asked, m, self.prompts.n_query, length_penalty=0.))]
 
     def recommend(self,
         histories:Sequence,         # items of each user in order

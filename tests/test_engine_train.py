@@ -272,9 +272,12 @@ def test_an_engine_with_an_arithmetic_of_its_own_is_refused(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
-def test_a_device_that_is_not_there_is_refused():
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
     for device, why in (('cuda', 'there is no GPU'), ('tpu', "device='tpu'")):
         with pytest.raises(ValueError, match=why): fit(Stack(cfg), TokenBatches(tokens, 16, 8), train, device=device)
+    monkeypatch.setenv('PAPERS_DEVICE', 'cuda')                # who is not told trains where the run is
+    with pytest.raises(ValueError, match='there is no GPU'): fit(Stack(cfg), TokenBatches(tokens, 16, 8), train)
+    assert run(None, 1)[2].step == 1                           # who is told does not
 
 
 # steps

@@ -84,6 +84,12 @@ def test_a_claim_is_measured_on_the_seeds_that_its_design_asks_for(root):
     assert run.seeds_of('C1') == run.seeds_of() == run.seeds
 
 
+def test_what_trains_in_a_run_is_told_where(root, monkeypatch):
+    monkeypatch.setenv('PAPERS_DEVICE', 'cuda')
+    start(toy, device='cpu')
+    assert os.environ['PAPERS_DEVICE'] == 'cpu'
+
+
 def test_one_model_of_each_arm_is_no_effect_of_training(root):
     run = start(toy, preset='cpu', device='cpu')
     with pytest.raises(ValueError, match='C1: one model of each arm'): run.claim('C1', over_units(np.arange(20.)))

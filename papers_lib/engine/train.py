@@ -210,6 +210,7 @@ def _accelerator(device):
     "Set up processes and device; nothing that the environment says of arithmetic is followed."
     from accelerate import Accelerator
     from accelerate.utils import DistributedType, GradientAccumulationPlugin
+    if device == 'auto': device = os.environ.get('PAPERS_DEVICE', 'auto')               # what a run was told
     if device not in ('auto', 'cpu', 'cuda'): raise ValueError(f"device={device!r}: must be 'auto', 'cpu' or 'cuda'")
     accelerator = Accelerator(cpu=device == 'cpu', mixed_precision='no', dynamo_backend='no',
                               gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
@@ -293,7 +294,7 @@ def fit(
     evaluate:Callable|None=None,      # model -> dict of numbers
     tracker=None,                     # engine.tracking.Tracker
     folder:str|Path|None=None,        # checkpoints; a run that finds one goes on from it
-    device:str='auto',                # 'auto', 'cpu' or 'cuda'
+    device:str='auto',                # 'cpu', 'cuda', or 'auto': that of the run which this is part of, else a GPU
 )->FitResult:
     "Train a model, or go on with its training."
     accelerator, tracker, out = _accelerator(device), tracker or NoTracker(), FitResult()

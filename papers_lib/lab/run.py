@@ -345,6 +345,7 @@ def start(
     if device == 'auto':
         import torch
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    os.environ['PAPERS_DEVICE'] = device                      # for what trains without being told, here and in workers
     out = Path(out_dir) if out_dir else next_folder(repo_root() / 'runs' / paper.name / preset)
     run = Run(paper, preset, spec, list(range(seed, seed + (n_seeds or spec.n_seeds))), device, wandb_mode, out, claims,
               overrides)
