@@ -25,12 +25,14 @@ from .engine.checkpoint import load_model, save_model
 from .engine.generate import beam_search
 from .engine.recipe import as_tokens, learn
 from .engine.train import IGNORE, TrainConfig, fit
+from .engine.gguf import gguf_tokenizer
+from .lab.data import get
 from .lab.presets import Claim, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
 from .lab.races import time_search
 from .lab.shops import TitledShop, open_shop, title_key
 from .gpt2 import GPT2, GPT2Config
-from .llama import LLaMA, read_llm, smollm2
+from .llama import LLaMA
 
 # %% ../nbs/14_gpt4rec.ipynb #a45a248b
 BEFORE, AFTER = 'Previously, the customer has bought:', ' In the future, the customer wants to buy'
@@ -245,10 +247,10 @@ def public_backbone(
 )->tuple[nn.Module, FastBPE|PublicTokens]:
     "Load a model that has read the web, and its tokenizer."
     if name == 'smollm2-135m-instruct' or name.endswith('.gguf'):
-        llm = smollm2() if not name.endswith('.gguf') else read_llm(name)
-        net = LLaMA(replace(llm.model.cfg, ctx_len=ctx_len))
-        net.load_state_dict(llm.model.state_dict())
-        return net, llm.tokenizer
+        read = LLaMA.from_gguf(name if name.endswith('.gguf') else get(name).path('model.gguf'))
+        net = LLaMA(replace(read.cfg, ctx_len=ctx_len))
+        net.load_state_dict(read.state_dict())
+        return net, gguf_tokenizer(read.meta)
     from transformers import AutoTokenizer
     return GPT2.from_hf(name), PublicTokens(AutoTokenizer.from_pretrained(name))
 

@@ -488,6 +488,28 @@ def test_a_model_in_slices_trains_as_a_whole_one_does_and_each_goes_on_from_the_
     agree(many(tmp_path, 2, True, tmp_path / 'run'), alone)
 
 
+def test_a_weight_that_is_no_number_in_one_slice_ends_all_processes(tmp_path):
+    file = tmp_path / 'spoilt.py'
+    file.write_text(f'''
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_engine_train as t
+t.on_slices()
+def spoil(model):
+    weight = model.blocks[0].mlp.fc.weight.to_local()
+    if os.environ['RANK'] == '1':
+        with t.torch.no_grad(): weight[0] = float('nan')
+    return dict(loss=0.)
+try: t.run({str(tmp_path / 'run')!r}, 2, options=dict(evaluate=spoil))
+except t.Diverged as e: print(os.environ['RANK'], e, flush=True)
+''')
+    env = dict(os.environ) | dict(ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1', PAPERS_PROGRESS='off')
+    p = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(file)],
+                       capture_output=True, text=True, env=env, timeout=120)
+    assert sorted(line[0] for line in p.stdout.splitlines() if 'a weight is nan' in line) == ['0', '1'], p.stderr[-500:]
+    assert p.returncode == 0 and checkpoints(tmp_path / 'run') == []
+
+
 def test_processes_that_see_other_checkpoints_do_not_begin(tmp_path):
     file = tmp_path / 'apart.py'
     file.write_text(f'''

@@ -17,10 +17,11 @@ __all__ = ['OpenAICompatible']
 from .llm import NotSupported, before_stop, cut, prompt_seeds, stop_strings, stripped
 from .score import shared_prefix
 
-# %% ../../nbs/engine/20_llm_client.ipynb #1a9619f3
+# %% ../../nbs/engine/20_llm_client.ipynb #4f00cca9
 _LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 _OWN = 'https://api.openai.com/v1'
 
+# %% ../../nbs/engine/20_llm_client.ipynb #2083a3ef
 def _address(url:str, secret:bool)->tuple[str, bool]:   # where it is, and whether it is this machine
     "Check an address before anything is sent to it."
     try: parts, port = urlsplit(url), urlsplit(url).port
@@ -34,18 +35,13 @@ def _address(url:str, secret:bool)->tuple[str, bool]:   # where it is, and wheth
         raise ValueError(f'url={url!r}: a key would go to {parts.hostname} unencrypted; use https, or no key')
     return parts.netloc, here
 
+# %% ../../nbs/engine/20_llm_client.ipynb #80a44d4b
 def _secret(name:str)->str:   # '' if there is none
     "Read a key from the environment; one that no header can carry is refused by the variable's name."
     secret = os.environ.get(name, '').strip() if name else ''
     if not secret.isascii() or not secret.isprintable():
         raise ValueError(f'{name}: what the environment holds is no key: it has characters that no header may have')
     return secret
-
-# %% ../../nbs/engine/20_llm_client.ipynb #782305a6
-def _forget_environment(client):
-    "Drop what the package reads of the environment beside the key: headers and names that are meant for OpenAI."
-    client.organization = client.project = None
-    client._custom_headers = {}
 
 # %% ../../nbs/engine/20_llm_client.ipynb #67a14c99
 class OpenAICompatible:
@@ -62,24 +58,32 @@ class OpenAICompatible:
         timeout:float=60.,          # seconds that an answer may take
         n_retry:int=2,              # of a request that failed for the moment
     ):
-        from openai import DefaultHttpxClient, OpenAI
-        key = ('OPENAI_API_KEY' if url == _OWN else '') if key is None else key
-        self._secret = _secret(key)
-        self.where, here = _address(url, bool(self._secret))
-        if key and not self._secret: raise ValueError(f'{key} is not set, and {self.where} was to get the key in it')
         if n_worker < 1: raise ValueError(f'n_worker={n_worker}: must be at least 1')
         if timeout <= 0: raise ValueError(f'timeout={timeout}: must be above 0')
-        self.model, self.is_chat, self.key, self.n_worker, self.timeout = model, chat, key, n_worker, timeout
+        self.key = ('OPENAI_API_KEY' if url == _OWN else '') if key is None else key
+        self.model, self.is_chat, self.n_worker, self.timeout = model, chat, n_worker, timeout
         told = [model, url.rstrip('/'), 'chat' if chat else 'completions', revision]
         self.hash = hashlib.sha256(json.dumps(told).encode('utf-8')).hexdigest()
-        # no proxy stands between a machine and itself
-        self._client = OpenAI(api_key=self._secret or 'none', base_url=url, timeout=timeout, max_retries=n_retry,
-                              http_client=DefaultHttpxClient(trust_env=False) if here else None)
-        if url != _OWN: _forget_environment(self._client)
+        self._connect(url, n_retry)
 
     def __repr__(self)->str: return f'OpenAICompatible({self.model!r} at {self.where})'
 
-# %% ../../nbs/engine/20_llm_client.ipynb #1ee80862
+# %% ../../nbs/engine/20_llm_client.ipynb #31f525fe
+@patch
+def _connect(self:OpenAICompatible, url, n_retry):
+    "Build the client; nothing is sent yet."
+    from openai import DefaultHttpxClient, OpenAI
+    self._secret = _secret(self.key)
+    self.where, here = _address(url, bool(self._secret))
+    if self.key and not self._secret:
+        raise ValueError(f'{self.key} is not set, and {self.where} was to get the key in it')
+    self._client = OpenAI(api_key=self._secret or 'none', base_url=url, timeout=self.timeout, max_retries=n_retry,
+                          http_client=DefaultHttpxClient(trust_env=False) if here else None)
+    if url != _OWN:
+        self._client.organization = self._client.project = None
+        self._client._custom_headers = {}
+
+# %% ../../nbs/engine/20_llm_client.ipynb #0e0db2f8
 @patch
 def _told(self:OpenAICompatible, e:Exception)->Exception:
     "Say in a sentence why a request failed."
@@ -96,12 +100,14 @@ def _told(self:OpenAICompatible, e:Exception)->Exception:
     said = self._quoted(str(e).removeprefix(f'Error code: {code}').strip(' -'))
     return RuntimeError(f'{self.where} answered {code}' + (f': {said}' if said else ''))
 
+# %% ../../nbs/engine/20_llm_client.ipynb #08926672
 @patch
 def _quoted(self:OpenAICompatible, said)->str:
     "What a service or the package says, without the key: some send it back."
     said = str(said)
     return (said.replace(self._secret, '(the key)') if self._secret else said)[:200]
 
+# %% ../../nbs/engine/20_llm_client.ipynb #4931a841
 @patch
 def _absent(self:OpenAICompatible)->str:
     "Say what an address does not have: the model, or any."
@@ -112,6 +118,7 @@ def _absent(self:OpenAICompatible)->str:
     if self.model in names: return f'{self.where} has {self.model} and no such page for it: try the other `chat`'
     return f'{self.where} has no model {self.model!r}; it has {", ".join(names[:8]) or "none"}'
 
+# %% ../../nbs/engine/20_llm_client.ipynb #ccfbc2b6
 @patch
 def _request(self:OpenAICompatible, page, **fields):
     "Send one request."
@@ -122,19 +129,22 @@ def _request(self:OpenAICompatible, page, **fields):
     if not fields.get('stream') and not getattr(told, 'choices', None): raise self._no_answer(told)
     return told
 
+# %% ../../nbs/engine/20_llm_client.ipynb #3bfb20cb
 @patch
 def _no_answer(self:OpenAICompatible, said)->Exception:
     "Say that what came is no answer: a page for people, for instance."
     return RuntimeError(f'{self.where} sent no answer but {self._quoted(repr(said))[:80]}: most addresses end in /v1')
 
-# %% ../../nbs/engine/20_llm_client.ipynb #fe8dd425
+# %% ../../nbs/engine/20_llm_client.ipynb #f1f5c1de
 @patch
-def _fields(self:OpenAICompatible, max_tokens, temperature, stop, seed)->dict:
+def _fields(self:OpenAICompatible, max_tokens=128, temperature=0., stop=None, seed=0)->dict:
     "The arguments of a request."
+    stop = stop_strings(stop)
     # OpenAI's own models count their reasoning too and call the limit so; the others know the older name
     limit = 'max_completion_tokens' if self.is_chat and self._client.base_url.host == 'api.openai.com' else 'max_tokens'
     return {limit: max_tokens} | dict(temperature=temperature, seed=seed) | (dict(stop=list(stop[:4])) if stop else {})
 
+# %% ../../nbs/engine/20_llm_client.ipynb #97b57c75
 @patch
 def _text(self:OpenAICompatible, choice)->str:
     "The text of an answer; a service may give none."
@@ -142,6 +152,7 @@ def _text(self:OpenAICompatible, choice)->str:
     if text is None: raise ValueError(f'{self.where} gave no text (finish_reason: {choice.finish_reason})')
     return text
 
+# %% ../../nbs/engine/20_llm_client.ipynb #b5fe16f9
 @patch
 def _each(self:OpenAICompatible, ask, *questions)->list:
     "Ask several questions at a time; the first that fails ends it."
@@ -151,6 +162,7 @@ def _each(self:OpenAICompatible, ask, *questions)->list:
             pool.shutdown(cancel_futures=True)
             raise
 
+# %% ../../nbs/engine/20_llm_client.ipynb #bdf2985c
 @patch
 def complete(self:OpenAICompatible,
     prompts:list[str],
@@ -170,7 +182,7 @@ def complete(self:OpenAICompatible,
         return cut(self._text(told.choices[0]), stop)
     return self._each(ask, prompts, prompt_seeds(prompts, seed))
 
-# %% ../../nbs/engine/20_llm_client.ipynb #361b5ff5
+# %% ../../nbs/engine/20_llm_client.ipynb #3856815e
 @patch
 def _echo(self:OpenAICompatible, text)->tuple[list[str], list[float|None]]:   # tokens, log-probability of each
     "Have a text repeated, with its log-probabilities."
@@ -182,6 +194,7 @@ def _echo(self:OpenAICompatible, text)->tuple[list[str], list[float|None]]:   # 
                            f'{len(logp)} log-probabilities of {n} tokens')
     return tokens[:n], logp[:n]
 
+# %% ../../nbs/engine/20_llm_client.ipynb #b269621f
 @patch
 def loglik(self:OpenAICompatible,
     prompt:str,
@@ -196,34 +209,33 @@ def loglik(self:OpenAICompatible,
         raise ValueError(f'prompt {prompt!r} shares no first token with its continuations: begin it with more text')
     return [logp[n:] for _, logp in read[1:]]
 
-# %% ../../nbs/engine/20_llm_client.ipynb #d014b138
+# %% ../../nbs/engine/20_llm_client.ipynb #fd97a72b
+@patch
+def _pieces(self:OpenAICompatible, events)->Iterator[str]:
+    "The text of a stream, which may break off, or be none."
+    import openai
+    begun = False
+    try:
+        for event in events:
+            if not getattr(event, 'choices', None): continue
+            begun = True
+            yield event.choices[0].delta.content or ''
+    except openai.OpenAIError as e: raise self._told(e) from None
+    except ValueError as e: raise self._no_answer(e) from None
+    if not begun: raise self._no_answer('')
+
+# %% ../../nbs/engine/20_llm_client.ipynb #5c5d3631
 @patch
 def chat_stream(self:OpenAICompatible,
-    messages:str|list[dict],            # a question, or the turns so far
-    *,
-    max_tokens:int=128,                 # as in `complete`
-    temperature:float=0.,
-    stop:str|Sequence[str]|None=None,
-    seed:int=0,
-)->Iterator[str]:                       # pieces of the text; joined they are what `chat` says
+    messages:str|list[dict],   # a question, or the turns so far
+    **decoding,                # `max_tokens`, `temperature`, `stop`, `seed`, as in `chat_stream` of `LocalLLM`
+)->Iterator[str]:              # pieces of the text; joined they are what `chat` says
     "Have an assistant answer, piece by piece."
-    import openai
-    stop = stop_strings(stop)
     turns = [dict(role='user', content=messages)] if isinstance(messages, str) else messages
-    fields = self._fields(max_tokens, temperature, stop, seed)
-    events = self._request(self._client.chat.completions, messages=turns, stream=True, **fields)
-    def parts():
-        n = 0
-        try:
-            for event in events:
-                if not getattr(event, 'choices', None): continue
-                n += 1
-                yield event.choices[0].delta.content or ''
-        except openai.OpenAIError as e: raise self._told(e) from None
-        except ValueError as e: raise self._no_answer(e) from None
-        if not n: raise self._no_answer('')
-    return stripped(before_stop(parts(), stop))
+    events = self._request(self._client.chat.completions, messages=turns, stream=True, **self._fields(**decoding))
+    return stripped(before_stop(self._pieces(events), stop_strings(decoding.get('stop'))))
 
+# %% ../../nbs/engine/20_llm_client.ipynb #d002b176
 @patch
 def chat(self:OpenAICompatible,
     messages:str|list[dict],            # a question, or the turns so far

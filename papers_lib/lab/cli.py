@@ -173,17 +173,16 @@ def _print_sets(rows:list[dict])->None:   # of `data_table`, each with `used_by`
 def _plan(name, preset, parameters, used)->dict:
     "Collect what a run would take."
     from papers_lib.lab.data import data_table
-    from papers_lib.lab.presets import check_parameters, measured_claims, plan
+    from papers_lib.lab.presets import check_parameters, measured_claims, plan, seeds_asked
     paper = _paper(name)
     spec = check_parameters(paper, parameters | dict(preset=preset))
     claims = measured_claims(paper, preset, spec, parameters.get('claims', 'all'))
     measured = {*claims, 'tables'} if claims else set()
     wanted = {s: _unique(set(p.get(name, ())) & measured) for s, p in used.items()}
     sets = [r | dict(used_by={name: wanted.get(r['name'], [])}) for r in data_table()]
-    asked = {id: paper.claims[id].n for id in claims if preset == 'cpu' and paper.claims[id].over == 'seeds'}
-    plain = parameters.get('n_seeds') in (None, 0, spec.n_seeds)
-    more = {id: n for id, n in asked.items() if n > spec.n_seeds and plain}
     n_seeds = parameters.get('n_seeds') or spec.n_seeds
+    asked = {id: seeds_asked(paper.claims[id], preset, spec, n_seeds) for id in claims}
+    more = {id: n for id, n in asked.items() if n > n_seeds}
     return plan(paper, spec) | dict(seeds=n_seeds, seeds_of=more, claims=claims, sets=[
         r for r in sets if r['used_by'][name] or r['name'] == getattr(spec.data, 'name', '')])
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 # %% auto #0
-__all__ = ['PRESETS', 'rules', 'DataConfig', 'RunSpec', 'finite', 'Claim', 'Paper', 'paper_of', 'fits', 'in_words',
+__all__ = ['PRESETS', 'rules', 'DataConfig', 'RunSpec', 'finite', 'Claim', 'Paper', 'seeds_asked', 'paper_of', 'fits', 'in_words',
            'apply_overrides', 'left_out', 'measured_claims', 'check_parameters', 'missing_data', 'plan']
 
 # %% ../../nbs/lab/03_presets.ipynb #019070ba
@@ -162,6 +162,17 @@ class Paper:
                 for name in claim.needs:
                     if not hasattr(spec.claims, name):
                         raise ValueError(f'{id}.needs: {type(spec.claims).__name__} has no field {name!r}')
+
+# %% ../../nbs/lab/03_presets.ipynb #9c46c512
+def seeds_asked(
+    claim:Claim,
+    preset:str,
+    spec:RunSpec,    # of that preset
+    n_seeds:int,     # that the run was told; 0 is the preset's number
+)->int:
+    "Say on how many seeds a claim is measured."
+    n = n_seeds or spec.n_seeds
+    return max(n, claim.n) if preset == 'cpu' and claim.over == 'seeds' and n == spec.n_seeds else n
 
 # %% ../../nbs/lab/03_presets.ipynb #919809d2
 def paper_of(

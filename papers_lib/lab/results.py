@@ -634,13 +634,14 @@ def renewed(
                          f'claims to renew: run the preset whole first')
     before, earlier = read_results(path)
     if 'migrated' in earlier: raise ValueError(f'{path.name} is of an older kind: run the preset whole')
-    fresh = {id: [r for r in rows if _chosen_by(r.id, 'cpu') == id] for id in chosen}
+    of = lambda r: _chosen_by(r.id, provenance['preset'])
+    fresh = {id: [r for r in rows if of(r) == id] for id in chosen}
     if empty := [id for id, mine in fresh.items() if not any(r.kind == 'claim' and r.ours is not None for r in mine)]:
         raise ValueError(f'this run has no number for {", ".join(empty)}')
     declared = {r.id: r for r in rows if r.kind == 'claim'}                # a claim without a number is as declared now
     waits = lambda r: replace(r, why='not measured yet') if r.why.startswith(('not selected', 'not measured')) else r
     kept = [waits(declared[r.id]) if r.verdict == 'not attempted' and r.id in declared else r
-            for r in before if _chosen_by(r.id, 'cpu') not in chosen]
+            for r in before if of(r) not in chosen]
     found = [r for mine in fresh.values() for r in mine] + kept
     return found, _after(provenance, earlier, found)
 

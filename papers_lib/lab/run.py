@@ -19,7 +19,7 @@ __all__ = ['Run', 'start']
 from ..engine.stats import Effect, Row, control, effect, look_level, unidentified, verdict
 from ..engine.tracking import NoTracker
 from .memo import Measured, measure
-from .presets import Paper, RunSpec, check_parameters, measured_claims
+from .presets import Paper, RunSpec, check_parameters, measured_claims, seeds_asked
 from .pretrain import Tuned, tune_rate
 from .results import (
     Card, Table, card_of, declared_facts, next_folder, notebook_hash, provenance, repo_root, write_results)
@@ -104,8 +104,8 @@ def seeds_of(
     further:int=0,   # how far on they begin, where an earlier design saw the first
 )->list[int]:        # the preset's at other presets, and where the run was given a number of seeds
     "Give the seeds on which claims are measured."
-    n, asked = len(self.seeds), [self.paper.claims[id].n for id in ids if self.paper.claims[id].over == 'seeds']
-    if self.preset == 'cpu' and n == self.spec.n_seeds: n = max([n, *asked])
+    n = len(self.seeds)
+    n = max([n, *(seeds_asked(self.paper.claims[id], self.preset, self.spec, n) for id in ids)])
     found = [self.seeds[0] + further + i for i in range(n)]
     self.measured_seeds |= {*found}
     return found
