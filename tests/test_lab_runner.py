@@ -82,9 +82,8 @@ def test_a_failing_notebook_is_marked_and_the_others_finish(repo):
     done = run(repo, jobs=2)
     want = dict(bad='failed', good='finished', dead='failed', silent='failed', lesson='failed')
     assert {n: s['status'] for n, s in done.items()} == want
-    assert {n: s.get('cell') for n, s in done.items()} == dict(
-        bad=2, dead=2, lesson=3, good=None, silent=None
-    )  # one is injected
+    cells = {n: s.get('cell') for n, s in done.items()}
+    assert cells == dict(bad=2, dead=2, lesson=3, good=None, silent=None), done        # one is injected
     assert 'RuntimeError: too bad' in done['bad']['error'] and 'a lesson' in done['lesson']['error']
     assert 'kernel died' in done['dead']['error'] and 'without writing results.json' in done['silent']['error']
     for name, s in done.items():
@@ -92,6 +91,25 @@ def test_a_failing_notebook_is_marked_and_the_others_finish(repo):
         # a lesson that fails does not remove the rows before it
         assert (folder / 'results.json').exists() == (name in ('good', 'lesson')) and (folder / 'run.log').exists()
         assert read_object(folder / 'status.json')['status'] == s['status']
+
+
+def test_a_kernel_that_does_not_come_up_is_begun_again_and_a_cell_is_never_run_twice(repo, monkeypatch):
+    from papers_lib.lab import runner
+    repo('good', WRITE)
+    class Unlucky(runner._kernel_of_this_python()):
+        begun = 0
+        @property
+        def kernel_spec(self):
+            spec = super().kernel_spec
+            Unlucky.begun += 1
+            return spec if Unlucky.begun > deaths else type(spec)(**{**spec.to_dict(), 'argv': ['false']})
+    monkeypatch.setattr(runner, '_kernel_of_this_python', lambda: Unlucky)
+    for name in ('PAPERS_PROGRESS', 'PAPERS_TELL'): monkeypatch.setenv(name, '')       # `execute` sets them in here
+    go = lambda name: runner.execute('good', repo.root / 'nbs/01_good.ipynb', repo.root / name, dict(preset='tiny'))
+    deaths = 1
+    assert go('second')['status'] == 'finished' and Unlucky.begun > 1
+    Unlucky.begun, deaths = 0, 100
+    assert 'Kernel died' in (failed := go('never'))['error'] and failed['status'] == 'failed'
 
 
 def test_a_cell_that_takes_too_long_is_given_up_before_it_is_told(repo):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json, os, shutil, signal, subprocess, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from fastcore.basics import patch
 
@@ -182,6 +183,19 @@ def _papermill(notebook, to, parameters, watch)->None:
                                execution_timeout=watch.timeout + 1,          # the watch comes first
                                on_cell_start=watch.begin, on_cell_executed=watch.end)
 
+# %% ../../nbs/lab/07_runner.ipynb #0e43c6ce
+def _with_a_kernel(
+    begin:Callable,    # executes a notebook from its first cell
+    status:dict,       # has `cell` once a cell has begun
+    tries:int=3,
+)->None:
+    "Execute a notebook, once more where its kernel did not come up."
+    for left in reversed(range(tries)):
+        try: return begin()
+        except RuntimeError as e:
+            if 'cell' in status or not left: raise
+            print(f'the kernel did not come up ({e}), and is begun again', file=sys.stderr)
+
 # %% ../../nbs/lab/07_runner.ipynb #619d016c
 def _run_cells(paper, notebook, out, parameters, timeout, status)->dict:   # what became of it
     "Run a notebook's cells; whatever happens, say it."
@@ -189,7 +203,8 @@ def _run_cells(paper, notebook, out, parameters, timeout, status)->dict:   # wha
     from papermill import PapermillExecutionError
     watch = _Watch(out, status, timeout)
     _whole_files(out)
-    try: _papermill(notebook, out / f'{paper}.ipynb', parameters | dict(out_dir=str(out)), watch)
+    papermill = partial(_papermill, notebook, out / f'{paper}.ipynb', parameters | dict(out_dir=str(out)), watch)
+    try: _with_a_kernel(papermill, status)
     except PapermillExecutionError as e: return dict(status='failed', cell=e.cell_index, error=f'{e.ename}: {e.evalue}')
     except CellTimeoutError: return {}                                         # the watch has said it
     except DeadKernelError: return dict(status='failed', error='the kernel died (killed, or out of memory)')
