@@ -246,7 +246,7 @@ _translator = {  # claims on the encoder-decoder, fixed before anything is measu
                  'BLEU on test_2016_flickr is higher than that of an LSTM with attention of as many parameters trained '
                  'for the same seconds, each at its own best rate', 'greater', 0.5, arms=('Transformer', 'LSTM'),
                  controls={'sources exchanged': 'nothing', 'LSTM over the nearest training pair': 'floor'}, n=6,
-                 needs=('spoken', 'text_rates', 'recurrent')),
+                 expected=2., spread=1., needs=('spoken', 'text_rates', 'recurrent')),
 }
 
 # %% ../nbs/01_transformer.ipynb #ce2348dd
@@ -293,6 +293,9 @@ class Claims:
     wide_rates:tuple = (3.75e-4, 7.5e-4, 1.5e-3, 3e-3, 6e-3)   # C4: peak rates
     text:tuple = ()           # C2, C3: 'heads' and 'keys', what is exchanged on Multi30k
     spoken:tuple = ()         # C12: 'BLEU', where models are large enough to translate
+    spoken_width:int = 128    # C12, where the preset's own pairs are made: width of the residual stream
+    spoken_steps:int = 1000   # and optimizer steps of the Transformer
+    spoken_rates:tuple = (1e-3, 2e-3, 4e-3, 8e-3)          # and its peak rates
     noise:tuple = ()          # C6: training pairs, a number or 'all'
     steps:int = 400           # C1, C2, C3, C6, where the preset's own pairs are made: optimizer steps on captions
     text_rates:tuple = (2e-3, 4e-3, 8e-3, 1.6e-2)          # C1, C2, C3, C6, C12: of Transformers on Multi30k
@@ -319,7 +322,7 @@ runs = {
     'tiny': RunSpec(model=_toy, train=_brief, data=PairConfig(), claims=Claims(), n_seeds=1),
     'cpu': RunSpec(model=_toy, train=_brief, data=PairConfig(),
                    claims=Claims(positions=('sinusoidal', 'learned', 'none'), wide=(8, 64, 256),
-                                 tasks=('copy', 'reverse', 'sort'), text=('heads', 'keys'),
+                                 tasks=('copy', 'reverse', 'sort'), text=('heads', 'keys'), spoken=('BLEU',),
                                  noise=(600,), depths=(6, 12),
                                  parts=('pre', 'sandwich', 'deepnorm', 'rms', 'gelu', 'silu', 'geglu', 'swiglu',
                                         'learned', 'shaw', 't5', 'xl', 'alibi'),

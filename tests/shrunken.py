@@ -5,9 +5,9 @@ from papers_lib.lab.presets import paper_of
 from papers_lib.lab.runner import run_notebooks
 
 
-def rows_of_a_small_run(name, out, overrides, n_seeds=2):
+def rows_of_a_small_run(name, out, overrides, n_seeds=2, claims='all'):
     "Execute the notebook at preset cpu, shrunken by overrides; its rows by id."
-    parameters = dict(n_seeds=n_seeds, wandb_mode='disabled', overrides=json.dumps(overrides))
+    parameters = dict(n_seeds=n_seeds, claims=claims, wandb_mode='disabled', overrides=json.dumps(overrides))
     status, = run_notebooks([name], 'cpu', parameters=parameters, out=out)
     assert status['status'] == 'finished', status
     results = next(out.glob(f'{name}/cpu/*/results.json'))

@@ -241,8 +241,9 @@ def small_run(tmp_path_factory):
     return rows_of_a_small_run('transformer', tmp_path_factory.mktemp('small'), {
         'model.d_model': 16, 'model.d_ff': 16, 'model.n_layer': 1, 'model.n_head': 2, 'train.n_step': 3,
         'train.n_warmup': 1, 'train.batch_size': 8, 'claims.steps': 2, 'claims.wide': [4, 8], 'claims.noise': [100],
-        'claims.tasks': ['copy'], 'claims.spoken': ['BLEU'], 'claims.zoo_width': 16, 'claims.zoo_steps': 6,
-        'claims.deep_steps': 6, 'claims.depths': [2, 4], 'claims.parts': ['geglu', 'learned'], 'claims.pieces': 300,
+        'claims.tasks': ['copy'], 'claims.spoken_width': 16, 'claims.spoken_steps': 2, 'claims.zoo_width': 16,
+        'claims.zoo_steps': 6, 'claims.deep_steps': 6, 'claims.depths': [2, 4],
+        'claims.parts': ['geglu', 'learned'], 'claims.pieces': 300,
         'claims.vocabularies': ['byte', 'bpe300', 'wordpiece200', 'unigram100']})
 
 
@@ -255,6 +256,17 @@ def test_every_claim_on_the_encoder_decoder_runs(small_run):
            'C6.smoothing', 'C6.right.no-dropout', 'C12.copy', 'C12.nearest', 'C12.loss.LSTM', 'C12.step'}
     assert own <= measured
     assert small_run['C12.copy']['ours'] > small_run['C12.LSTM']['ours']  # two steps teach nobody to translate
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not available('multi30k'), reason='Multi30k comes from a mirror only')
+def test_where_the_preset_reads_captions_its_own_model_translates(tmp_path):
+    rows = rows_of_a_small_run('transformer', tmp_path, {
+        'model.d_model': 16, 'model.d_ff': 16, 'model.n_layer': 1, 'model.n_head': 2,
+        'model.ctx_len': 160, 'train.n_step': 2, 'train.n_warmup': 1, 'train.batch_size': 8, 'data.name': 'multi30k',
+        'data.n_vocab': 2000, 'data.words': 6}, claims='C12')
+    assert rows['C12']['protocol'].count('2 steps of 8 pairs, captions of at most 6 words') == 1
+    assert rows['C12.loss.Transformer']['ours'] > 7 and 'C1.step' not in rows       # ln 2000 = 7.6: nothing is learnt
 
 
 @pytest.mark.slow
