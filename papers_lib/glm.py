@@ -220,15 +220,15 @@ class Claims:
     lesson_steps:int = 600             # C12: optimizer steps of 32 lessons
     lesson_rates:tuple = (1e-3, 3e-3, 9e-3)      # C12: peak rates that each arm chooses from
     ways:tuple = ()                    # C7: how places are told, names of `WAYS`
-    place_steps:int = 250              # C7: optimizer steps of 16 texts
+    place_steps:int = 600              # C7: optimizer steps of 16 texts
     place_width:int = 96               # C7: width of the networks, four heads
     place_layers:int = 2               # C7: their blocks
-    place_rates:tuple = (1e-3, 3e-3, 9e-3, 2.7e-2)   # C7: peak rates that each arm chooses from
+    place_rates:tuple = (1e-3, 2e-3, 4e-3, 8e-3)   # C7: peak rates that each arm chooses from
     placements:tuple = ()              # C8: where norms stand and what is shrunk, names of `STEADY`
-    steady_steps:int = 120             # C8: optimizer steps of 16 words
+    steady_steps:int = 240             # C8: optimizer steps of 64 words
     steady_width:int = 64              # C8: width of the networks, four heads
-    steady_blocks:int = 24             # C8: their blocks
-    steady_rates:tuple = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)   # C8: of which plain Post-LN says what is high
+    steady_blocks:int = 12             # C8: their blocks
+    steady_rates:tuple = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)   # C8: of which plain Post-LN says what is high
 
 # %% ../nbs/07_glm.ipynb #bc76aef0
 _kinds = ('kinds', 'read_steps', 'read_rates', 'ask_steps', 'word_rates', 'text_rates', 'n_asked')
