@@ -121,6 +121,7 @@ def bleu_values(
     metric = BLEU(effective_order=True)                         # counts the same, and does not warn of one sentence
     found = [metric.sentence_score(s, [r]) for s, r in zip(said, right, strict=True)]
     counts = np.array([[*f.counts, *f.totals, f.sys_len, f.ref_len] for f in found])               # (n, 10)
-    score = lambda c: BLEU.compute_bleu(c[:4].tolist(), c[4:8].tolist(), int(c[8]), int(c[9])).score
+    score = lambda c: BLEU.compute_bleu(c[:4].tolist(), c[4:8].tolist(), int(c[8]), int(c[9]),
+                                        metric.smooth_method).score
     whole, n = counts.sum(0), len(found)
     return np.array([n * score(whole) - (n - 1) * score(whole - c) for c in counts])
