@@ -110,6 +110,9 @@ def test_a_kernel_that_does_not_come_up_is_begun_again_and_a_cell_is_never_run_t
     assert go('second')['status'] == 'finished' and Unlucky.begun > 1
     Unlucky.begun, deaths = 0, 100
     assert 'Kernel died' in (failed := go('never'))['error'] and failed['status'] == 'failed'
+    repo('good', "open(out_dir + '/ran', 'a').write('x')", 'import os, signal; os.kill(os.getpid(), signal.SIGKILL)')
+    deaths = 0
+    assert go('once')['status'] == 'failed' and (repo.root / 'once/ran').read_text() == 'x'
 
 
 def test_a_cell_that_takes_too_long_is_given_up_before_it_is_told(repo):

@@ -317,6 +317,7 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     placements = {'Post-LN', 'DeepNorm-shrunk', 'DeepNorm', 'Post-LN-shrunk', 'Pre-LN', 'Sandwich'}
     for what in ('late', 'lost', 'spikes', 'broke_off', 'clipped', 'gentle', 'first.embedding', 'first.rest'):
         assert {id for id in found if id.startswith(f'C8.{what}.')} == {f'C8.{what}.{arm}' for arm in placements}
+    assert {'C8.own', 'C8.shrink.Post-LN', 'C8.shrink.DeepNorm', 'C7.unlearnt'} <= found
     for id in ('C3', 'C4', 'C7', 'C8', 'C10', 'C11'): assert rows[id]['n_seeds'] == 2
     assert rows['C11.GLM.parameters']['ours'] < rows['C11.T5-two-whole-stacks.parameters']['ours']
 

@@ -189,7 +189,7 @@ def _with_a_kernel(
     status:dict,       # has `cell` once a cell has begun
     tries:int=3,
 )->None:
-    "Execute a notebook, once more where its kernel did not come up."
+    "Execute a notebook, again where its kernel did not come up."
     for left in reversed(range(tries)):
         try: return begin()
         except RuntimeError as e:
@@ -203,8 +203,8 @@ def _run_cells(paper, notebook, out, parameters, timeout, status)->dict:   # wha
     from papermill import PapermillExecutionError
     watch = _Watch(out, status, timeout)
     _whole_files(out)
-    papermill = partial(_papermill, notebook, out / f'{paper}.ipynb', parameters | dict(out_dir=str(out)), watch)
-    try: _with_a_kernel(papermill, status)
+    begin = partial(_papermill, notebook, out / f'{paper}.ipynb', parameters | dict(out_dir=str(out)), watch)
+    try: _with_a_kernel(begin, status)
     except PapermillExecutionError as e: return dict(status='failed', cell=e.cell_index, error=f'{e.ename}: {e.evalue}')
     except CellTimeoutError: return {}                                         # the watch has said it
     except DeadKernelError: return dict(status='failed', error='the kernel died (killed, or out of memory)')
