@@ -19,13 +19,14 @@ __all__ = ['BEFORE', 'AFTER', 'claims', 'sizes', 'runs', 'races', 'paper', 'Titl
 
 # %% ../nbs/14_gpt4rec.ipynb #23fa8d81
 from .text.pairs import pad_right
-from .text.search import BM25, items_of_queries
+from .text.search import BM25, as_texts, items_of_queries, number_lists
 from .text.tokenizers import FastBPE, PublicTokens, train_fast_bpe
 from .engine.checkpoint import load_model, save_model
 from .engine.generate import beam_search
 from .engine.recipe import as_tokens, learn
 from .engine.train import IGNORE, TrainConfig, fit
 from .engine.gguf import gguf_tokenizer
+from .rec.metrics import candidate_lists
 from .lab.data import get
 from .lab.presets import Claim, Paper, RunSpec
 from .lab.pretrain import pretrained_folder
@@ -50,6 +51,8 @@ class TitlePrompts:
         self.before, self.after = tok.encode(BEFORE), tok.encode(AFTER)
         if n_prompt < (least := len(self.before) + len(self.after) + 8):
             raise ValueError(f'n_prompt={n_prompt}: must be at least {least}, or no title fits in')
+        if n_query < 1: raise ValueError(f'n_query={n_query}: must be at least 1, the end of the answer')
+        titles = as_texts(titles, 'titles')
         self.bought = list(tok.encode_batches(f' {t}.' for t in titles))
         self.answers = [[*x[:n_query - 1], tok.eot] for x in tok.encode_batches(f' {t}' for t in titles)]
         self.keys = [title_key(t) for t in titles]
@@ -186,10 +189,9 @@ class GPT4Rec:
         filter_seen:bool=True,      # items of the history may not
     )->tuple[Int[np.ndarray, 'u k'], Float[np.ndarray, 'u k']]:   # as `items_of_queries` gives them
         "List items for each history."
-        nested = candidates is not None and len(candidates) and np.ndim(candidates[0])
-        each = candidates if nested else [candidates] * len(histories)
-        if len(each) != len(histories): raise ValueError(f'{len(each)} lists of candidates, {len(histories)} histories')
-        out = [[] if c is None else np.setdiff1d(np.arange(self.index.n_doc), c) for c in each]
+        n = self.index.n_doc
+        histories, each = number_lists(histories, n, 'history'), candidate_lists(candidates, len(histories), n)
+        out = [[]] * len(histories) if each is None else [np.setdiff1d(np.arange(n), c) for c in each]
         seen = [np.union1d(h if filter_seen else [], x).astype(np.int64) for h, x in zip(histories, out)]
         return items_of_queries(self.index, self.queries(histories, m), k, seen)
 

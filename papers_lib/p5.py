@@ -39,7 +39,7 @@ from .lab.races import race_lists
 from .rec.item_ids import FIRST
 from .rec.prompts import Template, fill
 from .rec.spelling import (
-    Catalogue, IdPieces, MixtureBatches, PublicBeams, Task, read_sources, search_items)
+    Catalogue, IdPieces, MixtureBatches, PublicBeams, Task, check_pieces, read_sources, search_items)
 
 # %% ../nbs/09_p5.ipynb #21446f67
 _collection = r'''
@@ -216,13 +216,16 @@ def p5_batch(
     whole:bool=True,                   # tell the words' numbers
 )->dict[str, Tensor]:                  # src, src_mask (b, s); tgt, targets (b, t); weight (b,); whole_word (b, s)
     "Encode and pad filled prompts; a source that is too long loses its end, a target of nothing is refused."
+    if not pairs: raise ValueError('pairs: must hold at least one source and target')
     said = [tok.encode(y)[:cfg.ctx_len - 1] for _, y in pairs]
     if empty := next((x for (x, _), y in zip(pairs, said) if not y), None):
         raise ValueError(f'source {empty[:60]!r}: its target is empty')
     n = torch.tensor([len(y) + 1 for y in said])
-    return read_sources([x for x, _ in pairs], tok, cfg.ctx_len, whole) | dict(
-        tgt=pad_right([[cfg.start, *y] for y in said], cfg.start),
-        targets=pad_right([[*y, tok.eot] for y in said], IGNORE), weight=n.sum() / (len(n) * n))
+    read = read_sources([x for x, _ in pairs], tok, cfg.ctx_len, whole)
+    tgt = pad_right([[cfg.start, *y] for y in said], cfg.start)
+    check_pieces(cfg.n_vocab, read['src'], tgt)
+    return read | dict(tgt=tgt, targets=pad_right([[*y, tok.eot] for y in said], IGNORE),
+                       weight=n.sum() / (len(n) * n))
 
 # %% ../nbs/09_p5.ipynb #d5672208
 def p5_loss(model:nn.Module, batch:dict)->Float[Tensor, '']:

@@ -16,6 +16,8 @@ def test_titles_that_cannot_be_read_and_repeats_are_left_out():
     kept = readable(data, titles)
     assert [[titles[kept.items[i]] for i in h] for h in kept.histories()] == [['One', 'Two', 'M', '七'], ['Two']]
     with pytest.raises(ValueError, match='no item has a title with a word'): readable(data, [''] * 7)
+    with pytest.raises(ValueError, match=r'titles\[1\]=None: must be a text'): readable(data, ['One', None] * 4)
+    with pytest.raises(ValueError, match='1 titles for 7 items'): readable(data, ['One'])
 
 
 def test_held_out_users_and_new_items_are_in_no_training(shop):

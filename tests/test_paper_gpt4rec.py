@@ -135,8 +135,19 @@ def test_a_recommender_returns_nothing_seen_and_only_candidates(tok, net):
     assert (scores[0, 2:] == -np.inf).all() and scores.shape == ids.shape
     assert rec.recommend([[0]], 1, m=3, filter_seen=False)[0].tolist() == [[0]]
     assert rec.recommend([[]], 2, m=3, candidates=[])[0].tolist() == [[-1, -1]]
+    for wrong, words in ((np.arange(8) > 3, r'np.flatnonzero\(mask\)'), ([-1], r'candidates=\[-1\]'), ([.5], 'whole')):
+        with pytest.raises(ValueError, match=words): rec.recommend([[]], 2, m=3, candidates=wrong)
+    for wrong, words in (([0, 1], 'history=0: must be a list'), ([[-1]], r'history=\[-1\]'), ([[1.7]], r'=\[1.7\]')):
+        with pytest.raises(ValueError, match=words): rec.recommend(wrong, 2, m=3)
     rec.queries = lambda histories, m: [[]] * len(histories)
     assert rec.recommend([[0]], 3)[0].tolist() == [[-1] * 3]
+
+
+def test_titles_that_are_none_and_answers_without_room_are_refused(tok):
+    with pytest.raises(ValueError, match=r'titles\[1\]=nan: must be a text'):
+        TitlePrompts(tok, ['a', float('nan')], 64, 16)
+    for n in (0, -3):
+        with pytest.raises(ValueError, match=f'n_query={n}: must be at least 1'): TitlePrompts(tok, TITLES, 64, n)
 
 
 def test_each_user_may_have_candidates_of_his_own(tok, net):

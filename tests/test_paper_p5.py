@@ -153,6 +153,8 @@ def test_the_loss_weighs_examples_alike_and_does_not_depend_on_how_a_batch_is_cu
     parts = sum(p5_loss(net, {k: v[i:i + 1] for k, v in batch.items()}) for i in range(3))
     assert torch.allclose(parts, whole, atol=1e-4)
     long = p5_batch([('1001 , ' * 200, 'yes')], tok, net.cfg)
+    with pytest.raises(ValueError, match='pairs: must hold at least one'): p5_batch([], tok, net.cfg)
+    with pytest.raises(ValueError, match='n_vocab=100: must be above'): p5_batch(pairs, tok, made(100).cfg)
     assert long['src'].shape == (1, 64) and long['src'][0, -1] == tok.eot
 
 

@@ -76,7 +76,7 @@ def test_the_lighter_weights_example_answers(smollm2): assert 'Rome' in run_exam
 def test_the_recommender_example_reads_a_strangers_table(tmp_path):
     rows = [f'{c},{p},{i}' for c in range(12) for i, p in enumerate(['tea', 'pot', 'cup', 'jam'])]
     (tmp_path / 'orders.csv').write_text('\n'.join(['customer,product,second', *rows]), encoding='utf-8')
-    assert run_example('read_csv', tmp_path) == "1.0\n[['cup']]\n"
+    assert run_example('read_csv', tmp_path) == "1.0\n[['cup', 'jam']]\n"       # nothing in the eight places left
 
 
 def test_links_lead_somewhere():

@@ -1,5 +1,5 @@
 "One protocol for all recommenders: strangers, candidates, short lists, files; and each baseline against its formula."
-import inspect, json, warnings
+import inspect, json, subprocess, sys, warnings
 
 import numpy as np
 import pytest
@@ -77,6 +77,11 @@ def test_it_is_saved_and_loaded(fitted, tmp_path):
     assert {p.name for p in (tmp_path / 'm').iterdir()} >= {'config.json', 'model.safetensors'}
 
 
+def test_a_reversed_history_and_none_at_all_have_scores(fitted):
+    assert torch.equal(fitted.scores([np.array([1, 2])[::-1]]), fitted.scores([[2, 1]]))
+    assert fitted.scores([]).shape == (0, N_ITEM) and fitted.recommend([], 3)[0].shape == (0, 3)
+
+
 def test_fitting_twice_gives_the_same(fitted, split):
     before = fitted.scores([[1, 2], [7]])
     assert torch.equal(fitted.fit(split.train).scores([[1, 2], [7]]), before)
@@ -94,9 +99,17 @@ def test_the_held_out_items_are_not_learnt_from(fitted, split):
     (lambda: Popularity().scores([[1]]), 'Popularity has not been fitted'),
     (lambda: Popularity().fit([[1, 2]]), 'train=list: must be Interactions'),
     (lambda: Popularity().fit(made().keep([])), 'no interactions to learn from'),
-    (lambda: Popularity().fit(made()).scores([[99]]), r'history \[99\]: items are numbers from 0 to 14'),
+    (lambda: Popularity().fit(made()).scores([[99]]), r'history=\[99\]: must hold whole numbers from 0 to 14'),
+    (lambda: Popularity().fit(made()).scores([[.5]]), r'history=\[0.5\]: must hold whole numbers'),
+    (lambda: Popularity().fit(made()).scores([['1']]), r"history=\['1'\]: must hold whole numbers"),
+    (lambda: Popularity().fit(made()).scores([[True]]), r'history=\[True\]: must hold numbers, not a mask'),
+    (lambda: Popularity().fit(made()).recommend(np.array([1, 2]), 1), 'history=1: must be a list of numbers'),
+    (lambda: Popularity().fit(made()).recommend([[]], 1, candidates=np.arange(15) > 9), r'np.flatnonzero\(mask\)'),
+    (lambda: Popularity().fit(made()).recommend([[]], 1, candidates=[-1]), r'candidates=\[-1\]: must hold whole'),
     (lambda: Popularity().fit(made()).recommend([[1]], 0), 'k=0: must be at least 1'),
-    (lambda: EASE(lam=0), 'EASE.lam=0: must be above 0'), (lambda: BPRMF(d=0), 'BPRMF.d=0'),
+    (lambda: EASE(lam=0), 'EASE.lam=0: must be above 0'), (lambda: EASE(lam=np.inf), 'EASE.lam=inf'),
+    (lambda: Markov(eps=np.nan), 'Markov.eps=nan'), (lambda: ItemKNN(shrink=np.inf), 'ItemKNN.shrink=inf'),
+    (lambda: BPRMF(d=0), 'BPRMF.d=0'),
     (lambda: ItemKNN(window=-1), 'ItemKNN.window=-1'), (lambda: Markov(eps=-1), 'Markov.eps=-1'),
     (lambda: LargestId(numbering=(1, 1)).fit(made()), 'must hold the numbers 0 to 14, each once')])
 def test_a_wrong_use_is_named(use, words):
@@ -113,6 +126,46 @@ def test_a_folder_of_something_else_is_refused(tmp_path, change, error, split):
     with pytest.raises(CorruptFile): load_recommender(folder)
     seal(folder)
     with pytest.raises(ValueError, match=error): load_recommender(folder)
+
+
+def test_only_a_saved_recommender_is_replaced(tmp_path, split):
+    model = EASE().fit(split.train)
+    (tmp_path / 'thesis.txt').write_text('mine')
+    with pytest.raises(OSError, match='thesis.txt is there, which no save wrote'): model.save(tmp_path)
+    with pytest.raises(OSError, match='thesis.txt is there'): model.save(tmp_path / 'thesis.txt')
+    assert (tmp_path / 'thesis.txt').read_text() == 'mine'
+    assert model.save(model.save(tmp_path / 'm')) == tmp_path / 'm'
+
+
+def test_settings_of_numpy_are_kept(tmp_path, split):
+    found = tune(ItemKNN(), dict(n_near=np.array([1, 2]), shrink=np.float32([0., 5.])), 4, split).model
+    numbered = LargestId(np.arange(N_ITEM)[::-1]).fit(split.train)
+    for model in (found, numbered):
+        assert torch.equal(load_recommender(model.save(tmp_path / 'm')).scores([[1, 2]]), model.scores([[1, 2]]))
+
+
+def test_a_class_of_another_module_says_what_to_import(tmp_path):
+    told = '''
+import sys
+from papers_lib.rec.baselines import load_recommender
+try: load_recommender(sys.argv[1])
+except ValueError as e: print(e)
+'''
+    from papers_lib.rec.sequential import SASRec
+    small = SASRec(d_model=4, n_layer=1, ctx_len=3, n_epoch=1, device='cpu')
+    small.fit(interactions([0, 0, 1, 1], [0, 1, 1, 2], range(4))).save(tmp_path / 'm')
+    said = subprocess.run([sys.executable, '-c', told, str(tmp_path / 'm')], capture_output=True, text=True, check=True)
+    assert said.stdout == f'{tmp_path / "m"} holds a SASRec: import papers_lib.rec.sequential first, which defines it\n'
+
+
+def test_a_list_does_not_change_what_was_learned():
+    class Own(baselines.Recommender):
+        def _fit(self, train): return dict(S=torch.arange(float(train.n_item)))
+        def _scores(self, histories): return self._learned['S'][None]
+    try: model = Own().fit(made())
+    finally: del recommenders['Own']
+    assert [model.recommend([[14]], 1)[0].tolist() for _ in range(2)] == [[[13]]] * 2
+    assert model.recommend([[0]], 1)[0].tolist() == [[14]]
 
 
 def test_a_model_of_nan_is_not_saved(tmp_path, split):

@@ -166,7 +166,8 @@ def test_training_is_a_function_of_its_seed_and_is_kept(loss, split, tmp_path):
 
 @pytest.mark.parametrize('make, words', [
     (lambda: GRU4Rec('bce'), "loss='bce': must be one of"), (lambda: GRU4Rec(n_sample=0, batch_size=1), 'no lane'),
-    (lambda: GRU4Rec(alpha=-1.), 'alpha=-1.0: must not be below 0'), (lambda: GRU4Rec(lr=0.), 'lr=0.0: must be above'),
+    (lambda: GRU4Rec(alpha=-1.), 'alpha=-1.0: must not be below 0'), (lambda: GRU4Rec(batch_size=0), 'batch_size=0'),
+    (lambda: GRU4Rec(lr=0.), 'lr=0.0: must be above'),
     (lambda: SessionBatches(interactions([1, 2], [3, 4], [0, 1]), 4), 'nothing to predict'),
     (lambda: GRU4Rec(dropout=1.5), 'GRUConfig.dropout=1.5: must lie in'),
     (lambda: GRU4Rec(momentum=1.), 'GRU4Rec.momentum=1.0: must lie in')])

@@ -268,3 +268,60 @@ def test_three_copies_of_one_table_become_one():
     damaged = right.replace(b'189\t', b'89\t')
     packaged = b'user_id:token\titem_id:token\trating:float\ttimestamp:float\r\n' + right.replace(b'\n', b'\r\n')
     assert {adapters['ml-100k'](raw) for raw in (right, damaged, packaged)} == {right}
+
+
+# A stranger's columns
+
+def test_columns_of_pandas_go_by_place_and_a_missing_value_is_named():
+    pd = pytest.importorskip('pandas')
+    table = pd.DataFrame(dict(u=[1, 1, 2], i=[5, 6, 7], t=[1, 2, float('nan')]), index=[9, 8, 7])
+    assert len(interactions(table.u[:2], table.i[:2], table.t[:2])) == 2
+    with pytest.raises(ValueError, match='time of row 3 is nan'): interactions(table.u, table.i, table.t)
+    for users in (pd.array(['a', pd.NA], dtype='string'), pd.Series([1, pd.NA], dtype='Int64')):
+        with pytest.raises(ValueError, match='user of row 2 is (<NA>|nan): must'): interactions(users, [1, 2], [1, 2])
+    with pytest.raises(ValueError, match=r'seconds \(not nanoseconds\)'):
+        interactions([1, 1], [1, 2], pd.to_datetime(pd.Series(['2020-01-01', '2020-01-02'])).astype('M8[ns]'))
+
+
+@pytest.mark.parametrize('text, options, words', [
+    ('user,item,timestamp,timestamp\n1,2,3,4\n', {}, "2 columns are called 'timestamp': must be one"),
+    (f'user,item,timestamp\n1,{"x" * 200_000},3\n', {}, 'line 2: field larger than field limit'),
+    ('user,item,timestamp\n1,2,3\n', dict(sep='::'), "sep='::': must be one character"),
+    ('user,item,timestamp,stars\n1,2,3,1e300\n', dict(rating='stars'), "rating of row 1 is '1e300': must be a finite")])
+def test_a_csv_file_that_cannot_be_read_says_why(tmp_path, text, options, words):
+    with pytest.raises(ValueError, match=words): read_csv(write(tmp_path, 'x.csv', text), **options)
+
+
+def test_a_parquet_file_that_cannot_be_read_says_why(tmp_path):
+    pa = pytest.importorskip('pyarrow')
+    import pyarrow.parquet as pq
+    with pytest.raises(ValueError, match=r'none.parquet: no Parquet file that can be read \(there is none\)'):
+        read_parquet(tmp_path / 'none.parquet')
+    names = ['user', 'item', 'timestamp', 'timestamp']
+    pq.write_table(pa.Table.from_arrays([pa.array([1, 1])] * 4, names=names), tmp_path / 'x.parquet')
+    with pytest.raises(ValueError, match=r'\(Multiple matches for .*timestamp'): read_parquet(tmp_path / 'x.parquet')
+
+
+def test_a_target_met_twice_is_asked_for_once():
+    data = interactions([1] * 10, [1, 2, 3, 4, 5, 6, 7, 8, 9, 9], range(10), repeats='keep')
+    test = global_time(data, .6, .8, targets='all').test
+    assert [t.tolist() for t in test.targets] == [[8]]
+
+
+def test_queries_for_what_the_history_holds_are_counted_where_repeats_are_kept():
+    data = interactions([1] * 4 + [2] * 3, [0, 1, 2, 0, 0, 1, 2], range(7), repeats='keep')
+    assert quiet(leave_one_out, data).left_out['test queries for an item of their own history'] == 1
+
+
+def test_whole_users_held_out_may_have_bought_what_training_never_saw():
+    split = by_user(interactions(np.repeat(np.arange(60), 3), np.arange(180), np.arange(180)))
+    assert split.left_out['test items that training never saw'] == len(split.test)
+    with pytest.raises(ValueError, match='1 users are too few to hold'): by_user(interactions([1, 1], [2, 3], [4, 5]))
+
+
+def test_queries_are_kept_by_a_mask_in_any_form():
+    test = by_user(made(), .3, .3).test
+    mask = np.arange(len(test)) % 2 == 0
+    for rows in (mask, mask.tolist(), np.flatnonzero(mask), np.flatnonzero(mask).tolist()):
+        kept = test.keep(rows)
+        assert kept.user.tolist() == test.user[mask].tolist() and len(kept.histories) == len(kept) == mask.sum()

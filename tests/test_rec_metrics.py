@@ -178,6 +178,24 @@ def test_the_history_is_left_out_and_a_repeated_target_is_not():
     assert 4 in again.ids
 
 
+@pytest.mark.parametrize('queries, options, words', [
+    (asked(), dict(candidates=np.arange(N_ITEM) > 3), r'np.flatnonzero\(mask\)'),
+    (asked(), dict(candidates=[-1]), r'candidates=\[-1\]: must hold whole numbers from 0 to 39'),
+    (asked(), dict(candidates=[1.9]), r'candidates=\[1.9\]'), (asked(), dict(candidates=['1']), 'candidates='),
+    (asked(), dict(candidates=[[1]] * 3), '3 lists of candidates for 60 histories'),
+    (asked().keep([]), {}, 'queries: there are none'),
+    (Queries(np.arange(1), [[]], [np.array([-1])], None), {}, r'targets=\[-1\]: must hold whole numbers'),
+    (Queries(np.arange(1), [[-1]], [np.array([1])], None), {}, r'history=\[-1\]: must hold whole numbers'),
+    (Queries(np.arange(1), [[]], [np.array([1, 1])], None), {}, r'targets=\[1, 1\]: must be given once each')])
+def test_what_is_no_item_is_refused(queries, options, words):
+    with pytest.raises(ValueError, match=words): rank_queries(rated(n=len(queries)), queries, N_ITEM, **options)
+
+
+def test_whole_numbers_may_be_written_as_floats():
+    lists = [rank_queries(rated(), asked(), N_ITEM, candidates=c).ids for c in ([3., 7.], (3, 7), np.uint8([3, 7]))]
+    assert (lists[0] == lists[1]).all() and (lists[1] == lists[2]).all()
+
+
 # Sampled beside full
 
 def test_sampled_ranks_stand_beside_full_ones_and_flatter():

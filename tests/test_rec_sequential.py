@@ -149,10 +149,13 @@ def test_training_is_a_function_of_its_seed_and_is_kept(model, split, tmp_path):
     assert not torch.equal(replace(model, seed=1).fit(split.train).scores(histories), S)
     assert torch.equal(load_recommender(model.save(tmp_path / 'm')).scores(histories), S)
     assert torch.allclose(S[2], model.scores([list(range(4, 10))])[0], atol=1e-5)      # the last six are read
+    assert torch.equal(model.scores([np.arange(3)[::-1]]), model.scores([[2, 1, 0]]))
+    assert model.scores([]).shape == (0, N_ITEM)
 
 
 @pytest.mark.parametrize('make, words', [
     (lambda: SASRec('ce', 3), "n_neg=3: loss 'ce' looks at all items"), (lambda: SASRec('bce', 0), 'n_neg=0'),
+    (lambda: SASRec(n_neg=-1), 'SASRec.n_neg=-1'),
     (lambda: SASRec('bpr'), "loss='bpr': must be one of"), (lambda: SASRec(t=2.), r't=2.0: must lie in \[0, 1\]'),
     (lambda: SASRec(n_head=3), 'n_head=3: must divide d_model=64'), (lambda: SASRec(dropout=1.), 'dropout'),
     (lambda: GRUCE(lr=0), 'GRUCE.lr=0: must be above 0'),

@@ -25,6 +25,7 @@ SPAWN = multiprocessing.get_context('spawn')
 def make(path, text, replace=True):
     with atomic_folder(path, replace=replace) as tmp:
         (tmp / 'x').write_text(text)
+        seal(tmp)
 
 
 def names(folder):
@@ -106,6 +107,16 @@ def test_replacing_leaves_the_new_one_and_nothing_else(tmp_path, way):
     (tmp_path / 'link').symlink_to('d')
     make(tmp_path / 'link', 'e')
     assert (tmp_path / 'd/x').read_text() == 'e' and names(tmp_path) == ['d', 'link']
+
+
+def test_a_folder_or_file_of_somebody_else_is_not_replaced(tmp_path):
+    (tmp_path / 'd').mkdir()
+    make(tmp_path / 'd', 'a')                                    # empty: nothing is lost
+    for path in (tmp_path / 'd/thesis.txt', tmp_path / 'f'): path.write_text('mine')
+    for path, file in ((tmp_path / 'd', 'thesis.txt'), (tmp_path / 'f', 'f')):
+        with pytest.raises(WriteFailed, match=f'{file} is there, which no save wrote'): make(path, 'b')
+    assert (tmp_path / 'd/thesis.txt').read_text() == (tmp_path / 'f').read_text() == 'mine'
+    assert (tmp_path / 'd/x').read_text() == 'a' and names(tmp_path) == ['d', 'f']
 
 
 @pytest.mark.parametrize('nth', range(3))

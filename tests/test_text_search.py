@@ -1,5 +1,5 @@
 "BM25 is its formula in plain Python; nothing retrieved, equals, exclusions and texts without a word have one answer."
-import math, sys, time
+import math, re, sys, time, unicodedata
 from collections import Counter
 
 import numpy as np, pytest
@@ -99,8 +99,14 @@ def test_equals_stand_in_the_order_of_a_hash_of_their_numbers():
 @pytest.mark.parametrize('call, said', [
     (lambda: BM25(['x'], k1=-1), 'k1=-1'), (lambda: BM25(['x'], b=1.5), 'b=1.5'), (lambda: BM25('x'), 'one text'),
     (lambda: BM25(['x'], k1=float('nan')), 'k1=nan'), (lambda: BM25(['x']).search(['x'], 0), 'k=0'),
-    (lambda: BM25(['x']).search('x', 1), 'one text'), (lambda: BM25(['x']).score('x', [-1]), 'outside of 0 to 0'),
-    (lambda: BM25(['x']).search(['x'], 1, exclude=[[-1]]), 'outside of 0 to 0'),
+    (lambda: BM25(['x']).search('x', 1), 'one text'), (lambda: BM25(['x']).score('x', [-1]), 'from 0 to 0'),
+    (lambda: BM25(['x']).search(['x'], 1, exclude=[[-1]]), 'from 0 to 0'),
+    (lambda: BM25(['x']).search(['x'], 1, exclude=[[True]]), r'exclude=\[True\]: must hold numbers, not a mask'),
+    (lambda: BM25(['x', None]), r'docs\[1\]=None: must be a text'),
+    (lambda: BM25(['x']).search(['x', math.nan], 1), r'queries\[1\]=nan: must be a text'),
+    (lambda: items_of_queries(BM25(['x']), ['x', 'y'], 1, [[], []]), r'queries\[0\] is one text'),
+    (lambda: items_of_queries(BM25(['x']), 'xy', 1, [[], []]), 'queries is one text'),
+    (lambda: items_of_queries(BM25(['x']), [['x'], []], 1, [[]]), '1 lists of seen items for 2 users'),
     (lambda: BM25(['x']).search(['x'], 1, exclude=[]), '0 lists to exclude for 1 queries')])
 def test_what_cannot_be_searched_is_named(call, said):
     with pytest.raises(ValueError, match=said): call()
@@ -174,3 +180,23 @@ def test_what_was_seen_goes_before_places_are_counted_and_strings_that_find_noth
     none, scores = items_of_queries(index, [[], ['x']], 2, [[], []])
     assert none.tolist() == [[-1, -1]] * 2 and (scores == -np.inf).all()
     with pytest.raises(ValueError, match="merge='sum'"): items_of_queries(index, queries, 2, [[]], merge='sum')
+
+
+# Words
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(max_codepoint=0x36f, exclude_characters='\u0130\u0307')))
+def test_words_of_latin_greek_and_ascii_texts_are_runs_of_letters_and_digits(text):
+    assert words(text) == re.findall(r'\w+', unicodedata.normalize('NFKC', text).casefold())
+
+
+def test_marks_belong_to_their_word_and_both_ways_to_write_istanbul_are_one():
+    assert words('İSTANBUL haritası') == words('i\u0307stanbul haritası') == ['istanbul', 'haritası']
+    for word in ('हिन्दी', 'שָׁלוֹם', 'كِتَاب', 'தமிழ்'):
+        assert words(f'a {word} b') == ['a', unicodedata.normalize('NFKC', word), 'b']
+    assert BM25(['दान', 'कल']).search(['दिन'], 1)[0].tolist() == [[-1]]      # not one letter in common is a word
+
+
+def test_texts_of_pandas_go_by_place():
+    pd = pytest.importorskip('pandas')
+    assert BM25(pd.Series(['a', 'b', 'c'])[1:]).search(pd.Series(['c'], index=[5]), 1)[0].tolist() == [[1]]

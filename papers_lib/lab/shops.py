@@ -17,7 +17,7 @@ __all__ = ['title_key', 'readable', 'TitledShop', 'open_shop', 'asked_users']
 from .memo import remembered
 from .ratings import described, events, made_shop
 from ..rec.interactions import Interactions, Queries, Split, by_user, interactions, scramble
-from ..text.search import words
+from ..text.search import as_texts, words
 
 # %% ../../nbs/lab/19_shops.ipynb #cc122c89
 def title_key(
@@ -32,7 +32,8 @@ def readable(
     titles:Sequence[str],   # one an item of the table
 )->Interactions:            # of the items that have a title, numbered anew
     "Leave out what cannot be read, and what a user met under the same title before."
-    names = {}
+    titles, names = as_texts(titles, 'titles'), {}
+    if len(titles) < data.n_item: raise ValueError(f'{len(titles)} titles for {data.n_item} items: must be one each')
     name = np.array([names.setdefault(key, len(names)) if (key := title_key(t)) else -1 for t in titles])[data.item]
     _, first = np.unique(data.user * (len(names) + 1) + name, return_index=True)
     kept = data.keep(np.sort(first[name[first] >= 0]))

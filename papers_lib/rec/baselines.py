@@ -4,7 +4,7 @@
 
 # %% ../../nbs/rec/04_baselines.ipynb #dc6d7829
 from __future__ import annotations
-import itertools, json
+import itertools, json, sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,8 +21,9 @@ __all__ = ['recommenders', 'Recommender', 'Popularity', 'load_recommender', 'his
 # %% ../../nbs/rec/04_baselines.ipynb #c0b33a62
 from ..engine.checkpoint import read_json, read_tensors, refuse_non_finite
 from .interactions import Interactions, Queries, Split, scramble
-from .metrics import Ranked, admissible, rank_queries, top_k
+from .metrics import Ranked, admissible, candidate_lists, rank_queries, top_k
 from ..store.files import atomic_folder, seal, unseal
+from ..text.search import number_lists
 
 # %% ../../nbs/rec/04_baselines.ipynb #1f7c59f0
 recommenders:dict[str, type] = {}   # class name -> class
@@ -52,10 +53,8 @@ class Recommender:
 @patch
 def scores(self:Recommender, histories:Sequence)->Float[Tensor, 'b i']:
     "Score all items for each history, the better the higher."
-    histories = [np.asarray(h, np.int64) for h in histories]
-    for h in histories:
-        if len(h) and not 0 <= h.min() <= h.max() < self.n_item:
-            raise ValueError(f'history {h.tolist()[:5]}: items are numbers from 0 to {self.n_item - 1}')
+    histories = number_lists(histories, self.n_item, 'history')
+    if not histories: return torch.empty(0, self.n_item)
     return torch.as_tensor(self._scores(histories)).float()
 
 # %% ../../nbs/rec/04_baselines.ipynb #59f4022b
@@ -76,12 +75,12 @@ def recommend(self:Recommender,
     filter_seen:bool=True,       # items of the history may not
 )->tuple[np.ndarray, np.ndarray]:   # items (u, k), -1 beyond the last admissible one; their scores (u, k)
     "List the k best items for each history."
-    at_once, parts = max(1, 2**22 // self.n_item), []
-    each = candidates is not None and len(candidates) and np.ndim(candidates[0])
+    histories, at_once, parts = list(histories), max(1, 2**22 // self.n_item), []
+    each = candidate_lists(candidates, len(histories), self.n_item)
     for a in range(0, len(histories), at_once):
-        part = histories[a:a + at_once]
-        allowed = candidates[a:a + at_once] if each else candidates
-        parts.append(top_k(admissible(self.scores(part), part, allowed, filter_seen), k))
+        part, allowed = histories[a:a + at_once], None if each is None else each[a:a + at_once]
+        S = self.scores(part).clone()                                        # the model keeps its own
+        parts.append(top_k(admissible(S, part, allowed, filter_seen), k))
     if not parts: return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
     return tuple(np.concatenate(x) for x in zip(*parts))
 
@@ -95,9 +94,14 @@ def rank(self:Recommender,
     return rank_queries(self.scores, queries, self.n_item, **options)
 
 # %% ../../nbs/rec/04_baselines.ipynb #3c1a26a4
+def _plain(x):
+    "A number or list of numpy's, as JSON has them."
+    if isinstance(x, (np.generic, np.ndarray)): return x.tolist()
+    raise TypeError(f'{x!r:.60}: must be a setting that JSON can hold')
+
 @patch
 def save(self:Recommender,
-    folder:str|Path,     # replaced if it exists
+    folder:str|Path,     # replaced if a saved one is there; anything else that is there is refused
 )->Path:
     "Write config.json and model.safetensors."
     from safetensors.torch import save_file
@@ -105,8 +109,8 @@ def save(self:Recommender,
     floats = {k: v for k, v in learned.items() if v.is_floating_point()}
     refuse_non_finite(floats, f'{type(self).__name__} for {folder}')
     with atomic_folder(Path(folder), replace=True) as tmp:
-        told = dict(model_type=type(self).__name__, **asdict(self))
-        (tmp / 'config.json').write_text(json.dumps(told, indent=1), encoding='utf-8')
+        told = dict(model_type=type(self).__name__, module=type(self).__module__, **asdict(self))
+        (tmp / 'config.json').write_text(json.dumps(told, indent=1, default=_plain), encoding='utf-8')
         save_file(learned, tmp / 'model.safetensors')
         seal(tmp)
     return Path(folder)
@@ -119,7 +123,9 @@ def load_recommender(
     folder = Path(folder)
     unseal(folder, required=('config.json', 'model.safetensors'))
     settings = read_json(folder / 'config.json')
-    kind = settings.pop('model_type', None)
+    kind, module = settings.pop('model_type', None), settings.pop('module', None)
+    if kind not in recommenders and isinstance(module, str) and module not in sys.modules:
+        raise ValueError(f'{folder} holds a {kind}: import {module} first, which defines it')
     if kind not in recommenders:
         raise ValueError(f'{folder} holds a {kind}: must be one of {", ".join(recommenders)}')
     try: model = recommenders[kind](**settings)
@@ -134,7 +140,7 @@ def history_matrix(
 )->csr_matrix:          # (u, i) of 0 and 1
     "Say which items are in each history."
     rows = np.repeat(np.arange(len(histories)), [len(h) for h in histories])
-    items = np.concatenate([np.zeros(0, np.int64), *(np.asarray(h, np.int64) for h in histories)])
+    items = np.concatenate([np.zeros(0, np.int64), *number_lists(histories, n_item, 'history')])
     X = csr_matrix((np.ones(len(items), np.float32), (rows, items)), (len(histories), n_item))
     X.data[:] = 1                                                                # a repeated item counts once
     return X
@@ -174,7 +180,7 @@ class LargestId(Recommender):
         number = np.arange(train.n_item) if self.numbering is None else np.asarray(self.numbering)
         if sorted(number.tolist()) != list(range(train.n_item)):
             raise ValueError(f'LargestId.numbering: must hold the numbers 0 to {train.n_item - 1}, each once')
-        return dict(number=torch.from_numpy(number).long())
+        return dict(number=torch.from_numpy(np.ascontiguousarray(number)).long())
 
     def _scores(self, histories):
         number = self._learned['number']
@@ -189,7 +195,7 @@ class Markov(Recommender):
     eps:float = .5       # weight of popularity, in transitions
 
     def __post_init__(self):
-        if self.eps < 0: raise ValueError(f'Markov.eps={self.eps}: must not be below 0')
+        if not 0 <= self.eps < np.inf: raise ValueError(f'Markov.eps={self.eps}: must be a number, not below 0')
 
     def _fit(self, train):
         follows = np.flatnonzero(np.diff(train.user) == 0)
@@ -212,7 +218,8 @@ class ItemKNN(Recommender):
 
     def __post_init__(self):
         for name in ('window', 'shrink', 'n_near'):
-            if getattr(self, name) < 0: raise ValueError(f'ItemKNN.{name}={getattr(self, name)}: must not be below 0')
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f'ItemKNN.{name}={getattr(self, name)}: must be a number, not below 0')
 
     def _fit(self, train):
         X = history_matrix(train.histories(), train.n_item)
@@ -243,7 +250,7 @@ class EASE(Recommender):
     lam:float = 500.     # lambda, the ridge
 
     def __post_init__(self):
-        if not self.lam > 0: raise ValueError(f'EASE.lam={self.lam}: must be above 0')
+        if not 0 < self.lam < np.inf: raise ValueError(f'EASE.lam={self.lam}: must be above 0, and finite')
 
     def _fit(self, train):
         X = history_matrix(train.histories(), train.n_item)

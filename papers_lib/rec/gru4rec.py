@@ -176,7 +176,7 @@ class GRU4Rec(Neural):
     def __post_init__(self):
         if self.loss not in SESSION_LOSSES:
             raise ValueError(f'GRU4Rec.loss={self.loss!r}: must be one of {", ".join(SESSION_LOSSES)}')
-        for name in ('lr', 'n_epoch', 'ctx_len', 'd_model'):
+        for name in ('lr', 'batch_size', 'n_epoch', 'ctx_len', 'd_model'):
             if not getattr(self, name) > 0: raise ValueError(f'GRU4Rec.{name}={getattr(self, name)}: must be above 0')
         if self.batch_size + self.n_sample < 2:
             raise ValueError(f'GRU4Rec.batch_size={self.batch_size}, n_sample={self.n_sample}: no lane has a negative')

@@ -74,6 +74,14 @@ def codes(self:Interactions, ids:Iterable)->np.ndarray:
         if x not in known: raise ValueError(f'item {x!r}: {self.name} has no such item')
     return np.array([known[x] for x in ids], np.int64)
 
+# %% ../../nbs/rec/01_interactions.ipynb #176a2fe9
+@patch
+def named(self:Interactions,
+    lists:Iterable,       # lists of numbers of items; -1 stands for none, and is left out
+)->list[list]:
+    "Ids of items by their numbers."
+    return [[self.items[i].item() for i in row if i >= 0] for row in lists]
+
 # %% ../../nbs/rec/01_interactions.ipynb #f45c3d61
 @patch
 def keep(self:Interactions, rows)->Interactions:   # the catalogue stays
@@ -92,34 +100,41 @@ def _first_bad(bad, column, values, rule, name):
 # %% ../../nbs/rec/01_interactions.ipynb #31473031
 def _whole(values, column, name)->np.ndarray:
     "Read a column of whole numbers."
+    rule = 'a whole number' + ' of at most 2**53, such as seconds (not nanoseconds)' * (column == 'time')
     try: x = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        bad = np.array([not re.fullmatch(r'\s*-?\d+(\.0*)?\s*', str(v)) for v in values])
-        _first_bad(bad, column, values, 'a whole number', name)
+    except (TypeError, ValueError, OverflowError):
+        bad = np.array([not re.fullmatch(r'\s*-?\d{1,300}(\.0*)?\s*', str(v)) for v in values])
+        _first_bad(bad, column, values, rule, name)
         raise
-    _first_bad(~np.isfinite(x) | (x != np.round(x)) | (abs(x) > 2**53), column, values, 'a whole number', name)
+    _first_bad(~np.isfinite(x) | (x != np.round(x)) | (abs(x) > 2**53), column, values, rule, name)
     return x.astype(np.int64)
 
 # %% ../../nbs/rec/01_interactions.ipynb #f114fbeb
 def _finite(values, column, name)->np.ndarray:
     "Read a column of finite numbers."
     try: x = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         def number(v):
             try: float(v); return True
-            except (TypeError, ValueError): return False
+            except (TypeError, ValueError, OverflowError): return False
         _first_bad(np.array([not number(v) for v in values]), column, values, 'a finite number', name)
         raise
-    _first_bad(~np.isfinite(x), column, values, 'a finite number', name)
-    return x.astype(np.float32)
+    with np.errstate(over='ignore'): y = x.astype(np.float32)
+    _first_bad(~np.isfinite(y), column, values, 'a finite number' + ' below 3e38' * bool(np.isfinite(x).all()), name)
+    return y
 
 # %% ../../nbs/rec/01_interactions.ipynb #0bd70ae0
+def _missing(v)->bool:
+    "Tell whether a value stands for none."
+    try: return v is None or bool(v != v) or not str(v).strip()
+    except TypeError: return True                          # pandas' NA is neither itself nor anything else
+
 def _numbered(ids, column, name)->tuple[np.ndarray, np.ndarray]:   # ids by number, numbers of the rows
     "Number ids in their order: as numbers where all are written as such, else as text."
     ids = np.asarray(ids)
     if ids.dtype.kind == 'f': return _numbered(_whole(ids, column, name), column, name)
     if ids.dtype.kind not in 'iu':
-        missing = np.array([v is None or v != v or not str(v).strip() for v in ids.tolist()], bool)
+        missing = np.array([*map(_missing, ids.tolist())], bool)
         _first_bad(missing, column, ids, 'an id', name)
         ids = np.array([str(v).strip() for v in ids.tolist()])
         if all(re.fullmatch(r'0|[1-9]\d{0,17}', v) for v in ids.tolist()): ids = ids.astype(np.int64)
@@ -127,6 +142,10 @@ def _numbered(ids, column, name)->tuple[np.ndarray, np.ndarray]:   # ids by numb
 
 # %% ../../nbs/rec/01_interactions.ipynb #89ec34c8
 REPEATS = ('refuse', 'first', 'keep')   # of a pair of user and item: an error, the earliest only, all
+
+def _column(values)->np.ndarray|list|None:
+    "Read a column by its rows' places, whatever they are called."
+    return values if values is None else np.asarray(values) if hasattr(values, '__array__') else list(values)
 
 def _order(user, item, time, users, items, ties, seed):
     "Order of the rows: by user, time and the rule for ties."
@@ -152,6 +171,7 @@ def interactions(
         if value not in known: raise ValueError(f'{option}={value!r}: must be one of {", ".join(known)}')
     if times is None and ties != 'file':
         raise ValueError(f"{name}: no times, so nothing says what came first; if rows are in order, say ties='file'")
+    users, items, times, ratings = map(_column, (users, items, times, ratings))
     columns = dict(items=items, times=times, ratings=ratings)
     for column, values in columns.items():
         if values is not None and len(values) != len(users):
@@ -245,14 +265,22 @@ def read_sequences(
     return interactions(users, items, **dict(name=name, ties='file') | options)
 
 # %% ../../nbs/rec/01_interactions.ipynb #fd7363bb
-def _from_table(table, path, columns, options)->Interactions:
-    "Pick the named columns of a table."
+def _from_table(names, column, path, columns, options)->Interactions:
+    "Pick the named columns of a table; `column` gives the values of one."
     name, wanted = Path(path).name, [c for c in columns if c is not None]
     for c in wanted:
-        if c not in table: raise ValueError(f'{name}: no column {c!r}; it has {", ".join(map(repr, table))}')
-    return interactions(*(None if c is None else table[c] for c in columns), **dict(name=name) | options)
+        if c not in names: raise ValueError(f'{name}: no column {c!r}; it has {", ".join(map(repr, names))}')
+        if names.count(c) > 1: raise ValueError(f'{name}: {names.count(c)} columns are called {c!r}: must be one')
+    return interactions(*(None if c is None else column(c) for c in columns), **dict(name=name) | options)
 
 # %% ../../nbs/rec/01_interactions.ipynb #e17c8543
+def _csv_rows(path, sep):   # (number, fields)
+    "Read lines of a CSV file."
+    if len(sep) != 1: raise ValueError(f'sep={sep!r}: must be one character')
+    rows = csv.reader(io.StringIO(_text(path), newline=''), delimiter=sep)
+    try: yield from enumerate(rows, 1)
+    except csv.Error as e: raise ValueError(f'{Path(path).name}, line {rows.line_num}: {e}') from None
+
 def read_csv(
     path:str|Path,                   # with a line of column names
     user:str='user',                 # column of users
@@ -264,11 +292,11 @@ def read_csv(
     **options,                       # of `interactions`
 )->Interactions:
     "Read interactions of a CSV file."
-    rows = enumerate(csv.reader(io.StringIO(_text(path), newline=''), delimiter=sep), 1)
-    head = next(rows, (0, []))[1]
+    rows = _csv_rows(path, sep)
+    head = [h.strip() for h in next(rows, (0, []))[1]]
     if not head: raise ValueError(f'{Path(path).name}: no interactions')
     columns = list(zip(*_columns(path, rows, len(head)))) or [()] * len(head)
-    return _from_table(dict(zip((h.strip() for h in head), columns)), path, (user, item, time, rating), options)
+    return _from_table(head, lambda c: columns[head.index(c)], path, (user, item, time, rating), options)
 
 # %% ../../nbs/rec/01_interactions.ipynb #4a848f10
 def read_parquet(
@@ -283,10 +311,11 @@ def read_parquet(
     try: import pyarrow.parquet as pq
     except ImportError: raise ImportError("Parquet needs pyarrow: pip install pyarrow") from None
     try: table = pq.read_table(path)
-    except (OSError, ValueError): raise ValueError(f'{Path(path).name}: no Parquet file that can be read') from None
-    wanted = user, item, time, rating
-    columns = {c: table[c].to_numpy(zero_copy_only=False) if c in wanted else () for c in table.column_names}
-    return _from_table(columns, path, wanted, options)
+    except (OSError, ValueError) as e:
+        why = 'there is none' if isinstance(e, FileNotFoundError) else (str(e).splitlines() or [type(e).__name__])[0]
+        raise ValueError(f'{Path(path).name}: no Parquet file that can be read ({why})') from None
+    column = lambda c: table[c].to_numpy(zero_copy_only=False)
+    return _from_table(table.column_names, column, path, (user, item, time, rating), options)
 
 # %% ../../nbs/rec/01_interactions.ipynb #8b5fcca9
 @dataclass(frozen=True)
@@ -300,7 +329,8 @@ class Queries:
     def __len__(self): return len(self.targets)
 
     def keep(self, rows)->Queries:
-        "The queries of these row numbers."
+        "The queries that a mask or a list of row numbers selects."
+        rows = np.arange(len(self))[rows]
         return Queries(self.user[rows], [self.histories[i] for i in rows], [self.targets[i] for i in rows],
                        None if self.time is None else self.time[rows])
 
@@ -313,7 +343,7 @@ class Split:
     test:Queries
     until_test:Interactions      # training events and those of the validation, for who fits once more before the test
     protocol:str                 # what was done, in words
-    left_out:dict[str, int] = field(default_factory=dict)   # reason -> users or targets
+    left_out:dict[str, int] = field(default_factory=dict)   # reason -> users, targets or queries
 
     @property
     def future(self)->float|None:   # between 0 and 1; None without times
@@ -330,10 +360,14 @@ def known_future(
     return float(np.mean(1 - np.searchsorted(np.sort(train.time), queries.time, 'right') / len(train)))
 
 # %% ../../nbs/rec/01_interactions.ipynb #be4e1dc0
-def _cold(train, queries)->int:
-    "Count targets that training never saw."
-    seen = train.counts > 0
-    return int(sum((~seen[t]).sum() for t in queries.targets))
+def _told(train, queries)->dict[str, int]:
+    "Count targets that training never saw and, where pairs repeat, queries that ask for what their history holds."
+    seen, n = train.counts > 0, train.n_item
+    cells = lambda lists: np.repeat(np.arange(len(lists)), [len(x) for x in lists]) * n + np.concatenate(lists)
+    asked = cells(queries.targets) if len(queries) else np.zeros(0, np.int64)
+    again = np.unique(asked[np.isin(asked, cells(queries.histories))] // n) if len(queries) else asked
+    told = {'test items that training never saw': int((~seen[asked % n]).sum())}
+    return told | ({'test queries for an item of their own history': len(again)} if len(again) else {})
 
 # %% ../../nbs/rec/01_interactions.ipynb #91618dfc
 def _queries(data, history_ends, begins, ends)->Queries:
@@ -341,7 +375,8 @@ def _queries(data, history_ends, begins, ends)->Queries:
     starts = data.bounds[:-1]
     asked = np.flatnonzero((history_ends > starts) & (ends > begins))
     cut = lambda a, b: [data.item[i:j] for i, j in zip(a[asked], b[asked])]
-    return Queries(asked, cut(starts, history_ends), cut(begins, ends),
+    once = lambda x: x[np.sort(np.unique(x, return_index=True)[1])] if len(x) > 1 else x     # met twice, asked for once
+    return Queries(asked, cut(starts, history_ends), [*map(once, cut(begins, ends))],
                    None if data.time is None else data.time[begins[asked]])
 
 # %% ../../nbs/rec/01_interactions.ipynb #24379839
@@ -361,8 +396,8 @@ def leave_one_out(
     test = _queries(data, last - (1 if with_valid else 2), last - 1, last)
     until = data.keep(place < np.where(long, ends - starts - 1, ends - starts)[data.user])
     told = f'leave one out, ties by {data.ties}, history {"with" if with_valid else "without"} the validation item'
-    made = Split(train, valid, test, until, told, {'users with fewer than three interactions': int((~long).sum()),
-                                            'test items that training never saw': _cold(train, test)})
+    made = Split(train, valid, test, until, told,
+                 {'users with fewer than three interactions': int((~long).sum())} | _told(train, test))
     if future := made.future:
         warnings.warn(f"{data.name}: leave one out lets training know the others' future: {future:.0%} of its events "
                       f'lie after the test event of a user; `global_time` does not')
@@ -392,8 +427,7 @@ def global_time(
     came = int(((second < ends) & (second == data.bounds[:-1])).sum())
     told = f'global time at {valid:g} and {test:g} of the events, targets {targets}, ties by {data.ties}'
     until = data.keep(data.time < moments[1])
-    return Split(train, *asked, until, told, {'users who came after the test began': came,
-                                       'test items that training never saw': _cold(train, asked[1])})
+    return Split(train, *asked, until, told, {'users who came after the test began': came} | _told(train, asked[1]))
 
 # %% ../../nbs/rec/01_interactions.ipynb #562ae8bb
 def by_user(
@@ -413,8 +447,9 @@ def by_user(
         last = np.where(part == which, ends, starts + 1)
         return _queries(data, last - 1, last - 1, last)
     train, until = (data.keep(part[data.user] <= p) for p in (0, 1))
-    made = Split(train, asked(1), asked(2), until, f'by user, ties by {data.ties}',
-                 {'held-out users with one interaction': int(((part > 0) & (ends - starts < 2)).sum())})
+    alone = {'held-out users with one interaction': int(((part > 0) & (ends - starts < 2)).sum())}
+    early, late = asked(1), asked(2)
+    made = Split(train, early, late, until, f'by user, ties by {data.ties}', alone | _told(train, late))
     if not (len(made.train) and len(made.valid) and len(made.test)):
         raise ValueError(f'{data.name}: {data.n_user} users are too few to hold {valid:g} and {test:g} of them out')
     return made

@@ -14,6 +14,7 @@ __all__ = ['FIRST', 'SCHEMES', 'walked_numbers', 'co_occurrence', 'spectral_code
 
 # %% ../../nbs/rec/06_item_ids.ipynb #49ffa980
 from .interactions import Interactions
+from ..text.search import as_texts
 
 # %% ../../nbs/rec/06_item_ids.ipynb #0002d0a2
 def walked_numbers(
@@ -127,7 +128,9 @@ def item_names(
     "Name the items of a catalogue."
     n, rng = data.n_item, np.random.default_rng(seed)
     path = lambda codes: [''.join(f'<{chr(97 + level)}{c}>' for level, c in enumerate(code)) for code in codes]
-    if scheme in ('semantic', 'dealt') and vectors is None: raise ValueError(f'{scheme}: needs a vector an item')
+    if scheme in ('semantic', 'dealt') and (vectors is None or len(vectors) != n):
+        given = 'none' if vectors is None else len(vectors)
+        raise ValueError(f'{scheme}: needs a vector for each of the {n} items; given are {given}')
     if scheme == 'published': return [str(FIRST + x) for x in walked_numbers(data, seed)]
     if scheme == 'training': return [str(FIRST + x) for x in walked_numbers(train, seed)]
     if scheme == 'random': return [str(FIRST + x) for x in rng.permutation(n)]
@@ -144,7 +147,7 @@ def _levels(n)->tuple[int, int, int]: return (min(256, max(4, n // 50)),) * 3   
 def _titled(titles, n)->list[str]:
     "Titles, and a number behind a title that was there before; one that makes another's title is passed over."
     if titles is None or len(titles) != n: raise ValueError(f'title: needs one title for each of the {n} items')
-    plain = [' '.join(re.sub(r'[<>]', ' ', str(t)).split()) for t in titles]
+    plain = [' '.join(re.sub(r'[<>]', ' ', t).split()) for t in as_texts(titles, 'titles')]
     for i, p in enumerate(plain):
         if not p: raise ValueError(f'title of item {i} is {titles[i]!r}: must not be empty')
     taken, met, out = {p.lower() for p in plain}, {}, []

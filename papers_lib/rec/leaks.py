@@ -44,6 +44,7 @@ def tied_order(
     "Count tied neighbours whose order other users foretell."
     if data.time is None: return None
     tied = np.flatnonzero((np.diff(data.user) == 0) & (np.diff(data.time) == 0))
+    tied = tied[data.item[tied] != data.item[tied + 1]]                            # an item beside itself has no order
     a, b = data.item[tied], data.item[tied + 1]
     forward = a < b
     _, pair = np.unique(np.minimum(a, b) * data.n_item + np.maximum(a, b), return_inverse=True)

@@ -11,12 +11,13 @@ from torch import Tensor
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['SAMPLINGS', 'METRICS', 'mean_ranks', 'top_k', 'admissible', 'of_ranks', 'Ranked', 'rank_queries', 'coverage', 'gini',
-           'novelty', 'popularity_lift', 'diversity', 'label_coverage', 'report']
+__all__ = ['SAMPLINGS', 'METRICS', 'mean_ranks', 'top_k', 'candidate_lists', 'admissible', 'of_ranks', 'Ranked', 'rank_queries',
+           'coverage', 'gini', 'novelty', 'popularity_lift', 'diversity', 'label_coverage', 'report']
 
 # %% ../../nbs/rec/03_metrics.ipynb #b829817c
 from ..engine.stats import Effect, over_units
 from .interactions import Interactions, Queries, scramble
+from ..text.search import number_lists
 
 # %% ../../nbs/rec/03_metrics.ipynb #7114728c
 def mean_ranks(
@@ -63,10 +64,23 @@ _block = 2**22   # scores at once
 def _rows_of(lists)->np.ndarray:
     return np.repeat(np.arange(len(lists)), [len(x) for x in lists])
 
-def _flat(lists)->np.ndarray:
-    return np.concatenate([np.asarray(x, np.int64) for x in lists]) if len(lists) else np.zeros(0, np.int64)
+def _flat(lists, n_item, name)->np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *number_lists(lists, n_item, name)])
 
 # %% ../../nbs/rec/03_metrics.ipynb #9b8f608f
+def candidate_lists(
+    candidates,      # items that may be recommended: one list, or one a query; None is all
+    n_query:int,
+    n_item:int,      # size of the catalogue
+)->list|None:        # one a query
+    "Give each query its list of candidates."
+    if candidates is None: return None
+    nested = np.ndim(next(iter(candidates), 0)) > 0
+    if nested and len(candidates) != n_query:
+        raise ValueError(f'{len(candidates)} lists of candidates for {n_query} histories')
+    lists = number_lists(candidates if nested else [candidates], n_item, 'candidates')
+    return lists if nested else lists * n_query
+
 def admissible(
     scores:Float[Tensor, 'b i'],      # is changed
     histories:Sequence[np.ndarray],
@@ -77,15 +91,14 @@ def admissible(
     "Give what may not be recommended the score -inf."
     if scores.numel() and not (most := scores.amax().item()) < torch.inf:
         raise ValueError(f'a score is not a number: the model gives {most}')
-    at = _rows_of(kept), _flat(kept)
+    n_item = scores.shape[1]
+    at = _rows_of(kept), _flat(kept, n_item, 'targets')
     known = scores[at]
-    if filter_seen: scores[_rows_of(histories), _flat(histories)] = -torch.inf
+    if filter_seen: scores[_rows_of(histories), _flat(histories, n_item, 'history')] = -torch.inf
     scores[at] = known
-    if candidates is not None:
-        each = candidates if len(candidates) and np.ndim(candidates[0]) else [candidates] * len(scores)
-        if len(each) != len(scores): raise ValueError(f'{len(each)} lists of candidates for {len(scores)} histories')
+    if (each := candidate_lists(candidates, len(scores), n_item)) is not None:
         outside = torch.ones_like(scores, dtype=torch.bool)
-        outside[_rows_of(each), _flat(each)] = False
+        outside[_rows_of(each), _flat(each, n_item, 'candidates')] = False
         scores[outside] = -torch.inf
     return scores
 
@@ -171,10 +184,13 @@ def rank_queries(
     for by, n in sampled:
         if by not in SAMPLINGS or n < 1: raise ValueError(f'sampled={by!r}, {n}: must be one of {SAMPLINGS}, 1 or more')
         if by == 'popularity' and counts is None: raise ValueError('sampling by popularity needs the training counts')
+    if not len(queries): raise ValueError('queries: there are none, so nothing can be ranked')
     m, at_once = max(map(len, queries.targets)), max(1, _block // n_item)
+    if m > 1 and (twice := next((t for t in queries.targets if len(np.unique(t)) < len(t)), None)) is not None:
+        raise ValueError(f'targets={[*map(int, twice)]}: must be given once each')
     if sampled and (unlike := sorted({len(t) for t in queries.targets} - {1})):
         raise ValueError(f'{unlike[-1]} targets in a query: sampled ranks are of one target each')
-    each = candidates is not None and len(candidates) and np.ndim(candidates[0])
+    each = candidate_lists(candidates, len(queries), n_item)
     ranks, lists = np.full((len(queries), m), np.nan), np.empty((len(queries), k), np.int64)
     told = {f'{by}-{n}': np.empty((len(queries), 1)) for by, n in sampled}
     for a in range(0, len(queries), at_once):
@@ -183,7 +199,7 @@ def rank_queries(
         S = torch.as_tensor(score(histories)).detach().float().cpu().clone()   # the scorer keeps its own
         if S.shape != (len(histories), n_item):
             raise ValueError(f'scores of shape {tuple(S.shape)}: must be ({len(histories)}, {n_item})')
-        S = admissible(S, histories, candidates[part] if each else candidates, filter_seen, targets)
+        S = admissible(S, histories, None if each is None else each[part], filter_seen, targets)
         lists[part] = top_k(S, k)[0]
         for j in range(m):
             has = np.array([i for i, t in enumerate(targets) if len(t) > j], np.int64)
@@ -266,7 +282,7 @@ def label_coverage(
     L = (labels.tocsr() != 0).astype(np.float32)
     def touched(lists):
         from scipy.sparse import csr_matrix
-        at = _rows_of(lists), _flat(lists)
+        at = _rows_of(lists), _flat(lists, L.shape[0], 'items')
         X = csr_matrix((np.ones(len(at[0]), np.float32), at), (len(lists), L.shape[0]))
         return ((X @ L) > 0).astype(np.float32)
     had = touched(histories)

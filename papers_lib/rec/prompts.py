@@ -29,7 +29,7 @@ class Template:
 _text = lambda x: isinstance(x, str) and x.strip() != ''
 _whole = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool) and x >= 1
 _number = lambda x: isinstance(x, (int, float, np.number)) and math.isfinite(x) and 1 <= x <= 5
-_names = lambda x, least: len(x) >= least and all(map(_text, x)) and not isinstance(x, str)
+_names = lambda x, least: hasattr(x, '__len__') and not isinstance(x, str) and len(x) >= least and all(map(_text, x))
 
 # %% ../../nbs/rec/10_prompts.ipynb #b9c98ad5
 _rules = {  # field: what it must be, in code and in words

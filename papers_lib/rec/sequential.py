@@ -287,7 +287,7 @@ def _check_neural(m):
     "Refuse settings that train nothing, and a loss with the wrong negatives."
     where = type(m).__name__
     if m.loss not in LOSSES: raise ValueError(f'{where}.loss={m.loss!r}: must be one of {", ".join(LOSSES)}')
-    if (m.loss == 'ce') != (m.n_neg == 0):
+    if (m.loss == 'ce') != (m.n_neg == 0) or m.n_neg < 0:
         raise ValueError(f"{where}.n_neg={m.n_neg}: loss 'ce' looks at all items and takes 0, the others 1 or more")
     if not 0 <= m.t <= 1: raise ValueError(f'{where}.t={m.t}: must lie in [0, 1]')
     for name in ('lr', 'batch_size', 'n_epoch', 'ctx_len', 'd_model'):

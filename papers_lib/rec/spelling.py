@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['BINS', 'whole_word_ids', 'IdPieces', 'Catalogue', 'read_sources', 'search_items', 'catalogue_scores',
+__all__ = ['BINS', 'whole_word_ids', 'IdPieces', 'Catalogue', 'read_sources', 'check_pieces', 'search_items', 'catalogue_scores',
            'ranks_in_lists', 'without_seen', 'PublicBeams', 'Task', 'MixtureBatches', 'rating_target', 'read_rating',
            'training_window']
 
@@ -20,6 +20,7 @@ __all__ = ['BINS', 'whole_word_ids', 'IdPieces', 'Catalogue', 'read_sources', 's
 from ..engine.generate import Trie, beam_search, check_finite, evaluating
 from ..text.corpora import given_of
 from ..text.pairs import pad_right, sources
+from ..text.search import as_texts
 from ..text.tokenizers import UnigramPieces
 
 # %% ../../nbs/rec/07_spelling.ipynb #53ca0463
@@ -87,6 +88,7 @@ class Catalogue:
         self.trie = Trie(self.codes)                       # refuses two that are written alike
         self.item = {code: i for i, code in enumerate(self.codes)}
         self.max_tokens = self.trie.max_tokens + 1         # of an item and its end
+        self.top = torch.tensor(max(map(max, self.codes))) # the last of the pieces that names are written in
 
     def __len__(self)->int: return len(self.names)
 
@@ -108,6 +110,14 @@ def read_sources(
     return batch
 
 # %% ../../nbs/rec/07_spelling.ipynb #1a2e0e4c
+def check_pieces(
+    n_vocab:int,       # rows of a model's table of pieces
+    *ids:Tensor,       # what it is to read and write
+)->None:
+    "Refuse a piece that a model has no row for."
+    if (top := max(int(x.max()) for x in ids if x.numel())) >= n_vocab:
+        raise ValueError(f'n_vocab={n_vocab}: must be above {top}, a piece that is to be read or written')
+
 def search_items(
     model:nn.Module,
     texts:Sequence[str],           # filled prompts
@@ -119,11 +129,13 @@ def search_items(
     batch_size:int=64,             # prompts at once
 )->np.ndarray:                     # (q, n_beam) numbers of items by (3), best first; -1 for a string that is no item
     "Recommend by beam search."
+    texts = as_texts(texts, 'texts')
     lists = np.full((len(texts), n_beam), -1, np.int64)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))               # like lengths side by side
     for a in range(0, len(order), batch_size):
         part = order[a:a + batch_size]
         inputs = read_sources([texts[i] for i in part], catalogue.tok, model.cfg.ctx_len, whole)
+        check_pieces(model.cfg.n_vocab, inputs['src'], catalogue.top)
         found = beam_search(model, inputs, n_beam, n_beam, catalogue.max_tokens, length_penalty=1., early_stopping=True,
                             eot=catalogue.tok.eot, allowed=catalogue.trie if constrained else None)
         for i, row in zip(part, found): lists[i, :len(row)] = [catalogue.item.get(tuple(t), -1) for t, _ in row]
@@ -137,6 +149,7 @@ def catalogue_scores(
     catalogue:Catalogue,
 )->Float[Tensor, 'b i']:       # by (3)
     "Score every item exactly; each prefix that items share is read once."
+    check_pieces(model.cfg.n_vocab, inputs['src'], catalogue.top)
     device = next(model.parameters()).device
     with evaluating(model):
         logits, cache = model.prefill(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()})
@@ -165,6 +178,7 @@ def ranks_in_lists(
     targets:Sequence[int],        # one a query
 )->np.ndarray:                    # (q, 1) from 1; inf where the target is not in the list
     "Rank targets by their first place; whatever stands before counts, item or not."
+    if len(targets) != len(lists): raise ValueError(f'{len(targets)} targets for {len(lists)} lists: must be one each')
     hit = lists == np.asarray(targets)[:, None]
     return np.where(hit.any(1), hit.argmax(1) + 1., np.inf)[:, None]
 
@@ -174,6 +188,8 @@ def without_seen(
     histories:Sequence,           # of the same queries
 )->np.ndarray:                    # (q, k), filled up with -1
     "Take the items of the histories out of the lists."
+    if len(histories) != len(lists):
+        raise ValueError(f'{len(histories)} histories for {len(lists)} lists: must be one each')
     kept = [[i for i in row if i not in {*map(int, h)}] for row, h in zip(lists.tolist(), histories)]
     return np.array([row + [-1] * (lists.shape[1] - len(row)) for row in kept], np.int64)
 

@@ -83,7 +83,7 @@ def _mend(folder, make, resume):
     "Make a damaged thing again, unless another has meanwhile."
     with locked(folder):
         try: _verify(folder)
-        except CorruptFile: _make(folder, make, True, resume)
+        except CorruptFile: _make(folder, make, 'any', resume)
     _verify(folder)
 
 # %% ../../nbs/store/02_cache.ipynb #a9b7c1c8

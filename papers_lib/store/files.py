@@ -123,9 +123,22 @@ def _replace(
     finally: os.close(held)
 
 # %% ../../nbs/store/01_files.ipynb #869a953e
-def _take_place(tmp:Path, path:Path, replace:bool)->None:
+def _foreign(path:Path)->str:   # '': nothing would be lost
+    "Name a file of a folder that its manifest does not list."
+    try: ours = {'manifest.json', *json.loads((path / 'manifest.json').read_text(encoding='utf-8'))['files']}
+    except (OSError, ValueError, LookupError, TypeError): ours = set()
+    files = (p.relative_to(path).as_posix() for p in path.rglob('*') if p.is_symlink() or not p.is_dir())
+    return next((f for f in files if f not in ours), '') if path.is_dir() else path.name
+
+def _refuse_foreign(path:Path)->None:
+    "Refuse to replace what nobody sealed."
+    if path.exists() and (file := _foreign(path)):
+        raise FileExistsError(errno.EEXIST, f'{file} is there, which no save wrote', str(path))
+
+def _take_place(tmp:Path, path:Path, replace:bool|str)->None:
     "Flush a folder to the disk and give it its final name."
     for file in tmp.rglob('*'): _flush(file)
+    if replace is True: _refuse_foreign(path)
     if not path.exists(): os.rename(tmp, path)
     elif replace: _replace(tmp, path)
     else: raise FileExistsError(errno.EEXIST, 'there is one already', str(path))
@@ -146,7 +159,7 @@ def _open_folder(path:Path, there:bool)->int:
 @contextmanager
 def atomic_folder(
     path:str|Path,          # the folder's final place
-    replace:bool=False,     # put it in the place of one that exists; else that is an error
+    replace:bool|str=False, # put it in the place of one that `seal` closed ('any': of any other too); else an error
     resume:bool=False,      # after an error the folder stays, and the next attempt is given it
 )->Iterator[Path]:
     "Give a temporary folder that takes its place at the end of the block; on any error it is removed."
@@ -154,6 +167,7 @@ def atomic_folder(
     if path.is_symlink(): path = path.resolve()               # what the link names is replaced, not the link
     tmp, held, inside, stays = path, None, False, resume
     try:
+        if replace is True: _refuse_foreign(path)             # before the work is done
         path.parent.mkdir(parents=True, exist_ok=True)
         tmp, held = _begin(path, lambda p: _open_folder(p, resume), unfinished(path) if resume else None)
         inside = True

@@ -11,16 +11,19 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 
 # %% auto #0
-__all__ = ['words', 'BM25', 'quotas', 'merge_by_beam', 'merge_by_score', 'items_of_queries']
+__all__ = ['words', 'as_texts', 'number_lists', 'BM25', 'quotas', 'merge_by_beam', 'merge_by_score', 'items_of_queries']
 
 # %% ../../nbs/text/10_search.ipynb #b1eede29
-_run = re.compile(r'\w+')
+_plain = (range(0x1ab0, 0x1b00), range(0x1dc0, 0x1e00), range(0x20d0, 0x2100))     # marks that Latin letters carry
+_marks = ''.join(chr(c) for c in range(0x483, 0xfe00)
+                 if unicodedata.category(chr(c)) in ('Mn', 'Mc') and not any(c in r for r in _plain))
+_run = re.compile(rf'\w[\w{_marks}]*')
 
 def words(
     text:str,
 )->list[str]:
-    "Split a text into words: runs of letters and digits, case folded, compatibility forms unified."
-    return _run.findall(unicodedata.normalize('NFKC', text).casefold())
+    "Split a text into words: runs of letters, their marks and digits, case folded, compatibility forms unified."
+    return _run.findall(unicodedata.normalize('NFKC', text).casefold().replace('i\u0307', 'i'))    # of İ
 
 # %% ../../nbs/text/10_search.ipynb #aed325dd
 def _bm25s():
@@ -35,10 +38,38 @@ def _in_hash_order(n)->np.ndarray:   # (n,) numbers of documents, the one that w
     return np.argsort(np.array(keys, np.uint64), kind='stable')
 
 # %% ../../nbs/text/10_search.ipynb #d80ca821
-def _checked(ids, n)->np.ndarray:
-    ids = np.asarray(ids, np.int64)
-    if len(ids) and not (0 <= ids.min() and ids.max() < n): raise ValueError(f'a document outside of 0 to {n - 1}')
-    return ids
+def as_texts(
+    texts:Sequence[str],
+    name:str,            # what they are, in the error
+)->list[str]:
+    "Read a list of texts; one that is none is named by its place and refused."
+    if isinstance(texts, str): raise ValueError(f'{name} is one text: give a list of texts')
+    texts = list(texts)
+    for i, t in enumerate(texts):
+        if not isinstance(t, str): raise ValueError(f'{name}[{i}]={t!r}: must be a text')
+    return texts
+
+# %% ../../nbs/text/10_search.ipynb #919ed6c3
+def _wrong_numbers(x, n)->str:
+    "Say what a list of numbers must be and is not."
+    if x.ndim != 1: return 'must be a list of numbers; one list alone is given as [list]'
+    if not x.size: return ''
+    if x.dtype.kind == 'b': return 'must hold numbers, not a mask: np.flatnonzero(mask) gives them'
+    if x.dtype.kind in 'iuf' and (x == np.round(x)).all() and 0 <= x.min() and x.max() < n: return ''
+    return f'must hold whole numbers from 0 to {n - 1}'
+
+def number_lists(
+    lists:Sequence,      # lists of numbers, from 0
+    n:int,               # all of them lie below
+    name:str,            # what a list is, in the error
+)->list[Int[np.ndarray, '_']]:
+    "Read lists of numbers of documents or items; what is none (a mask, a text, a fraction, -1) is refused."
+    read = [np.asarray(x) for x in lists]
+    usual = all(x.ndim == 1 and (x.dtype.kind in 'iu' or not x.size) for x in read)
+    if not usual or _wrong_numbers(np.concatenate([np.zeros(0, np.int64), *read]), n):     # one look at all of them
+        for x in read:
+            if wrong := _wrong_numbers(x, n): raise ValueError(f'{name}={str(x.tolist()):.40}: {wrong}')
+    return [np.ascontiguousarray(x, np.int64) for x in read]
 
 # %% ../../nbs/text/10_search.ipynb #dc4a872a
 class BM25:
@@ -50,9 +81,9 @@ class BM25:
         b:float=.75,                                       # how much a long document loses, in [0, 1]
         tokens:Callable[[str], list[str]]=words,           # splits documents and queries alike
     ):
-        if isinstance(docs, str): raise ValueError('docs is one text: give a list of texts')
         if not 0 <= k1 < np.inf: raise ValueError(f'k1={k1}: must be a number, at least 0')
         if not 0 <= b <= 1: raise ValueError(f'b={b}: must be in [0, 1]')
+        docs = as_texts(docs, 'docs')
         self.k1, self.b, self.tokens, self.n_doc = k1, b, tokens, len(docs)
         self._order = _in_hash_order(self.n_doc)           # number of the document in each column
         self._column = np.argsort(self._order)             # column of each document
@@ -107,10 +138,11 @@ def search(self:BM25,
     exclude:Sequence[Sequence[int]]|None=None,   # documents that each query's list may not hold
 )->tuple[Int[np.ndarray, 'q k'], Float[np.ndarray, 'q k']]: # documents, -1 where none is left; scores, 0 there
     "Find the best documents for each query."
-    if isinstance(queries, str): raise ValueError('queries is one text: give a list of texts')
+    queries = as_texts(queries, 'queries')
     if k < 1: raise ValueError(f'k={k}: must be at least 1')
     if exclude is not None and len(exclude) != len(queries):
         raise ValueError(f'{len(exclude)} lists to exclude for {len(queries)} queries')
+    if exclude is not None: exclude = number_lists(exclude, self.n_doc, 'exclude')
     ids, scores = np.full((len(queries), k), -1), np.zeros((len(queries), k), np.float32)
     barred = np.zeros(self.n_doc, bool)
     for a in range(0, len(queries), _block):
@@ -119,7 +151,7 @@ def search(self:BM25,
             part = slice(*found.indptr[i:i + 2])
             values, columns = found.data[part], found.indices[part]
             if exclude is not None and len(exclude[a + i]):
-                out = self._column[_checked(exclude[a + i], self.n_doc)]
+                out = self._column[exclude[a + i]]
                 barred[out] = True
                 kept = ~barred[columns]
                 barred[out], values, columns = False, values[kept], columns[kept]
@@ -137,7 +169,7 @@ def score(self:BM25,
     ids:Int[np.ndarray, 'n'],          # documents
 )->Float[np.ndarray, 'n']:             # 0 where no word is shared
     "Score given documents for one query."
-    return self._products([query]).toarray()[0][self._column[_checked(ids, self.n_doc)]]
+    return self._products([query]).toarray()[0][self._column[number_lists([ids], self.n_doc, 'ids')[0]]]
 
 # %% ../../nbs/text/10_search.ipynb #c365f1ad
 def quotas(
@@ -185,6 +217,9 @@ def items_of_queries(
 )->tuple[Int[np.ndarray, 'u k'], Float[np.ndarray, 'u k']]:   # items, -1 beyond the last found; scores, -inf there
     "Search each user's queries and merge what they find; an item's score is its best of the queries that found it."
     if merge not in ('beam', 'score'): raise ValueError(f"merge={merge!r}: must be 'beam' or 'score'")
+    if isinstance(queries, str): raise ValueError('queries is one text: give a list of texts for each user')
+    queries = [as_texts(qs, f'queries[{u}]') for u, qs in enumerate(queries)]
+    if len(seen) != len(queries): raise ValueError(f'{len(seen)} lists of seen items for {len(queries)} users')
     hits, told = index.search([q for qs in queries for q in qs], k,
                               exclude=[s for qs, s in zip(queries, seen) for _ in qs])
     shape, at = (len(queries), k), 0
