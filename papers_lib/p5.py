@@ -268,7 +268,9 @@ class Claims:
     rating_steps:int = 300     # C6: optimizer steps
     departments:tuple = ()     # C2, C7, C9: departments of clothes whose reviews are trained on
     review_steps:int = 1200    # optimizer steps of their mixture
-    review_rates:tuple = (1e-3, 3e-3, 1e-2)   # its peak rates
+    review_rates:tuple = (1e-3, 3e-3, 1e-2)   # its peak rates, and those of all five families
+    families:str = ''          # beside C2: set on which all five families are trained
+    family_steps:int = 3000    # optimizer steps of those
 
 # %% ../nbs/09_p5.ipynb #7e103257
 _subset = "on the 5-core of 30 % of Beauty's users"
@@ -362,12 +364,13 @@ runs = {
                    Shop('amazon_beauty', .3),
                    Claims(numberings=_walks, n_count=1200, n_test=1200, schemes=_schemes, recipes=1, sasrec=50,
                           ratings='amazon_musical_instruments', departments=('Tops', 'Dresses'),
-                          review_steps=8000), n_seeds=5),
+                          review_steps=8000, families='amazon_musical_instruments'), n_seeds=5),
     'gpu': RunSpec(replace(sizes['small'], n_vocab=5000), replace(_full, dtype='bfloat16'),
                    Shop('amazon_beauty', 1., 3500),
                    Claims(numberings=_walks, n_count=4000, n_test=22363, n_exact=500, schemes=_schemes,
                           scheme_steps=10_000, sasrec=50, ratings='amazon_musical_instruments', rating_steps=3000,
-                          departments=('Tops', 'Dresses'), review_steps=8000), n_seeds=3),
+                          departments=('Tops', 'Dresses'), review_steps=8000,
+                          families='amazon_musical_instruments', family_steps=8000), n_seeds=3),
     'paper': RunSpec(sizes['small'], replace(_full, n_step=10 * 62_000), Shop('amazon_beauty', 1., 31780),
                      Claims(n_test=22363)),
 }
