@@ -159,7 +159,7 @@ def test_each_user_may_have_candidates_of_his_own(tok, net):
     for h, c, row, s in zip([[], [1], [2]], own, ids, scores):
         alone = rec.recommend([h], 3, m=3, candidates=c)
         assert (alone[0] == row).all() and (alone[1] == s).all()
-    with pytest.raises(ValueError, match='2 lists of candidates, 3 histories'):
+    with pytest.raises(ValueError, match='2 lists of candidates for 3 histories'):
         rec.recommend([[], [1], [2]], 3, m=3, candidates=own[:2])
 
 

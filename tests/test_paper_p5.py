@@ -378,7 +378,7 @@ def test_the_notebook_runs_at_a_size_that_teaches_nothing(tmp_path):
         'model.d_model': 16, 'model.d_head': 4, 'model.d_ff': 16, 'claims.n_count': 2, 'claims.n_test': 30,
         'claims.n_exact': 3, 'claims.rates': [1e-3, 2e-3, 4e-3], 'claims.high_rates': [1e-3, 2e-3, 4e-3],
         'claims.scheme_steps': 2, 'claims.scheme_batch': 8, 'claims.sasrec': 1,
-        'claims.rating_steps': 2, 'claims.review_steps': 3})
+        'claims.rating_steps': 2, 'claims.review_steps': 3, 'claims.family_steps': 2})
     assert rows['C1']['values'].keys() == {'whole sequences', 'training events'}
     assert rows['C1.rule.published']['ours'] >= 0 and rows['C8.no_item']['ours'] >= 0
     assert rows['P.logits']['verdict'] == 'holds'
@@ -387,7 +387,10 @@ def test_the_notebook_runs_at_a_size_that_teaches_nothing(tmp_path):
         assert {'C5.sasrec.hr10', 'C10.dealt.rare', 'C4.popularity.hr10', 'C4.random_again.ndcg5'} <= rows.keys()
     if available('clothing-reviews'):
         for id in ('C2', 'C7', 'C9'): assert rows[id]['values'].keys() == {*paper.claims[id].arms}, id
-        assert {'C2.median', 'C7.bleu.great', 'C9.all.few64', 'C9.none.right', 'C9.always.right'} <= rows.keys()
+        assert {'C2.median', 'C7.bleu.great', 'C9.right.all.Z-1-after-64', 'C9.area.none.Z-1', 'C9.right.always',
+                'C9.explained.told', 'C9.rating.none'} <= rows.keys()
+    if available('amazon_musical_instruments'):
+        assert {f'C2.five.{x}' for x in ('error.1-6', 'hr10.2-13', 'hit10.popularity', 'rouge.3-12')} <= rows.keys()
     assert {f'T.{arm}' for arm in ('random', 'popularity', 'markov', 'ease', 'largest_published')} <= rows.keys()
 
 

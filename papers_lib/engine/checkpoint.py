@@ -366,7 +366,7 @@ def save_state(
     if not write: return path
     sweep(folder, 'step-*')
     rng, rng_plain = rng_state()
-    with atomic_folder(path, replace=True) as tmp:
+    with atomic_folder(path, replace='any') as tmp:     # a harmed one too
         _write(weights, tmp / 'model.safetensors')
         _write(moments | rng, tmp / 'train_state.safetensors')
         (tmp / 'train_state.json').write_text(json.dumps(dict(step=step, rng=rng_plain, **plain)), encoding='utf-8')
