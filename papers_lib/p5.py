@@ -273,7 +273,7 @@ class Claims:
 
 # %% ../nbs/09_p5.ipynb #7e103257
 _subset = "on the 5-core of 30 % of Beauty's users"
-_best = 'each at its best rate'
+_best, _by_stars = 'each at its best rate', 'each at the rate that tells ratings best'
 
 # %% ../nbs/09_p5.ipynb #1c2a7e0a
 claims = {  # fixed before measuring; what changed since is in results/designs.jsonl
@@ -286,7 +286,7 @@ claims = {  # fixed before measuring; what changed since is in results/designs.j
                 expected=.04, spread=.012, needs=('numberings', 'n_count')),
     'C2': Claim('Many tasks are as good as one or better for rating, sequences, direct lists (section 5.6)',
                 'The absolute error of ratings of clothes is lower after training on rating, explanation and review '
-                f'families than on rating alone with equally many rating samples; a small P5, {_best}',
+                f'families than on rating alone with equally many rating samples; a small P5, {_by_stars}',
                 'greater', .02, arms=('rating alone', 'all families'),
                 controls={'other families of other reviews': 'nothing', 'always five, over all families': 'floor'},
                 n=5, expected=.06, spread=.03, needs=('departments',)),
@@ -311,7 +311,7 @@ claims = {  # fixed before measuring; what changed since is in results/designs.j
                 expected=.1, spread=.02, needs=('ratings',)),
     'C7': Claim('A hint word makes explanations (table 4: ROUGE-1 17.69 without, 25.63 with)',
                 'ROUGE-1 of explanations of clothes written with the hint word (3-9) is above that of those written '
-                'without (3-1) with the hint word put behind where it is missing', 'greater', .01,
+                'without (3-1) with the hint word put behind where it is missing; rate by explanations', 'greater', .01,
                 arms=('hint word told', 'hint word copied'), controls={"another review's word": 'nothing'}, n=5,
                 expected=.03, spread=.015, needs=('departments',)),
     'C8': Claim('Beams stand for the ranking of all items (section 4.2, no number)',
@@ -319,7 +319,7 @@ claims = {  # fixed before measuring; what changed since is in results/designs.j
                 f'of all items, in order; the same P5, {_subset}', 'greater', .9, n=500, over='units',
                 needs=('numberings', 'n_exact')),
     'C9': Claim('P5 transfers to a new domain (table 9: like or dislike .79 to .87 without an example)',
-                'After training on reviews of tops and dresses, whether the writer likes other clothes is told from '
+                f'After training on tops and dresses, {_by_stars}, whether the writer likes other clothes is told from '
                 'group and headline in wording Z-1, never trained, more often rightly than by saying "like" always',
                 'greater', .01, arms=('Z-1', 'always like'), n=5, expected=.04, spread=.04, needs=('departments',),
                 controls={'always like, over stars permuted': 'floor', 'always like, over no mixture': 'floor',
