@@ -173,6 +173,15 @@ def test_a_writer_learns_the_made_shop(shop):
     assert answer_nats(net, prompts, asked).mean() < before - 1
 
 
+def test_dealt_titles_refuse_no_pair_and_leave_new_items_theirs(tok):
+    own, dealt, other = (Purchases('made', deal=d).shop() for d in (0, 1, 2))
+    assert sorted(own.titles) == sorted(dealt.titles) and own.titles != dealt.titles != other.titles
+    assert all(a == b for a, b, seen in zip(own.titles, dealt.titles, own.seen) if not seen)
+    prompts = TitlePrompts(tok, dealt.titles, 80, 16)
+    for h in dealt.train.histories():
+        if len(h) > 1: prompts.pair(h[:-1], h[-1])
+
+
 @pytest.mark.parametrize('field, value', [('valid', 0.), ('test', 1.), ('cold', 1.), ('n_item', -1), ('n_vocab', 100)])
 def test_purchases_that_are_none_are_named(field, value):
     with pytest.raises(ValueError, match=f'Purchases.{field}={value}'): Purchases(**{field: value})
@@ -224,9 +233,16 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
         'data.name': 'ml-100k', 'data.n_item': 120, 'data.n_vocab': 400, 'model.d_model': 16, 'train.n_step': 4,
         'train.n_warmup': 1, 'train.batch_size': 8, 'claims.n_tune': 2, 'claims.n_read': 4, 'claims.n_user': 30,
         'claims.n_cold': 10, 'claims.n_query': 10, 'claims.queries': [1, 3], 'claims.n_epoch': 1,
-        'claims.grid': [[1.5, 0.75], [0.6, 0.3]], 'claims.films': 'ml-100k',
+        'claims.grid': [[1.5, 0.75], [0.6, 0.3]], 'claims.films': 'ml-100k', 'claims.title_items': 80,
+        'claims.title_users': 30, 'claims.title_steps': 4, 'claims.public_steps': 2, 'claims.public_users': 12,
         'claims.backbones': [str(web), str(tmp_path / 'none.gguf')]})
-    assert rows['C1.web.10']['ours'] is not None and not any('none' in id for id in rows)
+    assert {'C1.web-before.10', 'C1.web-after.10', 'C1.gpt4rec-few.10'} <= set(rows)
+    assert not any('none' in id for id in rows)
+    for side in ('beauty', 'films'):
+        for arm in ('gpt4rec', 'gpt4rec-dealt', 'gpt4rec-again', 'sasrec', 'bm25-last', 'bm25-last-dealt', 'no-search'):
+            assert 0 <= rows[f'C7.{arm}.{side}']['ours'] <= 1
+    worth = [rows[f'C7.worth.{side}']['ours'] for side in ('beauty', 'films')]
+    assert rows['C7']['ours'] == pytest.approx(worth[0] - worth[1])
     for id, claim in claims.items():
         assert rows[id]['ours'] is not None, id
         assert {c['name'] for c in rows[id]['controls'] or ()} == set(claim.controls)

@@ -45,13 +45,17 @@ def _films(path, all_titles)->tuple[dict, dict]:   # id -> title, id -> labels
     rows = [line.split('\t') for line in path('films.tsv').read_text(encoding='utf-8').splitlines()]
     return {int(i): title for i, title, *_ in rows}, {int(i): genres.split() for i, _, _, genres in rows}
 
+def _movies(path, all_titles)->tuple[dict, dict]:
+    rows = [line.split('::') for line in path('movies.dat').read_text(encoding='utf-8').splitlines()]
+    return {int(i): title for i, title, _ in rows}, {int(i): genres.split('|') for i, _, genres in rows}
+
 def _products(path, all_titles)->tuple[dict, dict]:
     lines = lambda file: [x.split('\t') for x in path(file).read_text(encoding='utf-8').splitlines()]
     told = {row[0]: html.unescape(row[1]) for row in lines('asin_titles.tsv')[1:] if all_titles or row[-1] == '1'}
     labels = json.loads(path('item2attributes.json').read_text(encoding='utf-8'))
     return {int(i): told.get(asin, '') for i, asin in lines('asins.tsv')}, {int(i): x for i, x in labels.items()}
 
-described_sets:dict[str, Callable] = {'ml-100k': _films, 'amazon_beauty': _products}
+described_sets:dict[str, Callable] = {'ml-100k': _films, 'ml-1m': _movies, 'amazon_beauty': _products}
 
 def described(
     name:str,                # a key of `described_sets`

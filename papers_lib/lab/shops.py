@@ -4,14 +4,15 @@
 
 # %% ../../nbs/lab/19_shops.ipynb #9551b5eb
 from __future__ import annotations
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool
 from scipy.sparse import csr_matrix
 
 # %% auto #0
-__all__ = ['title_key', 'readable', 'TitledShop', 'open_shop', 'asked_users']
+__all__ = ['title_key', 'readable', 'TitledShop', 'open_shop', 'deal_titles', 'asked_users']
 
 # %% ../../nbs/lab/19_shops.ipynb #8a24554b
 from .memo import remembered
@@ -84,6 +85,18 @@ def open_shop(
     new = scramble(np.arange(data.n_item), 11) / 2.**64 < cold
     return TitledShop([told.titles[i] for i in rows], told.labels[rows], data, split,
                       split.train.keep(~new[split.train.item]), sum(not title_key(t) for t in told.titles))
+
+# %% ../../nbs/lab/19_shops.ipynb #d0a17e11
+def deal_titles(
+    shop:TitledShop,
+    seed:int,          # of the permutation
+)->TitledShop:
+    "Permute the titles of the items that training holds and that share theirs with no other."
+    keys, titles = [title_key(t) for t in shop.titles], list(shop.titles)
+    count = Counter(keys)
+    dealt = [i for i in np.flatnonzero(shop.seen) if count[keys[i]] == 1]
+    for i, j in zip(dealt, np.random.default_rng(seed).permutation(dealt)): titles[i] = shop.titles[j]
+    return replace(shop, titles=titles)
 
 # %% ../../nbs/lab/19_shops.ipynb #ca774f45
 def asked_users(
