@@ -241,6 +241,8 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
     for side in ('beauty', 'films'):
         for arm in ('gpt4rec', 'gpt4rec-dealt', 'gpt4rec-again', 'sasrec', 'bm25-last', 'bm25-last-dealt', 'no-search'):
             assert 0 <= rows[f'C7.{arm}.{side}']['ours'] <= 1
+    dated, undated = (rows[f'C7.bm25-last{x}.films']['ours'] for x in ('', '-no-year'))
+    assert undated == pytest.approx(dated)                                             # no title here has a year
     worth = [rows[f'C7.worth.{side}']['ours'] for side in ('beauty', 'films')]
     assert rows['C7']['ours'] == pytest.approx(worth[0] - worth[1])
     for id, claim in claims.items():

@@ -8,6 +8,7 @@ import hashlib, json, re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import numpy as np, torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from jaxtyping import Float, Int
 
@@ -65,15 +66,17 @@ class IdPieces:
         words = [self.word(w) for w in text.split()]
         return [i for w in words for i in w], [n for n, w in enumerate(words, 1) for _ in w]
 
-    def decode(self, ids:Sequence[int])->str:
-        "Write the text."
-        out, run = '', []
-        for i in [*map(int, ids), None]:
-            if i is not None and i < self.pieces.n_vocab: run.append(i); continue
-            if run: out += ' ' + self.pieces.decode(run)
-            run = []
-            if i is not None: out += self._texts[i]
-        return ' '.join(out.split())
+# %% ../../nbs/rec/07_spelling.ipynb #50de30fa
+@patch
+def decode(self:IdPieces, ids:Sequence[int])->str:
+    "Write the text."
+    out, run = '', []
+    for i in [*map(int, ids), None]:
+        if i is not None and i < self.pieces.n_vocab: run.append(i); continue
+        if run: out += ' ' + self.pieces.decode(run)
+        run = []
+        if i is not None: out += self._texts[i]
+    return ' '.join(out.split())
 
 # %% ../../nbs/rec/07_spelling.ipynb #2618f5da
 class Catalogue:
@@ -118,6 +121,7 @@ def check_pieces(
     if (top := max(int(x.max()) for x in ids if x.numel())) >= n_vocab:
         raise ValueError(f'n_vocab={n_vocab}: must be above {top}, a piece that is to be read or written')
 
+# %% ../../nbs/rec/07_spelling.ipynb #c5009bf2
 def search_items(
     model:nn.Module,
     texts:Sequence[str],           # filled prompts
@@ -215,17 +219,19 @@ class PublicBeams:
         return self.public(encoder_outputs=self.encoded(inputs), attention_mask=inputs['src_mask'].long(),
                            decoder_input_ids=tgt).logits
 
-    @torch.no_grad()
-    def search(self, inputs:dict, n_beam:int=20)->np.ndarray:   # (b, n_beam) items
-        "Recommend by `generate`, a Python callback a beam."
-        trie, eot, pad = self.catalogue.trie, self.catalogue.tok.eot, self.model.cfg.start
-        next_token = lambda row, ids: trie.next(ids[1:].tolist(), eot) or [pad]     # after the end only padding
-        out = self.public.generate(
-            encoder_outputs=self.encoded(inputs), attention_mask=inputs['src_mask'].long(), num_beams=n_beam,
-            num_return_sequences=n_beam, max_new_tokens=self.catalogue.max_tokens, length_penalty=1.,
-            early_stopping=True, do_sample=False, prefix_allowed_tokens_fn=next_token)
-        said = [tuple(t for t in row[1:] if t not in (eot, pad)) for row in out.tolist()]
-        return np.array([self.catalogue.item.get(t, -1) for t in said]).reshape(-1, n_beam)
+# %% ../../nbs/rec/07_spelling.ipynb #ef97f64d
+@patch
+@torch.no_grad()
+def search(self:PublicBeams, inputs:dict, n_beam:int=20)->np.ndarray:   # (b, n_beam) items
+    "Recommend by `generate`, a Python callback a beam."
+    trie, eot, pad = self.catalogue.trie, self.catalogue.tok.eot, self.model.cfg.start
+    next_token = lambda row, ids: trie.next(ids[1:].tolist(), eot) or [pad]     # after the end only padding
+    out = self.public.generate(
+        encoder_outputs=self.encoded(inputs), attention_mask=inputs['src_mask'].long(), num_beams=n_beam,
+        num_return_sequences=n_beam, max_new_tokens=self.catalogue.max_tokens, length_penalty=1.,
+        early_stopping=True, do_sample=False, prefix_allowed_tokens_fn=next_token)
+    said = [tuple(t for t in row[1:] if t not in (eot, pad)) for row in out.tolist()]
+    return np.array([self.catalogue.item.get(t, -1) for t in said]).reshape(-1, n_beam)
 
 # %% ../../nbs/rec/07_spelling.ipynb #2294893c
 @dataclass(frozen=True)
@@ -253,17 +259,6 @@ class MixtureBatches:
         self.n_batch = sum(sizes) // batch_size
         self._order = None, None
 
-    def samples(self, epoch:int, i:int)->list[tuple[str, str]]:
-        "Fill the prompts of a batch."
-        if self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.ends[-1])
-        out = []
-        for place in self._order[1][i * self.batch_size:(i + 1) * self.batch_size]:
-            k = int(np.searchsorted(self.ends, place, 'right'))
-            at, rng = int(place - (self.ends[k - 1] if k else 0)), np.random.default_rng([self.seed, epoch, int(place)])
-            out.append(self.tasks[k].make(at % self.tasks[k].n, rng))
-        return out
-
     def __iter__(self): return self
 
     def __next__(self)->dict[str, Tensor]:
@@ -281,6 +276,19 @@ class MixtureBatches:
     def load_state(self, state:dict)->None:
         "Go to a saved position in the same data."
         self.given = given_of(state, self.state())
+
+# %% ../../nbs/rec/07_spelling.ipynb #92fd7048
+@patch
+def samples(self:MixtureBatches, epoch:int, i:int)->list[tuple[str, str]]:
+    "Fill the prompts of a batch."
+    if self._order[0] != epoch:
+        self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.ends[-1])
+    out = []
+    for place in self._order[1][i * self.batch_size:(i + 1) * self.batch_size]:
+        k = int(np.searchsorted(self.ends, place, 'right'))
+        at, rng = int(place - (self.ends[k - 1] if k else 0)), np.random.default_rng([self.seed, epoch, int(place)])
+        out.append(self.tasks[k].make(at % self.tasks[k].n, rng))
+    return out
 
 # %% ../../nbs/rec/07_spelling.ipynb #e343391c
 BINS = ((1., 1.4), (1.5, 2.4), (2.5, 3.4), (3.5, 4.4), (4.5, 5.))    # of the stars from 1 to 5
