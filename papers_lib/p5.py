@@ -194,9 +194,8 @@ def from_t5(cls:P5,
     n = n_vocab or t5.cfg.n_vocab
     if n < t5.cfg.n_vocab: raise ValueError(f'n_vocab={n}: the T5 has {t5.cfg.n_vocab}')
     model = cls(P5Config(**vars(t5.cfg) | dict(n_vocab=n)))
-    ours = model.state_dict()
+    ours = model.state_dict()       # shares the model's memory
     for name, x in t5.state_dict().items(): ours[name][:len(x)] = x
-    model.load_state_dict(ours)
     return model.eval()
 
 # %% ../nbs/09_p5.ipynb #3f4a1906
@@ -374,15 +373,17 @@ runs = {
 
 # %% ../nbs/09_p5.ipynb #2910cbb9
 def _race_lists(seed:int=0, n_item:int=12_000, n_query:int=16)->Iterator[Row]:
-    "Race an evaluation over numbers by lot."
+    "Race an evaluation over numbers by lot: with as many pieces as T5 has, and at the size of preset `cpu`."
     names = np.random.default_rng(seed).permutation(n_item) + 10 * FIRST
     catalogue = Catalogue([str(x) for x in names], prompt_pieces(600))
-    torch.manual_seed(seed)
-    model = P5(P5Config(32100, 128, 128, 2, n_head=4, d_head=32, d_ff=512, dropout=0.)).eval()
     histories = [[str(x) for x in names[10 * i:10 * i + 5 + i % 5]] for i in range(n_query)]
     sources = [fill(templates['2-3'], dict(user=i + 1, history=h, target='1'))[0] for i, h in enumerate(histories)]
-    yield race_lists(PublicBeams(model, catalogue, model.as_t5().to_hf()), sources, paper='p5',
-                     what=f'2 + 2 layers, d 128, 32,100 pieces, {n_item:,} numbers of five digits')
+    wide = P5Config(32100, 128, 128, 2, n_head=4, d_head=32, d_ff=512, dropout=0.)
+    for id, cfg in (('S.lists', wide), ('S.lists.cpu', _toy)):
+        torch.manual_seed(seed)
+        model = P5(cfg).eval()
+        yield race_lists(PublicBeams(model, catalogue, model.as_t5().to_hf()), sources, paper='p5', id=id, what=(
+            f'{cfg.n_layer} + {cfg.n_layer} layers, d {cfg.d_model}, {cfg.n_vocab:,} pieces, {n_item:,} numbers'))
 
 # %% ../nbs/09_p5.ipynb #7794e592
 races = {'S.lists': _race_lists}

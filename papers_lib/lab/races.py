@@ -410,6 +410,7 @@ def race_lists(
     *,
     paper:str,                 # whose row it is
     what:str,                  # the model and the items, for the reader
+    id:str='S.lists',          # of the row
     n_beam:int=20,
     n:int=5,                   # rounds
     dataset:str='random items',
@@ -421,7 +422,7 @@ def race_lists(
     mine = lambda: search_items(model, sources, catalogue, n_beam=n_beam).tolist()
     says = (f'An evaluation by {n_beam} constrained beams is at least ten times as fast as transformers, '
             'with the same lists')
-    return race('S.lists', says, dict(transformers=theirs, papers_lib=mine), 10., n=n, same=True, paper=paper,
+    return race(id, says, dict(transformers=theirs, papers_lib=mine), 10., n=n, same=True, paper=paper,
                 dataset=dataset, protocol=f'{what}, {len(sources)} prompts, {n_beam} beams')
 
 # %% ../../nbs/lab/23_races.ipynb #bdbe3aba
