@@ -82,7 +82,8 @@ def test_every_cell_of_the_claims_runs_and_gives_its_rows(tmp_path):
         'train.n_epoch': 1, 'model.d_model': 8, 'model.ctx_len': 5, 'claims.ties': 'ml-100k',
         'claims.orders': 'ml-100k', 'claims.tables': ['ml-100k'], 'claims.closed': ['ml-100k', 'ml-100k'],
         'claims.rivals': ['BERT4Rec'], 'claims.network': ['ce'], 'claims.negatives': ['bce', 'gbce', 'ce'],
-        'claims.passes': [1, 2, 3], 'claims.recurrent': [1, 2], 'claims.long': 1, 'train.batch_size': 943})
+        'claims.passes': [1, 2, 3], 'claims.recurrent': [1, 2], 'claims.recurrent_ce': [1, 2], 'claims.long': 1,
+        'train.batch_size': 943})
     for id, c in claims.items():
         controls = {x['name']: x['ours'] for x in rows[id]['controls']}
         assert set(controls) == set(c.controls) and None not in controls.values(), id
