@@ -260,7 +260,6 @@ class Claims:
     scheme_steps:int = 300     # optimizer steps of those
     scheme_batch:int = 96      # samples of a step
     recipes:int = 0            # C11: 1 measures k-means codes at every rate
-    high_rates:tuple = (3e-3, 1e-2, 3e-2, 1e-1)   # peak rates of those that are no codes
     sasrec:int = 0             # C5: passes of SASRec over the users
     ratings:str = ''           # C6: set of reviews
     rating_steps:int = 300     # C6: optimizer steps
@@ -351,7 +350,7 @@ _recipe = dict(schedule='linear', min_frac=0., weight_decay=.01, beta2=.999, eps
 _toy = P5Config(n_vocab=820, ctx_len=128, d_model=64, n_layer=1, n_head=4, d_head=16, d_ff=256, dropout=0., n_word=128)
 _full = TrainConfig(n_step=10 * 3500, batch_size=128, lr=1e-3, n_warmup=1750, **_recipe)
 _walks, _rated = ('published', 'training', 'random'), 'amazon_musical_instruments'
-_schemes = ('random', 'token', 'semantic', 'dealt')
+_schemes = ('random', 'token', 'semantic', 'dealt', 'collaborative', 'title')
 
 # %% ../nbs/09_p5.ipynb #84e7adb9
 runs = {
@@ -359,9 +358,9 @@ runs = {
                     Claims(n_test=100, n_exact=20)),
     'cpu': RunSpec(_toy, TrainConfig(n_step=200, batch_size=32, lr=1e-3, n_warmup=10, **_recipe),
                    Shop('amazon_beauty', .3),
-                   Claims(numberings=_walks, n_count=1200, n_test=1200, schemes=_schemes, recipes=1, sasrec=50,
-                          ratings=_rated, departments=('Tops', 'Dresses'), review_steps=8000, families=_rated),
-                   n_seeds=5),
+                   Claims(numberings=_walks, n_count=1200, n_test=1200, schemes=_schemes, scheme_steps=1000,
+                          recipes=1, sasrec=50, ratings=_rated, departments=('Tops', 'Dresses'),
+                          review_steps=8000, families=_rated), n_seeds=5),
     'gpu': RunSpec(replace(sizes['small'], n_vocab=5000), replace(_full, dtype='bfloat16'),
                    Shop('amazon_beauty', 1., 3500),
                    Claims(numberings=_walks, n_count=4000, n_test=22363, n_exact=500, schemes=_schemes,

@@ -376,7 +376,7 @@ def test_the_notebook_runs_at_a_size_that_teaches_nothing(tmp_path):
     rows = rows_of_a_small_run('p5', tmp_path, {
         'data.name': 'ml-100k', 'data.share': .2, 'train.n_step': 4, 'train.n_warmup': 1, 'train.batch_size': 8,
         'model.d_model': 16, 'model.d_head': 4, 'model.d_ff': 16, 'claims.n_count': 2, 'claims.n_test': 30,
-        'claims.n_exact': 3, 'claims.rates': [1e-3, 2e-3, 4e-3], 'claims.high_rates': [1e-3, 2e-3, 4e-3],
+        'claims.n_exact': 3, 'claims.rates': [1e-3, 2e-3, 4e-3],
         'claims.scheme_steps': 2, 'claims.scheme_batch': 8, 'claims.sasrec': 1,
         'claims.rating_steps': 2, 'claims.review_steps': 3, 'claims.family_steps': 2})
     assert rows['C1']['values'].keys() == {'whole sequences', 'training events'}
@@ -384,7 +384,10 @@ def test_the_notebook_runs_at_a_size_that_teaches_nothing(tmp_path):
     assert rows['P.logits']['verdict'] == 'holds'
     if available('all-minilm-l6-v2'):
         for id in ('C4', 'C5', 'C10'): assert rows[id]['values'].keys() == {*paper.claims[id].arms}, id
-        assert {'C5.sasrec.hr10', 'C10.dealt.rare', 'C4.popularity.hr10', 'C4.random_again.ndcg5'} <= rows.keys()
+        assert {'C5.sasrec.hr10', 'C10.dealt.rare', 'C4.popularity.hr10', 'C4.random_again.ndcg5',
+                'C10.collaborative.rare', 'C4.token_bare.hr10'} <= rows.keys()
+        free = {a: rows[f'C10.{a}.no_item']['ours'] for a in ('title', 'semantic', 'token')}
+        assert all(0 <= x <= 1 for x in free.values()) and free['title'] > 0, free
     if available('clothing-reviews'):
         for id in ('C2', 'C7', 'C9'): assert rows[id]['values'].keys() == {*paper.claims[id].arms}, id
         assert {'C2.median', 'C7.bleu.great', 'C9.right.all.Z-1-after-64', 'C9.area.none.Z-1', 'C9.right.always',
