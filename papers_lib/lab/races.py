@@ -421,7 +421,7 @@ def race_lists(
     theirs = lambda: public.search(inputs, n_beam).tolist()
     mine = lambda: search_items(model, sources, catalogue, n_beam=n_beam).tolist()
     says = (f'An evaluation by {n_beam} constrained beams is at least ten times as fast as transformers, '
-            'with the same lists')
+            f'with the same lists ({what})')
     return race(id, says, dict(transformers=theirs, papers_lib=mine), 10., n=n, same=True, paper=paper,
                 dataset=dataset, protocol=f'{what}, {len(sources)} prompts, {n_beam} beams')
 
